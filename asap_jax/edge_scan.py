@@ -1,0 +1,191 @@
+"""The heart of the supernet: all mixed edges of a cell in one loop.
+
+The parameters of a candidate are stacked over the edges, and one `lax.scan` walks the edges in
+topological order with a `lax.cond` around each candidate. So the compiler sees each candidate once
+a cell, and a candidate that is not active costs no time, with no recompilation: a mask saves what
+removing it from the graph would save.
+
+The gradient is written here as well. Its only residuals are the cell's node maps; it walks the
+edges backwards, recomputes each active candidate and adds up the nodes' cotangents. Left to autodiff
+the scan would keep an input per edge and candidate. The backward pass is made of differentiable
+primitives, so second derivatives are taken reverse over reverse.
+"""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from asap_jax.ops import Context, Layer
+
+
+class Edges(NamedTuple):
+    """Edges of one stride, static.
+
+    layers: candidate name -> layer, [O].
+    sources, targets: node indices, [E], by rising target.
+    in_place: the edges lead from nodes of the cell to later ones (stride 1), or from the maps
+      that enter it to its nodes (stride 2).
+    """
+
+    layers: tuple[tuple[str, Layer], ...]
+    sources: tuple[int, ...]
+    targets: tuple[int, ...]
+    in_place: bool
+    context: Context
+
+
+class Variables(NamedTuple):
+    """What differs from edge to edge, stacked on the first axis.
+
+    params, stats: {candidate: tree of [E, ...]}; candidates without any are left out.
+    weights: [E, O].
+    active: [E, O] bool.
+    """
+
+    params: Mapping
+    stats: Mapping
+    weights: jax.Array
+    active: jax.Array
+
+
+def stack_params(layers: Mapping[str, Layer], edges: int, key):
+    """{candidate: parameters of its `edges` copies, stacked on the first axis}."""
+    keys = jax.random.split(key, len(layers))
+    made = {
+        name: jax.vmap(layer.params)(jax.random.split(k, edges))
+        for k, (name, layer) in zip(keys, layers.items(), strict=True)
+    }
+    return {name: params for name, params in made.items() if params}
+
+
+def stack_stats(layers: Mapping[str, Layer], edges: int):
+    """{candidate: running statistics of its `edges` copies, stacked on the first axis}."""
+    made = {name: layer.stats() for name, layer in layers.items()}
+    return {
+        name: jax.tree.map(lambda s: jnp.broadcast_to(s, (edges, *s.shape)), stats)
+        for name, stats in made.items()
+        if stats
+    }
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def scan_edges(edges: Edges, variables: Variables, inputs, nodes):
+    """Adds every edge's mixed operation (eq. 1 and 2) to the node it leads to.
+
+    Args:
+      edges: which edges, and how to run them.
+      variables: their parameters, statistics, weights and activity.
+      inputs: [2, N, H, W, C], the maps that enter the cell; read when not `edges.in_place`.
+      nodes: [2 + nodes, N, h, w, C], the node maps so far; read as well when `edges.in_place`.
+
+    Returns:
+      (nodes with the edges' outputs added, new statistics).
+    """
+
+    def add_edge(nodes, edge):
+        v, source, target = edge
+        x = (nodes if edges.in_place else inputs)[source]
+        y, stats = _mixed(edges, v, x, nodes.shape[1:])
+        return nodes.at[target].add(y), stats
+
+    return lax.scan(add_edge, nodes, (variables, *_indices(edges)))
+
+
+def scan_edges_reference(edges: Edges, variables: Variables, inputs, nodes):
+    """The same as `scan_edges`, edge by edge, every candidate computed, autodiff."""
+    new_stats = []
+    for e, (source, target) in enumerate(zip(edges.sources, edges.targets, strict=True)):
+        v = jax.tree.map(lambda leaf, e=e: leaf[e], variables)
+        x = (nodes if edges.in_place else inputs)[source]
+        stats = dict(v.stats)
+        for o, (name, layer) in enumerate(edges.layers):
+            y, new = layer.apply(v.params.get(name, {}), v.stats.get(name, {}), x, edges.context)
+            nodes = nodes.at[target].add(v.weights[o] * y)
+            if new:
+                stats[name] = jax.tree.map(
+                    lambda n, s, live=v.active[o]: jnp.where(live, n, s), new, stats[name]
+                )
+        new_stats.append(stats)
+    return nodes, jax.tree.map(lambda *leaves: jnp.stack(leaves), *new_stats)
+
+
+def _indices(edges):
+    return jnp.asarray(edges.sources), jnp.asarray(edges.targets)
+
+
+def _mixed(edges, v, x, shape):
+    """One mixed operation: (sum of weight * candidate(x) over the active ones, new statistics)."""
+    total, new_stats = jnp.zeros(shape, x.dtype), dict(v.stats)
+    for o, (name, layer) in enumerate(edges.layers):
+
+        def compute(params, stats, x, weight, layer=layer):
+            y, new = layer.apply(params, stats, x, edges.context)
+            return weight * y, new
+
+        def skip(params, stats, x, weight):
+            return jnp.zeros(shape, x.dtype), stats
+
+        params, stats = v.params.get(name, {}), v.stats.get(name, {})
+        y, new = lax.cond(v.active[o], compute, skip, params, stats, x, v.weights[o])
+        total += y
+        if new:
+            new_stats[name] = new
+    return total, new_stats
+
+
+def _forward(edges, variables, inputs, nodes):
+    result, stats = scan_edges(edges, variables, inputs, nodes)
+    return (result, stats), (variables, result if edges.in_place else inputs)
+
+
+def _backward(edges, residuals, cotangents):
+    variables, maps = residuals
+    g_nodes, _ = cotangents
+
+    def pull_edge(g_sources, edge):
+        v, source, target = edge
+        g = (g_sources if edges.in_place else g_nodes)[target]
+        g_params, g_weights, g_x = _mixed_gradient(edges, v, maps[source], g)
+        return g_sources.at[source].add(g_x), (g_params, g_weights)
+
+    start = g_nodes if edges.in_place else jnp.zeros_like(maps)
+    g_sources, (g_params, g_weights) = lax.scan(
+        pull_edge, start, (variables, *_indices(edges)), reverse=True
+    )
+    # The running statistics enter no training loss; in evaluation they are constants.
+    g_variables = Variables(
+        g_params, jax.tree.map(jnp.zeros_like, variables.stats), g_weights, None
+    )
+    if edges.in_place:
+        return g_variables, None, g_sources
+    return g_variables, g_sources, g_nodes
+
+
+scan_edges.defvjp(_forward, _backward)
+
+
+def _mixed_gradient(edges, v, x, g):
+    """Gradients of <g, mixed(x)>: (of the parameters, of the weights [O], of x)."""
+    g_params, g_weights, g_x = {}, [], jnp.zeros_like(x)
+    for o, (name, layer) in enumerate(edges.layers):
+
+        def compute(params, stats, x, weight, g, layer=layer):
+            def output(params, x, weight):
+                return weight * layer.apply(params, stats, x, edges.context)[0]
+
+            return jax.vjp(output, params, x, weight)[1](g)
+
+        def skip(params, stats, x, weight, g):
+            return jax.tree.map(jnp.zeros_like, (params, x, weight))
+
+        params, stats = v.params.get(name, {}), v.stats.get(name, {})
+        g_p, g_xo, g_w = lax.cond(v.active[o], compute, skip, params, stats, x, v.weights[o], g)
+        if g_p:
+            g_params[name] = g_p
+        g_weights.append(g_w)
+        g_x += g_xo
+    return g_params, jnp.stack(g_weights), g_x

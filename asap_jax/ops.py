@@ -1,0 +1,330 @@
+"""Operations: pure functions over plain dictionaries of parameters.
+
+A `Layer` is three functions: `params(key)` and `stats()` make its parameters and running statistics,
+`apply` runs it. `OPERATIONS` maps a candidate's name to the function that builds its layer, by the
+conventions of DARTS (PyTorch): ReLU-Conv-BN, convolutions without bias, weights drawn from
+U(-1/sqrt(fan_in), 1/sqrt(fan_in)). A new operation is one more entry:
+
+    def sep_conv_9x9(channels, stride, affine):
+        return separable(channels, 9, stride, affine)
+
+    OPERATIONS["sep_conv_9x9"] = sep_conv_9x9
+"""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from asap_jax import depthwise, pooling
+from asap_jax.batch_norm import batch_norm
+
+
+class Context(NamedTuple):
+    """How a layer is run; static under jit.
+
+    train: normalise by the batch and update the running statistics.
+    axis_name: mapped axis the batch is spread over, if any.
+    reference: plain XLA forms in place of our own primitives (same numbers, slower on a CPU).
+    """
+
+    train: bool = False
+    axis_name: str | None = None
+    reference: bool = False
+
+
+class Layer(NamedTuple):
+    """A piece of a network.
+
+    params: key -> dictionary of parameters, {} if there are none.
+    stats: () -> dictionary of running statistics, {} if there are none.
+    apply: (params, stats, x [N, H, W, C], context) -> (y, new stats).
+    """
+
+    params: Callable
+    stats: Callable
+    apply: Callable
+
+
+def stateless(function: Callable) -> Layer:
+    """A layer without parameters or statistics, from function(x, context) -> y."""
+    return Layer(
+        lambda key: {}, lambda: {}, lambda params, stats, x, context: (function(x, context), stats)
+    )
+
+
+def chain(layers: Mapping[str, Layer]) -> Layer:
+    """Layers one after another; parameters and statistics stand under the layers' names."""
+
+    def make_params(key):
+        keys = jax.random.split(key, len(layers))
+        made = {name: layer.params(k) for k, (name, layer) in zip(keys, layers.items(), strict=True)}
+        return {name: params for name, params in made.items() if params}
+
+    def make_stats():
+        made = {name: layer.stats() for name, layer in layers.items()}
+        return {name: stats for name, stats in made.items() if stats}
+
+    def apply(params, stats, x, context):
+        new_stats = dict(stats)
+        for name, layer in layers.items():
+            x, new = layer.apply(params.get(name, {}), stats.get(name, {}), x, context)
+            if new:
+                new_stats[name] = new
+        return x, new_stats
+
+    return Layer(make_params, make_stats, apply)
+
+
+def _uniform(key, shape, fan_in):
+    bound = fan_in**-0.5
+    return jax.random.uniform(key, shape, minval=-bound, maxval=bound)
+
+
+def conv(inputs, outputs, kernel=(1, 1), stride=(1, 1), padding=(0, 0)) -> Layer:
+    """Dense convolution without bias, kernel [kh, kw, inputs, outputs]."""
+
+    def apply(params, stats, x, context):
+        y = lax.conv_general_dilated(
+            x,
+            params["kernel"],
+            stride,
+            [(p, p) for p in padding],
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        return y, stats
+
+    fan_in = kernel[0] * kernel[1] * inputs
+    return Layer(
+        lambda key: {"kernel": _uniform(key, (*kernel, inputs, outputs), fan_in)}, dict, apply
+    )
+
+
+def pointwise(inputs, outputs) -> Layer:
+    """1 x 1 convolution without bias as one matrix product, kernel [inputs, outputs]."""
+
+    def apply(params, stats, x, context):
+        y = x.reshape(-1, inputs) @ params["kernel"]
+        return y.reshape(*x.shape[:-1], outputs), stats
+
+    return Layer(lambda key: {"kernel": _uniform(key, (inputs, outputs), inputs)}, dict, apply)
+
+
+def depthwise_conv(channels, kernel, stride=1, dilation=1) -> Layer:
+    """Depthwise convolution without bias, kernel [k, k, channels]."""
+
+    def apply(params, stats, x, context):
+        form = depthwise.depthwise_conv_reference if context.reference else depthwise.depthwise_conv
+        return form(x, params["kernel"], stride, dilation), stats
+
+    return Layer(
+        lambda key: {"kernel": _uniform(key, (kernel, kernel, channels), kernel**2)}, dict, apply
+    )
+
+
+def norm(channels, affine=True) -> Layer:
+    """Batch normalisation; `scale` and `bias` [channels] if affine."""
+
+    def make_params(key):
+        return {"scale": jnp.ones(channels), "bias": jnp.zeros(channels)} if affine else {}
+
+    def make_stats():
+        return {"mean": jnp.zeros(channels), "var": jnp.ones(channels)}
+
+    def apply(params, stats, x, context):
+        return batch_norm(x, stats, train=context.train, axis_name=context.axis_name, **params)
+
+    return Layer(make_params, make_stats, apply)
+
+
+def dense(inputs, outputs) -> Layer:
+    """Linear layer with bias on [N, inputs], kernel [inputs, outputs]."""
+
+    def make_params(key):
+        kernel, bias = jax.random.split(key)
+        return {
+            "kernel": _uniform(kernel, (inputs, outputs), inputs),
+            "bias": _uniform(bias, (outputs,), inputs),
+        }
+
+    def apply(params, stats, x, context):
+        return x @ params["kernel"] + params["bias"], stats
+
+    return Layer(make_params, dict, apply)
+
+
+relu = stateless(lambda x, context: jnp.maximum(x, 0))
+
+
+def relu_conv_norm(inputs, outputs, affine=True) -> Layer:
+    """ReLU, 1 x 1 convolution, norm: how a cell brings its inputs to its own width."""
+    return chain({"relu": relu, "conv": pointwise(inputs, outputs), "norm": norm(outputs, affine)})
+
+
+def factorized_reduce(inputs, outputs, affine=True) -> Layer:
+    """ReLU, then two 1 x 1 convolutions of stride 2, one of them a pixel further, side by side; norm.
+
+    The two meet only on maps of even height and width; others raise ValueError.
+    """
+    if outputs % 2:
+        raise ValueError(
+            f"factorized_reduce halves the map with two convolutions of {outputs}/2 channels each: "
+            "the number of channels has to be even"
+        )
+    halves = pointwise(inputs, outputs // 2)
+    bn = norm(outputs, affine)
+
+    def make_params(key):
+        first, second, last = jax.random.split(key, 3)
+        params = {"conv_1": halves.params(first), "conv_2": halves.params(second)}
+        return params | ({"norm": bn.params(last)} if affine else {})
+
+    def apply(params, stats, x, context):
+        if x.shape[1] % 2 or x.shape[2] % 2:
+            raise ValueError(
+                f"a reduction cell halves its maps and met one of {x.shape[1]}x{x.shape[2]}: choose "
+                "an image size that stays even at each reduction (a multiple of 4 for two)"
+            )
+        x = jnp.maximum(x, 0)
+        y_1, _ = halves.apply(params["conv_1"], {}, x[:, ::2, ::2], context)
+        y_2, _ = halves.apply(params["conv_2"], {}, x[:, 1::2, 1::2], context)
+        y = jnp.concatenate([y_1, y_2], -1)
+        y, new = bn.apply(params.get("norm", {}), stats["norm"], y, context)
+        return y, {"norm": new}
+
+    return Layer(make_params, lambda: {"norm": bn.stats()}, apply)
+
+
+def separable(channels, kernel, stride, affine) -> Layer:
+    """ReLU, depthwise, pointwise, norm; twice, the second time with stride 1."""
+    return chain(
+        {
+            "relu_1": relu,
+            "depthwise_1": depthwise_conv(channels, kernel, stride),
+            "pointwise_1": pointwise(channels, channels),
+            "norm_1": norm(channels, affine),
+            "relu_2": relu,
+            "depthwise_2": depthwise_conv(channels, kernel),
+            "pointwise_2": pointwise(channels, channels),
+            "norm_2": norm(channels, affine),
+        }
+    )
+
+
+def dilated(channels, kernel, stride, affine) -> Layer:
+    """ReLU, depthwise with dilation 2, pointwise, norm."""
+    return chain(
+        {
+            "relu": relu,
+            "depthwise": depthwise_conv(channels, kernel, stride, dilation=2),
+            "pointwise": pointwise(channels, channels),
+            "norm": norm(channels, affine),
+        }
+    )
+
+
+def _max_pool(channels, stride, affine):
+    def apply(x, context):
+        form = pooling.max_pool_reference if context.reference else pooling.max_pool
+        return form(x, stride)
+
+    return stateless(apply)
+
+
+def _avg_pool(channels, stride, affine):
+    return stateless(lambda x, context: pooling.avg_pool(x, stride))
+
+
+def _skip_connect(channels, stride, affine):
+    if stride == 1:
+        return stateless(lambda x, context: x)
+    return factorized_reduce(channels, channels, affine)
+
+
+def _none(channels, stride, affine):
+    return stateless(lambda x, context: jnp.zeros_like(x[:, ::stride, ::stride]))
+
+
+def _conv_7x1_1x7(channels, stride, affine):
+    return chain(
+        {
+            "relu": relu,
+            "conv_1x7": conv(channels, channels, (1, 7), (1, stride), (0, 3)),
+            "conv_7x1": conv(channels, channels, (7, 1), (stride, 1), (3, 0)),
+            "norm": norm(channels, affine),
+        }
+    )
+
+
+def _with_kernel(build, kernel):
+    return lambda channels, stride, affine: build(channels, kernel, stride, affine)
+
+
+OPERATIONS: dict[str, Callable[[int, int, bool], Layer]] = {
+    "none": _none,
+    "max_pool_3x3": _max_pool,
+    "avg_pool_3x3": _avg_pool,
+    "skip_connect": _skip_connect,
+    "sep_conv_3x3": _with_kernel(separable, 3),
+    "sep_conv_5x5": _with_kernel(separable, 5),
+    "sep_conv_7x7": _with_kernel(separable, 7),
+    "dil_conv_3x3": _with_kernel(dilated, 3),
+    "dil_conv_5x5": _with_kernel(dilated, 5),
+    "conv_7x1_1x7": _conv_7x1_1x7,
+}
+
+
+def candidate(name: str, channels: int, stride: int) -> Layer:
+    """The layer of a search candidate: norms without parameters, and one after each pool (DARTS)."""
+    layer = OPERATIONS[name](channels, stride, False)
+    if "pool" in name:
+        layer = chain({"pool": layer, "norm": norm(channels, affine=False)})
+    return layer
+
+
+def cost(layer_apply: Callable, *arguments) -> int:
+    """Multiply-adds of the convolutions and matrix products of layer_apply(*arguments).
+
+    Read off the traced program, so whatever a user's own operation does is counted. Trace with
+    `Context(reference=True)`: our own depthwise form hides its multiplications from the count.
+    """
+    return _count(jax.make_jaxpr(layer_apply)(*arguments).jaxpr)
+
+
+def _count(jaxpr) -> int:
+    total = 0
+    for equation in jaxpr.eqns:
+        total += _MULTIPLY_ADDS.get(equation.primitive.name, lambda _: 0)(equation)
+        for sub in jax.tree.leaves(
+            list(equation.params.values()), is_leaf=lambda p: hasattr(p, "eqns") or hasattr(p, "jaxpr")
+        ):
+            if hasattr(sub, "jaxpr"):
+                sub = sub.jaxpr
+            if hasattr(sub, "eqns"):
+                total += _count(sub)
+    return total
+
+
+def _dot_cost(equation):
+    (contracted, _), _ = equation.params["dimension_numbers"]
+    lhs = equation.invars[0].aval.shape
+    return equation.outvars[0].aval.size * _product(lhs[d] for d in contracted)
+
+
+def _conv_cost(equation):
+    kernel = equation.invars[1].aval.shape
+    outputs = kernel[equation.params["dimension_numbers"].rhs_spec[0]]
+    return equation.outvars[0].aval.size * _product(kernel) // outputs
+
+
+def _product(numbers):
+    result = 1
+    for number in numbers:
+        result *= number
+    return result
+
+
+_MULTIPLY_ADDS = {"dot_general": _dot_cost, "conv_general_dilated": _conv_cost}

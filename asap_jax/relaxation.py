@@ -1,0 +1,55 @@
+"""From alphas to mixture weights, and the struct in which network and strategy meet."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from asap_jax.genotypes import Genotype
+from asap_jax.spaces import CELL_TYPES, SearchSpace
+
+
+class Mixture(NamedTuple):
+    """How the candidates of one cell type are mixed.
+
+    weights: [E, O], what each candidate's output is multiplied by.
+    active: [E, O] bool; an inactive candidate is not computed, gets no gradient and no update.
+    edge_weights: [E], a factor for each edge's sum, or None.
+    """
+
+    weights: jax.Array
+    active: jax.Array
+    edge_weights: jax.Array | None = None
+
+    @property
+    def scaled(self) -> jax.Array:
+        """[E, O] weights with the edges' own factor in them."""
+        return self.weights if self.edge_weights is None else self.weights * self.edge_weights[:, None]
+
+
+def masked_softmax(alphas, mask, temperature=1.0):
+    """Phi of eq. 3 over the candidates that live; [E, O], exactly 0 where `mask` is False.
+
+    Autodiff gives eq. 4 with the factor 1/T that the paper leaves out.
+    """
+    logits = jnp.where(mask, alphas / temperature, -jnp.inf)
+    return jax.nn.softmax(logits, axis=-1)
+
+
+def normalised_entropy(weights):
+    """Mean entropy of the edges' weights over ln N (the paper's figure 7): 1 is uniform, 0 decided."""
+    terms = jnp.where(weights > 0, weights * jnp.log(jnp.where(weights > 0, weights, 1)), 0)
+    return jnp.mean(-terms.sum(-1)) / np.log(weights.shape[-1])
+
+
+def one_hot_mixture(genotype: Genotype, space: SearchSpace) -> dict[str, Mixture]:
+    """The mixture under which a supernet of `space` computes just the genotype's candidates."""
+    mixtures = {}
+    for cell in CELL_TYPES:
+        weights = np.zeros((len(space.edges), len(space.candidates)), np.float32)
+        for target, node in enumerate(getattr(genotype, cell), 2):
+            for op, source in node:
+                weights[space.edges.index((source, target)), space.candidates.index(op)] = 1
+        mixtures[cell] = Mixture(jnp.asarray(weights), jnp.asarray(weights > 0))
+    return mixtures

@@ -1,0 +1,51 @@
+"""Schedules: pure functions of the step.
+
+Time t of the paper counts epochs from 1: t = step // steps_per_epoch + 1. With T0 = 1.3 and decay
+0.95 that makes T(50) = 0.100 and leaves exactly five epochs with T >= 1, the two facts the paper
+states (sections 4.1 and 6.2.1).
+"""
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+
+Schedule = Callable  # step (int32 scalar) -> float32 scalar
+
+
+def epoch_of(step, steps_per_epoch: int):
+    """The epoch that `step` belongs to, from 0."""
+    return step // steps_per_epoch
+
+
+def exponential_temperature(initial: float, decay: float, steps_per_epoch: int) -> Schedule:
+    """T(t) = initial * decay^t (eq. 9), t = epoch + 1."""
+
+    def temperature(step):
+        t = epoch_of(step, steps_per_epoch) + 1
+        return initial * jnp.power(jnp.float32(decay), t.astype(jnp.float32))
+
+    return temperature
+
+
+def decay_to(initial: float, final: float, epochs: int) -> float:
+    """The decay an epoch with which `initial` falls to `final` in the last of `epochs` epochs."""
+    return (final / initial) ** (1 / epochs)
+
+
+def constant(value: float) -> Schedule:
+    """The same value at each step: the paper's threshold, 0.4 / N."""
+    return lambda step: jnp.full((), value, jnp.float32)
+
+
+def cosine_by_epoch(initial: float, final: float, epochs: int, steps_per_epoch: int) -> Schedule:
+    """PyTorch's CosineAnnealingLR, moved on once an epoch, as DARTS does.
+
+    final + (initial - final) * (1 + cos(pi * epoch / epochs)) / 2: at the first epoch `initial`; at
+    the last, one step short of `final`.
+    """
+
+    def learning_rate(step):
+        epoch = epoch_of(step, steps_per_epoch)
+        return final + (initial - final) * (1 + jnp.cos(jnp.pi * epoch / epochs)) / 2
+
+    return learning_rate
