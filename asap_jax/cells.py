@@ -12,6 +12,7 @@ from asap_jax.ops import (
     Context,
     Layer,
     candidate,
+    draw,
     factorized_reduce,
     relu_conv_norm,
 )
@@ -21,8 +22,8 @@ from asap_jax.spaces import SearchSpace
 def run_layer(module: nn.Module, name: str, layer: Layer, x, context: Context):
     """Runs `layer` with parameters and running statistics that `module` holds under `name`."""
     params, stats = {}, {}
-    if jax.tree.leaves(jax.eval_shape(layer.params, jax.random.key(0))):
-        params = module.param(name, layer.params)
+    if layer.weights:
+        params = module.param(name, lambda key: draw(layer.weights, key))
     variable = None
     if layer.stats():
         variable = module.variable("batch_stats", name, layer.stats)
@@ -73,20 +74,14 @@ class SearchCell(nn.Module):
             batch, height, width, channels = s0.shape
             shape = (self.space.nodes + 2, batch, height // 2, width // 2, channels)
             nodes = jnp.zeros(shape, s0.dtype)
-            entering = [e for e, (source, _) in enumerate(self.space.edges) if source < 2]
-            inner = [e for e, (source, _) in enumerate(self.space.edges) if source >= 2]
-            nodes = self._add_edges(2, entering, inputs, nodes, weights, active, context)
-            nodes = self._add_edges(1, inner, inputs, nodes, weights, active, context)
         else:
-            nodes = jnp.zeros((self.space.nodes, *s0.shape), s0.dtype)
-            nodes = jnp.concatenate([inputs, nodes])
-            every = list(range(len(self.space.edges)))
-            nodes = self._add_edges(1, every, inputs, nodes, weights, active, context)
+            nodes = jnp.concatenate([inputs, jnp.zeros((self.space.nodes, *s0.shape), s0.dtype)])
+        for stride, indices in self.space.by_stride(self.reduction).items():
+            if indices:
+                nodes = self._add_edges(stride, indices, inputs, nodes, weights, active, context)
         return jnp.concatenate(list(nodes[2:]), -1)
 
     def _add_edges(self, stride, indices, inputs, nodes, weights, active, context):
-        if not indices:
-            return nodes
         layers = {name: candidate(name, self.channels, stride) for name in self.space.candidates}
         name = f"stride{stride}"
         params = self.param(
@@ -102,6 +97,8 @@ class SearchCell(nn.Module):
             in_place=stride == 1,
             context=context,
         )
+        if self.is_initializing():
+            return nodes  # the shapes are known: nothing to compute for a start
         rows = jnp.asarray(indices)
         variables = edge_scan.Variables(
             params, stats.value, weights[rows].astype(inputs.dtype), active[rows]

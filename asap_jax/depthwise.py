@@ -3,7 +3,7 @@
 XLA's grouped convolution is some sixty times slower on a CPU than k*k shifted multiply-adds, and the
 kernel's gradient, left to autodiff, is slow as well. So on a CPU the forward pass is a sum of shifted
 slices, the input's gradient is the same sum with the kernel turned round, and the kernel's gradient
-adds up one image after another, which keeps the working set in cache. Elsewhere XLA's own
+is a loop over the taps, small to compile. Elsewhere XLA's own
 convolution and its gradients are used. `depthwise_conv_reference` is the plain form: the same
 numbers, and what `tests` and the counting of multiply-adds run on.
 
@@ -16,6 +16,8 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+from asap_jax import windows
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -41,7 +43,7 @@ def depthwise_conv(x, kernel, stride=1, dilation=1):
 
 def depthwise_conv_reference(x, kernel, stride=1, dilation=1):
     """The same as `depthwise_conv`, by XLA's grouped convolution and autodiff."""
-    padding = _padding(kernel, dilation)
+    padding = _padding(kernel.shape[0], dilation)
     return lax.conv_general_dilated(
         x,
         kernel[:, :, None, :],
@@ -76,67 +78,36 @@ def _backward(stride, dilation, residuals, g):
 depthwise_conv.defvjp(_forward, _backward)
 
 
-def _padding(kernel, dilation):
-    return dilation * (kernel.shape[0] - 1) // 2
-
-
-def _tap(padded, i, j, height, width, stride, dilation):
-    """The slice of `padded` [N, H, W, C] that tap (i, j) of the kernel meets: [N, height, width, C]."""
-    top, left = i * dilation, j * dilation
-    return lax.slice(
-        padded,
-        (0, top, left, 0),
-        (
-            padded.shape[0],
-            top + (height - 1) * stride + 1,
-            left + (width - 1) * stride + 1,
-            padded.shape[3],
-        ),
-        (1, stride, stride, 1),
-    )
-
-
-def _pad(x, padding):
-    return jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
-
-
-def _taps(kernel_shape):
-    return [(i, j) for i in range(kernel_shape[0]) for j in range(kernel_shape[1])]
+def _padding(kernel_size, dilation):
+    return dilation * (kernel_size - 1) // 2
 
 
 def _shifted_sum(x, kernel, stride, dilation):
-    height, width = -(-x.shape[1] // stride), -(-x.shape[2] // stride)
-    padded = _pad(x, _padding(kernel, dilation))
+    size = kernel.shape[0]
+    height, width = windows.outputs(x.shape[1], stride), windows.outputs(x.shape[2], stride)
+    padded = windows.pad(x, _padding(size, dilation))
     return sum(
-        _tap(padded, i, j, height, width, stride, dilation) * kernel[i, j]
-        for i, j in _taps(kernel.shape)
+        windows.shifted(padded, i, j, height, width, stride, dilation) * kernel[i, j]
+        for i, j in windows.taps(size)
     )
 
 
 def _input_gradient(x_shape, kernel, g, stride, dilation):
     """Spreads g to the input's grid and convolves it with the kernel turned round."""
-    if stride > 1:
-        edge = [
-            (0, size - ((grown - 1) * stride + 1), stride - 1)
-            for size, grown in zip(x_shape[1:3], g.shape[1:3], strict=True)
-        ]
-        g = lax.pad(g, jnp.zeros((), g.dtype), [(0, 0, 0), *edge, (0, 0, 0)])
+    g = windows.spread(g, x_shape[1], x_shape[2], stride)
     return _shifted_sum(g, kernel[::-1, ::-1], 1, dilation)
 
 
 def _kernel_gradient(x, kernel_shape, g, stride, dilation):
-    height, width = g.shape[1:3]
-    padded = _pad(x, dilation * (kernel_shape[0] - 1) // 2)
+    """Tap by tap: the sum over the batch first, which keeps the vector units busy on width x C."""
+    size, _, channels = kernel_shape
+    batch, height, width, _ = g.shape
+    padded = windows.pad(x, _padding(size, dilation))
+    window = (batch, (height - 1) * stride + 1, (width - 1) * stride + 1, channels)
 
-    def add_image(n, total):
-        image = lax.dynamic_slice_in_dim(padded, n, 1)
-        g_n = lax.dynamic_slice_in_dim(g, n, 1)
-        return total + jnp.stack(
-            [
-                jnp.sum(_tap(image, i, j, height, width, stride, dilation) * g_n, (0, 1, 2))
-                for i, j in _taps(kernel_shape)
-            ]
-        )
+    def tap(index):
+        start = (0, index // size * dilation, index % size * dilation, 0)
+        met = lax.dynamic_slice(padded, start, window)[:, ::stride, ::stride]
+        return jnp.sum(met * g, 0).sum((0, 1))
 
-    zero = jnp.zeros((kernel_shape[0] * kernel_shape[1], kernel_shape[2]), g.dtype)
-    return lax.fori_loop(0, x.shape[0], add_image, zero).reshape(kernel_shape)
+    return lax.map(tap, jnp.arange(size * size)).reshape(kernel_shape)

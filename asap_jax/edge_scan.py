@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from asap_jax.ops import Context, Layer
+from asap_jax.ops import Context, Layer, draw
 
 
 class Edges(NamedTuple):
@@ -54,12 +54,7 @@ class Variables(NamedTuple):
 
 def stack_params(layers: Mapping[str, Layer], edges: int, key):
     """{candidate: parameters of its `edges` copies, stacked on the first axis}."""
-    keys = jax.random.split(key, len(layers))
-    made = {
-        name: jax.vmap(layer.params)(jax.random.split(k, edges))
-        for k, (name, layer) in zip(keys, layers.items(), strict=True)
-    }
-    return {name: params for name, params in made.items() if params}
+    return draw({name: layer.weights for name, layer in layers.items() if layer.weights}, key, (edges,))
 
 
 def stack_stats(layers: Mapping[str, Layer], edges: int):
@@ -72,6 +67,7 @@ def stack_stats(layers: Mapping[str, Layer], edges: int):
     }
 
 
+@partial(jax.jit, static_argnums=0)
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def scan_edges(edges: Edges, variables: Variables, inputs, nodes):
     """Adds every edge's mixed operation (eq. 1 and 2) to the node it leads to.
@@ -165,7 +161,7 @@ def _backward(edges, residuals, cotangents):
     return g_variables, g_sources, g_nodes
 
 
-scan_edges.defvjp(_forward, _backward)
+scan_edges.__wrapped__.defvjp(_forward, _backward)
 
 
 def _mixed_gradient(edges, v, x, g):

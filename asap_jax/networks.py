@@ -108,6 +108,24 @@ class Supernet(nn.Module):
         return _classify(self, s1, self.num_classes, context)
 
 
+def live_parameters(network: Supernet, params, mixtures: Mapping[str, Mixture]):
+    """Tree like `params` of bool arrays that broadcast against it: what the mixtures make active."""
+    live = jax.tree.map(lambda leaf: jnp.bool_(True), params)
+    for i in range(network.cells):
+        reduction = i in reductions(network.cells)
+        active = mixtures["reduce" if reduction else "normal"].active
+        for stride, indices in network.space.by_stride(reduction).items():
+            group = live[f"cell{i}"].get(f"stride{stride}", {})
+            for o, name in enumerate(network.space.candidates):
+                if name in group:
+                    rows = active[jnp.asarray(indices), o]
+                    group[name] = jax.tree.map(
+                        lambda leaf, rows=rows: rows.reshape(-1, *(1,) * (leaf.ndim - 1)),
+                        params[f"cell{i}"][f"stride{stride}"][name],
+                    )
+    return live
+
+
 class EvalNetwork(nn.Module):
     """The network that is built from a genotype and trained: DARTS' NetworkCIFAR, NetworkImageNet.
 

@@ -1,7 +1,6 @@
 """Operations: pure functions over plain dictionaries of parameters.
 
-A `Layer` is three functions: `params(key)` and `stats()` make its parameters and running statistics,
-`apply` runs it. `OPERATIONS` maps a candidate's name to the function that builds its layer, by the
+A `Layer` describes its parameters, makes its running statistics and runs itself. `OPERATIONS` maps a candidate's name to the function that builds its layer, by the
 conventions of DARTS (PyTorch): ReLU-Conv-BN, convolutions without bias, weights drawn from
 U(-1/sqrt(fan_in), 1/sqrt(fan_in)). A new operation is one more entry:
 
@@ -12,11 +11,13 @@ U(-1/sqrt(fan_in), 1/sqrt(fan_in)). A new operation is one more entry:
 """
 
 from collections.abc import Callable, Mapping
-from functools import partial
+from dataclasses import dataclass
+from functools import cache
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from asap_jax import depthwise, pooling
@@ -36,33 +37,59 @@ class Context(NamedTuple):
     reference: bool = False
 
 
-class Layer(NamedTuple):
-    """A piece of a network.
+class Weight(NamedTuple):
+    """A parameter before it has a value: drawn from U(-1, 1) / sqrt(fan_in), or filled."""
 
-    params: key -> dictionary of parameters, {} if there are none.
+    shape: tuple[int, ...]
+    fan_in: int | None = None
+    fill: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """A piece of a network; equal and hashed by identity, so that it can be a static argument.
+
+    weights: (nested) dictionary of `Weight`, {} if there are none.
     stats: () -> dictionary of running statistics, {} if there are none.
     apply: (params, stats, x [N, H, W, C], context) -> (y, new stats).
     """
 
-    params: Callable
+    weights: Mapping
     stats: Callable
     apply: Callable
 
 
+def draw(weights: Mapping, key, copies: tuple[int, ...] = ()):
+    """Parameters for `weights`, each with the leading axes `copies`.
+
+    Drawn by NumPy on the host, in one callback: to compile hundreds of random draws would take
+    longer than a search's first epochs. Works under jit and `jax.eval_shape` as well.
+    """
+    leaves, treedef = jax.tree.flatten(dict(weights), is_leaf=lambda w: isinstance(w, Weight))
+    dtype = np.dtype(jnp.zeros(()).dtype)  # float64 where x64 is enabled
+
+    def on_host(key_data):
+        rng = np.random.default_rng(np.asarray(key_data))
+        return [_value(rng, weight, copies).astype(dtype) for weight in leaves]
+
+    shapes = [jax.ShapeDtypeStruct((*copies, *weight.shape), dtype) for weight in leaves]
+    return treedef.unflatten(jax.pure_callback(on_host, shapes, jax.random.key_data(key)))
+
+
+def _value(rng, weight, copies):
+    shape = (*copies, *weight.shape)
+    if weight.fan_in is None:
+        return np.full(shape, weight.fill)
+    return rng.uniform(-1, 1, shape) * weight.fan_in**-0.5
+
+
 def stateless(function: Callable) -> Layer:
     """A layer without parameters or statistics, from function(x, context) -> y."""
-    return Layer(
-        lambda key: {}, lambda: {}, lambda params, stats, x, context: (function(x, context), stats)
-    )
+    return Layer({}, dict, lambda params, stats, x, context: (function(x, context), stats))
 
 
 def chain(layers: Mapping[str, Layer]) -> Layer:
     """Layers one after another; parameters and statistics stand under the layers' names."""
-
-    def make_params(key):
-        keys = jax.random.split(key, len(layers))
-        made = {name: layer.params(k) for k, (name, layer) in zip(keys, layers.items(), strict=True)}
-        return {name: params for name, params in made.items() if params}
 
     def make_stats():
         made = {name: layer.stats() for name, layer in layers.items()}
@@ -76,12 +103,8 @@ def chain(layers: Mapping[str, Layer]) -> Layer:
                 new_stats[name] = new
         return x, new_stats
 
-    return Layer(make_params, make_stats, apply)
-
-
-def _uniform(key, shape, fan_in):
-    bound = fan_in**-0.5
-    return jax.random.uniform(key, shape, minval=-bound, maxval=bound)
+    weights = {name: layer.weights for name, layer in layers.items() if layer.weights}
+    return Layer(weights, make_stats, apply)
 
 
 def conv(inputs, outputs, kernel=(1, 1), stride=(1, 1), padding=(0, 0)) -> Layer:
@@ -98,9 +121,7 @@ def conv(inputs, outputs, kernel=(1, 1), stride=(1, 1), padding=(0, 0)) -> Layer
         return y, stats
 
     fan_in = kernel[0] * kernel[1] * inputs
-    return Layer(
-        lambda key: {"kernel": _uniform(key, (*kernel, inputs, outputs), fan_in)}, dict, apply
-    )
+    return Layer({"kernel": Weight((*kernel, inputs, outputs), fan_in)}, dict, apply)
 
 
 def pointwise(inputs, outputs) -> Layer:
@@ -110,7 +131,7 @@ def pointwise(inputs, outputs) -> Layer:
         y = x.reshape(-1, inputs) @ params["kernel"]
         return y.reshape(*x.shape[:-1], outputs), stats
 
-    return Layer(lambda key: {"kernel": _uniform(key, (inputs, outputs), inputs)}, dict, apply)
+    return Layer({"kernel": Weight((inputs, outputs), inputs)}, dict, apply)
 
 
 def depthwise_conv(channels, kernel, stride=1, dilation=1) -> Layer:
@@ -120,16 +141,13 @@ def depthwise_conv(channels, kernel, stride=1, dilation=1) -> Layer:
         form = depthwise.depthwise_conv_reference if context.reference else depthwise.depthwise_conv
         return form(x, params["kernel"], stride, dilation), stats
 
-    return Layer(
-        lambda key: {"kernel": _uniform(key, (kernel, kernel, channels), kernel**2)}, dict, apply
-    )
+    return Layer({"kernel": Weight((kernel, kernel, channels), kernel**2)}, dict, apply)
 
 
 def norm(channels, affine=True) -> Layer:
     """Batch normalisation; `scale` and `bias` [channels] if affine."""
 
-    def make_params(key):
-        return {"scale": jnp.ones(channels), "bias": jnp.zeros(channels)} if affine else {}
+    weights = {"scale": Weight((channels,), fill=1.0), "bias": Weight((channels,))}
 
     def make_stats():
         return {"mean": jnp.zeros(channels), "var": jnp.ones(channels)}
@@ -137,23 +155,17 @@ def norm(channels, affine=True) -> Layer:
     def apply(params, stats, x, context):
         return batch_norm(x, stats, train=context.train, axis_name=context.axis_name, **params)
 
-    return Layer(make_params, make_stats, apply)
+    return Layer(weights if affine else {}, make_stats, apply)
 
 
 def dense(inputs, outputs) -> Layer:
     """Linear layer with bias on [N, inputs], kernel [inputs, outputs]."""
 
-    def make_params(key):
-        kernel, bias = jax.random.split(key)
-        return {
-            "kernel": _uniform(kernel, (inputs, outputs), inputs),
-            "bias": _uniform(bias, (outputs,), inputs),
-        }
-
     def apply(params, stats, x, context):
         return x @ params["kernel"] + params["bias"], stats
 
-    return Layer(make_params, dict, apply)
+    weights = {"kernel": Weight((inputs, outputs), inputs), "bias": Weight((outputs,), inputs)}
+    return Layer(weights, dict, apply)
 
 
 relu = stateless(lambda x, context: jnp.maximum(x, 0))
@@ -177,11 +189,6 @@ def factorized_reduce(inputs, outputs, affine=True) -> Layer:
     halves = pointwise(inputs, outputs // 2)
     bn = norm(outputs, affine)
 
-    def make_params(key):
-        first, second, last = jax.random.split(key, 3)
-        params = {"conv_1": halves.params(first), "conv_2": halves.params(second)}
-        return params | ({"norm": bn.params(last)} if affine else {})
-
     def apply(params, stats, x, context):
         if x.shape[1] % 2 or x.shape[2] % 2:
             raise ValueError(
@@ -195,7 +202,10 @@ def factorized_reduce(inputs, outputs, affine=True) -> Layer:
         y, new = bn.apply(params.get("norm", {}), stats["norm"], y, context)
         return y, {"norm": new}
 
-    return Layer(make_params, lambda: {"norm": bn.stats()}, apply)
+    weights = {"conv_1": halves.weights, "conv_2": halves.weights}
+    if affine:
+        weights["norm"] = bn.weights
+    return Layer(weights, lambda: {"norm": bn.stats()}, apply)
 
 
 def separable(channels, kernel, stride, affine) -> Layer:
@@ -226,16 +236,11 @@ def dilated(channels, kernel, stride, affine) -> Layer:
     )
 
 
-def _max_pool(channels, stride, affine):
-    def apply(x, context):
-        form = pooling.max_pool_reference if context.reference else pooling.max_pool
-        return form(x, stride)
+def _pool(form, reference):
+    def build(channels, stride, affine):
+        return stateless(lambda x, context: (reference if context.reference else form)(x, stride))
 
-    return stateless(apply)
-
-
-def _avg_pool(channels, stride, affine):
-    return stateless(lambda x, context: pooling.avg_pool(x, stride))
+    return build
 
 
 def _skip_connect(channels, stride, affine):
@@ -265,8 +270,8 @@ def _with_kernel(build, kernel):
 
 OPERATIONS: dict[str, Callable[[int, int, bool], Layer]] = {
     "none": _none,
-    "max_pool_3x3": _max_pool,
-    "avg_pool_3x3": _avg_pool,
+    "max_pool_3x3": _pool(pooling.max_pool, pooling.max_pool_reference),
+    "avg_pool_3x3": _pool(pooling.avg_pool, pooling.avg_pool_reference),
     "skip_connect": _skip_connect,
     "sep_conv_3x3": _with_kernel(separable, 3),
     "sep_conv_5x5": _with_kernel(separable, 5),
@@ -279,8 +284,13 @@ OPERATIONS: dict[str, Callable[[int, int, bool], Layer]] = {
 
 def candidate(name: str, channels: int, stride: int) -> Layer:
     """The layer of a search candidate: norms without parameters, and one after each pool (DARTS)."""
-    layer = OPERATIONS[name](channels, stride, False)
-    if "pool" in name:
+    return _candidate(OPERATIONS[name], "pool" in name, channels, stride)
+
+
+@cache  # one object for equal arguments: cells of equal shape then share their traces
+def _candidate(build, pool, channels, stride):
+    layer = build(channels, stride, False)
+    if pool:
         layer = chain({"pool": layer, "norm": norm(channels, affine=False)})
     return layer
 

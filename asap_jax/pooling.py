@@ -1,4 +1,8 @@
-"""3 x 3 pooling by PyTorch's convention: one pixel of padding that never counts."""
+"""3 x 3 pooling by PyTorch's convention: one pixel of padding that never counts.
+
+Both gradients are gathered (each input pixel sums what the nine windows around it send back), not
+scattered, as autodiff would have it: on a CPU that is up to ten times faster.
+"""
 
 from functools import partial
 
@@ -7,50 +11,49 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-
-def _windows(size, stride):
-    return -(-size // stride)
+from asap_jax import windows
 
 
-def _shifts(padded, height, width, stride):
-    """The nine slices [N, height, width, C] that the window's taps meet, row by row."""
-    return [
-        lax.slice(
-            padded,
-            (0, i, j, 0),
-            (
-                padded.shape[0],
-                i + (height - 1) * stride + 1,
-                j + (width - 1) * stride + 1,
-                padded.shape[3],
-            ),
-            (1, stride, stride, 1),
-        )
-        for i in range(3)
-        for j in range(3)
-    ]
-
-
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
 def avg_pool(x, stride=1):
     """Mean over 3 x 3 windows, padding not counted: [N, H, W, C] -> [N, ceil(H/s), ceil(W/s), C]."""
-    height, width = _windows(x.shape[1], stride), _windows(x.shape[2], stride)
-    total = sum(_shifts(jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), height, width, stride))
+    return avg_pool_reference(x, stride)
 
-    def per_axis(size, count):
-        starts = np.arange(count) * stride - 1
+
+def avg_pool_reference(x, stride=1):
+    """The same as `avg_pool`, with autodiff's gradient."""
+    height, width = windows.outputs(x.shape[1], stride), windows.outputs(x.shape[2], stride)
+    padded = windows.pad(x, 1)
+    total = sum(windows.shifted(padded, i, j, height, width, stride) for i, j in windows.taps(3))
+    return total * _share(x.shape, stride, x.dtype)
+
+
+def _share(shape, stride, dtype):
+    """1 / (pixels in the window), [height, width, 1]."""
+
+    def per_axis(size):
+        starts = np.arange(windows.outputs(size, stride)) * stride - 1
         return np.minimum(starts + 3, size) - np.maximum(starts, 0)
 
-    counts = np.outer(per_axis(x.shape[1], height), per_axis(x.shape[2], width))
-    return total * jnp.asarray(1.0 / counts, x.dtype)[:, :, None]
+    return jnp.asarray(1 / np.outer(per_axis(shape[1]), per_axis(shape[2])), dtype)[..., None]
+
+
+def _avg_backward(stride, x, g):
+    height, width = x.shape[1:3]
+    g = windows.spread(g * _share(x.shape, stride, g.dtype), height, width, stride)
+    padded = windows.pad(g, 1)
+    return (sum(windows.shifted(padded, i, j, height, width) for i, j in windows.taps(3)),)
+
+
+# The residual is x for its shape alone; the compiler drops it.
+avg_pool.defvjp(lambda x, stride: (avg_pool(x, stride), x), _avg_backward)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
 def max_pool(x, stride=1):
     """Maximum over 3 x 3 windows: [N, H, W, C] -> [N, ceil(H/s), ceil(W/s), C].
 
-    Of equal values the first in the window, row by row, gets the gradient, as in PyTorch. On a CPU
-    the winner's index is kept and the gradient goes straight back to it: XLA's own gradient of
-    `reduce_window` is eight times slower there.
+    Of equal values the first in the window, row by row, gets the gradient, as in PyTorch. A NaN wins.
     """
     return lax.platform_dependent(
         x,
@@ -73,30 +76,37 @@ def max_pool_reference(x, stride=1):
 
 def _winners(x, stride):
     """(maxima, index 0..8 of the tap that holds each)."""
-    height, width = _windows(x.shape[1], stride), _windows(x.shape[2], stride)
-    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-jnp.inf)
-    shifts = _shifts(padded, height, width, stride)
-    best, index = shifts[0], jnp.zeros(shifts[0].shape, jnp.int8)
-    for tap, value in enumerate(shifts[1:], 1):
-        better = (value > best) | jnp.isnan(value)
-        best = jnp.where(better, value, best)
-        index = jnp.where(better, jnp.int8(tap), index)
+    height, width = windows.outputs(x.shape[1], stride), windows.outputs(x.shape[2], stride)
+    padded = windows.pad(x, 1, -jnp.inf)
+    best, index = None, None
+    for tap, (i, j) in enumerate(windows.taps(3)):
+        value = windows.shifted(padded, i, j, height, width, stride)
+        if best is None:
+            best, index = value, jnp.zeros(value.shape, jnp.int8)
+        else:
+            better = (value > best) | jnp.isnan(value)
+            best = jnp.where(better, value, best)
+            index = jnp.where(better, jnp.int8(tap), index)
     return best, index
 
 
-def _forward(x, stride):
-    return max_pool(x, stride), x
+def _max_backward(stride, x, g):
+    height, width = x.shape[1:3]
 
-
-def _backward(stride, x, g):
     def on_cpu(x, g):
-        _, index = _winners(x, stride)
-        height, width = g.shape[1:3]
-        padded = jax.linear_transpose(
-            lambda p: _shifts(p, height, width, stride),
-            jax.ShapeDtypeStruct((x.shape[0], x.shape[1] + 2, x.shape[2] + 2, x.shape[3]), x.dtype),
-        )([jnp.where(index == tap, g, 0) for tap in range(9)])[0]
-        return padded[:, 1:-1, 1:-1]
+        index = windows.spread(_winners(x, stride)[1], height, width, stride, -1)
+        index, padded = windows.pad(index, 1, -1), windows.pad(
+            windows.spread(g, height, width, stride), 1
+        )
+        # The window that meets this pixel with tap (i, j) is centred (1 - i, 1 - j) pixels away.
+        return sum(
+            jnp.where(
+                windows.shifted(index, 2 - i, 2 - j, height, width) == tap,
+                windows.shifted(padded, 2 - i, 2 - j, height, width),
+                0,
+            )
+            for tap, (i, j) in enumerate(windows.taps(3))
+        )
 
     def elsewhere(x, g):
         return jax.vjp(partial(max_pool_reference, stride=stride), x)[1](g)[0]
@@ -104,4 +114,4 @@ def _backward(stride, x, g):
     return (lax.platform_dependent(x, g, cpu=on_cpu, default=elsewhere),)
 
 
-max_pool.defvjp(_forward, _backward)
+max_pool.defvjp(lambda x, stride: (max_pool(x, stride), x), _max_backward)

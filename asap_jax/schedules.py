@@ -49,3 +49,8 @@ def cosine_by_epoch(initial: float, final: float, epochs: int, steps_per_epoch: 
         return final + (initial - final) * (1 + jnp.cos(jnp.pi * epoch / epochs)) / 2
 
     return learning_rate
+
+
+def linear_by_epoch(final: float, epochs: int, steps_per_epoch: int) -> Schedule:
+    """final * epoch / epochs: how DARTS raises the drop-path probability."""
+    return lambda step: final * epoch_of(step, steps_per_epoch) / epochs

@@ -50,6 +50,14 @@ class SearchSpace:
         """Indices of the edges into node `target`, in order."""
         return [e for e, (_, t) in enumerate(self.edges) if t == target]
 
+    def by_stride(self, reduction: bool) -> dict[int, list[int]]:
+        """{stride: indices of the edges that have it}; in the order in which a cell walks them."""
+        every = range(len(self.edges))
+        if not reduction:
+            return {1: list(every)}
+        entering = [e for e in every if self.edges[e][0] < 2]
+        return {2: entering, 1: [e for e in every if e not in entering]}
+
 
 CELL_TYPES = ("normal", "reduce")
 

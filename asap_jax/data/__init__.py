@@ -1,0 +1,7 @@
+"""From a config to arrays: sources, splits, batches; augmentation runs on the device (`augment`)."""
+
+from asap_jax.data.batches import epoch_order, evaluation_batches
+from asap_jax.data.sources import Dataset, load
+from asap_jax.data.splits import halves, stratified
+
+__all__ = ["Dataset", "epoch_order", "evaluation_batches", "halves", "load", "stratified"]

@@ -1,0 +1,71 @@
+"""Augmentation on the device, batch-wise, inside the jitted step: DARTS' order.
+
+Crop (padding with black), flip, scale to [0, 1], normalise, cut out.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+class Augmentation(NamedTuple):
+    """What happens to a training image.
+
+    mean, std: [C], of images in [0, 1].
+    pad: pixels of black around the image before a random crop to its own size.
+    flip: mirror every other image, at random.
+    cutout: side of the square that is set to the mean, in pixels; 0 for none.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    pad: int = 4
+    flip: bool = True
+    cutout: int = 0
+
+
+def normalise(images, mean, std):
+    """uint8 [N, H, W, C] -> float32 of zero mean and unit variance a channel."""
+    scaled = images.astype(jnp.float32) / 255
+    return (scaled - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)
+
+
+def augment(images, augmentation: Augmentation, key):
+    """uint8 [N, H, W, C] -> float32 [N, H, W, C], each image with draws of its own."""
+    key_crop, key_flip, key_cutout = jax.random.split(key, 3)
+    if augmentation.pad:
+        images = _crop(images, augmentation.pad, key_crop)
+    if augmentation.flip:
+        mirrored = jax.random.bernoulli(key_flip, shape=(images.shape[0], 1, 1, 1))
+        images = jnp.where(mirrored, images[:, :, ::-1], images)
+    images = normalise(images, augmentation.mean, augmentation.std)
+    if augmentation.cutout:
+        images = _cutout(images, augmentation.cutout, key_cutout)
+    return images
+
+
+def _crop(images, pad, key):
+    count, height, width, channels = images.shape
+    padded = jnp.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+    corners = jax.random.randint(key, (count, 2), 0, 2 * pad + 1)
+
+    def crop(image, corner):
+        return lax.dynamic_slice(image, (corner[0], corner[1], 0), (height, width, channels))
+
+    return jax.vmap(crop)(padded, corners)
+
+
+def _cutout(images, length, key):
+    """Zeroes a square around a random pixel, clipped at the borders."""
+    count, height, width, _ = images.shape
+    key_y, key_x = jax.random.split(key)
+    y = jax.random.randint(key_y, (count, 1), 0, height)
+    x = jax.random.randint(key_x, (count, 1), 0, width)
+
+    def inside(pixels, centre):
+        return (pixels >= centre - length // 2) & (pixels < centre + length // 2)
+
+    hole = inside(jnp.arange(height), y)[:, :, None] & inside(jnp.arange(width), x)[:, None, :]
+    return jnp.where(hole[..., None], 0, images)

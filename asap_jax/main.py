@@ -1,0 +1,73 @@
+"""The command: flags and a config in, a run out.
+
+    python -m asap_jax.main --config=configs/search.py:digits --workdir=runs/digits
+
+`--config` takes a file with `get_config(name)` and the preset's name after a colon. Outside a
+checkout `--config=search:digits` names the same presets, which the package carries.
+"""
+
+import sys
+from pathlib import Path
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from asap_jax import compile_cache, presets
+from asap_jax.errors import UserError
+
+_CONFIG = config_flags.DEFINE_config_file("config", help_string="FILE:PRESET, or search:PRESET.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder for the run's files (runs/PRESET if unset).")
+
+
+def _main(argv) -> None:
+    if len(argv) > 1:
+        raise UserError(f"unexpected argument {argv[1]!r}: options are written --name=value")
+    if _CONFIG.value is None:
+        raise UserError(
+            "--config is missing: for a first run, --config=configs/search.py:digits (or "
+            "--config=search:digits outside a checkout)"
+        )
+    from asap_jax import job  # after the flags: a misspelt one should not wait for imports
+
+    compile_cache.enable()
+    job.run(_CONFIG.value, _WORKDIR.value or _default_workdir())
+
+
+def _default_workdir() -> Path:
+    preset = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[2]
+    return Path("runs") / (preset.replace(",", "-") or "paper")
+
+
+def _parse(argv) -> list[str]:
+    """absl's flags, each mistake as one UserError."""
+    argv = [_packaged(argument) for argument in argv]
+    try:
+        return flags.FLAGS(argv)
+    except UserError:
+        raise
+    except flags.UnrecognizedFlagError as error:
+        known = presets.nearest(error.flagname, flags.FLAGS)
+        raise UserError(f"unknown option --{error.flagname}{known}") from error
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        raise UserError(" ".join(str(error).split())) from error
+
+
+def _packaged(argument: str) -> str:
+    """--config=search:NAME -> the presets inside the package."""
+    name, equals, value = argument.partition("=")
+    if name.lstrip("-") == "config" and value.partition(":")[0] == "search":
+        return f"{name}{equals}{presets.__file__}:{value.partition(':')[2]}"
+    return argument
+
+
+def run() -> None:
+    """Runs the command; what the user can mend is said in one paragraph, with exit code 2."""
+    try:
+        app.run(_main, flags_parser=_parse)
+    except UserError as error:
+        print(f"asap_jax: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,228 @@
+"""Every preset as a function of nothing to a config, so that an installed package has them.
+
+`configs/search.py` is a thin wrapper around `get_config`. A preset's name is a size, a strategy, or
+both, joined by a comma: "digits", "darts", "digits,random".
+"""
+
+import difflib
+from collections.abc import Callable, Iterable
+
+from ml_collections import ConfigDict
+
+from asap_jax.derive import EDGES
+from asap_jax.errors import UserError
+from asap_jax.spaces import SPACES
+from asap_jax.strategies import STRATEGIES
+
+
+def paper() -> ConfigDict:
+    """The paper's search on CIFAR-10 (section 4.1), then a training of stated length.
+
+    Where the paper contradicts itself or is silent, README names the choice made here.
+    """
+    config = ConfigDict()
+    config.seed = 0
+    config.data = ConfigDict(
+        {
+            "source": "tfds:cifar10",  # "digits", or "tfds:NAME"
+            "dir": "",  # folder of prepared tfds data sets; "" is tfds' own
+            "train_examples": 0,  # 0 is all
+            "test_examples": 0,
+        }
+    )
+    config.search = ConfigDict(
+        {
+            "strategy": _asap(),
+            "space": "asap",
+            "candidates": (),  # () is the space's own; else names of operations
+            "edges": "top2",  # inputs a node keeps in the genotype: "top2", or "all"
+            "channels": 16,
+            "cells": 8,
+            "epochs": 50,  # at most: the search stops when every edge holds one candidate
+            "batch_size": 96,
+            "eval_batch_size": 256,
+            "omega": {
+                "learning_rate": 0.025,  # cosine, moved on once an epoch
+                "final_learning_rate": 0.001,
+                "momentum": 0.9,
+                "weight_decay": 3e-4,
+                "clip": 5.0,
+            },
+            "alpha": {"learning_rate": 1e-3, "b1": 0.5, "b2": 0.999, "weight_decay": 1e-3},
+            "augmentation": {"pad": 4, "flip": True},
+        }
+    )
+    config.train = ConfigDict(
+        {
+            "channels": 36,
+            "cells": 20,
+            "epochs": 100,  # the paper's own training has 1,500, DARTS' 600
+            "batch_size": 96,
+            "eval_batch_size": 256,
+            "learning_rate": 0.025,  # cosine, moved on once an epoch
+            "final_learning_rate": 0.0,
+            "momentum": 0.9,
+            "nesterov": False,
+            "weight_decay": 3e-4,
+            "clip": 5.0,
+            "auxiliary_weight": 0.4,  # 0 for no auxiliary head
+            "label_smoothing": 0.0,
+            "drop_path": 0.2,  # reached linearly over the epochs; 0 for none
+            "augmentation": {"pad": 4, "flip": True, "cutout": 16},
+        }
+    )
+    return config
+
+
+def digits() -> ConfigDict:
+    """scikit-learn's 8 x 8 digits: everything in a few minutes on two CPU cores."""
+    config = paper()
+    config.data.source = "digits"
+    config.search.update(
+        {
+            "strategy": _asap(decay=None, final_temperature=0.03),
+            "channels": 8,
+            "cells": 3,
+            "epochs": 16,
+            "batch_size": 64,
+            "omega": {"learning_rate": 0.05},
+            "alpha": {"learning_rate": 0.02},
+            "augmentation": {"pad": 1, "flip": False},
+        }
+    )
+    config.train.update(
+        {
+            "channels": 16,
+            "cells": 3,
+            "epochs": 30,
+            "batch_size": 64,
+            "learning_rate": 0.05,
+            "auxiliary_weight": 0.0,
+            "drop_path": 0.0,
+            "augmentation": {"pad": 1, "flip": False, "cutout": 0},
+        }
+    )
+    return config
+
+
+def cifar10_small() -> ConfigDict:
+    """A subset of CIFAR-10 and a small supernet: the whole road in minutes on two CPU cores."""
+    config = paper()
+    config.data.update({"train_examples": 4000, "test_examples": 2000})
+    config.search.update(
+        {
+            "strategy": _asap(decay=None, final_temperature=0.03),
+            "channels": 8,
+            "cells": 5,
+            "epochs": 10,
+            "batch_size": 64,
+            "alpha": {"learning_rate": 0.01},
+        }
+    )
+    config.train.update(
+        {"channels": 16, "cells": 5, "epochs": 20, "batch_size": 64, "drop_path": 0.0}
+    )
+    config.train.augmentation.cutout = 8
+    return config
+
+
+def _asap(decay: float | None = 0.95, final_temperature: float | None = None) -> dict:
+    """ASAP's options; a search of another length than 50 epochs states its final temperature."""
+    return {
+        "name": "asap",
+        "initial_temperature": 1.3,
+        "decay": decay,
+        "final_temperature": final_temperature,
+        "grace_temperature": 1.0,
+        "threshold": 0.4,
+    }
+
+
+def _with_asap(config: ConfigDict) -> None:
+    """ASAP: what every size starts with."""
+
+
+def _with_darts(config: ConfigDict) -> None:
+    """DARTS, first order, in its own space of eight candidates."""
+    config.search.strategy = ConfigDict({"name": "darts"})
+    config.search.space = "darts"
+    config.search.alpha.learning_rate = max(3e-4, 0.3 * config.search.alpha.learning_rate)
+
+
+def _with_random(config: ConfigDict) -> None:
+    """Random search with weight sharing."""
+    config.search.strategy = ConfigDict({"name": "random", "inputs_per_node": 2, "samples": 100})
+
+
+SIZES: dict[str, Callable[[], ConfigDict]] = {
+    "paper": paper,
+    "digits": digits,
+    "cifar10_small": cifar10_small,
+}
+METHODS: dict[str, Callable[[ConfigDict], None]] = {
+    "asap": _with_asap,
+    "darts": _with_darts,
+    "random": _with_random,
+}
+
+
+def get_config(name: str = "") -> ConfigDict:
+    """The config of a preset; raises UserError if there is none of that name.
+
+    Args:
+      name: a size, a strategy, or "size,strategy"; "" is the paper's search.
+    """
+    parts = [part for part in (name or "paper").split(",") if part]
+    sizes = [part for part in parts if part in SIZES]
+    methods = [part for part in parts if part in METHODS]
+    for part in parts:
+        if part not in SIZES and part not in METHODS:
+            raise UserError(
+                f"unknown preset {part!r}{nearest(part, [*SIZES, *METHODS])}: sizes are "
+                f"{', '.join(SIZES)}; strategies are {', '.join(METHODS)}"
+            )
+    if len(sizes) > 1 or len(methods) > 1:
+        raise UserError(f"preset {name!r} names more than one size or more than one strategy")
+    config = SIZES[sizes[0] if sizes else "paper"]()
+    if methods:
+        METHODS[methods[0]](config)
+    config.lock()
+    return config
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """' (did you mean ...?)', or nothing."""
+    close = difflib.get_close_matches(word, list(known), 1, 0.5)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def check(config: ConfigDict) -> None:
+    """Raises UserError for a value that no run could work with, whatever the data."""
+
+    def require(holds, key, value, expected):
+        if not holds:
+            raise UserError(f"config.{key} is {value!r}, but has to be {expected}")
+
+    search, train = config.search, config.train
+    for key, value, known in (
+        ("search.space", search.space, SPACES),
+        ("search.edges", search.edges, EDGES),
+        ("search.strategy.name", search.strategy.name, STRATEGIES),
+    ):
+        expected = f"one of {', '.join(known)}{nearest(value, known)}"
+        require(value in known, key, value, expected)
+    for part, options in (("search", search), ("train", train)):
+        for key in ("channels", "cells", "epochs", "batch_size", "eval_batch_size"):
+            require(options[key] >= 1, f"{part}.{key}", options[key], "at least 1")
+        pad = options.augmentation.pad
+        require(pad >= 0, f"{part}.augmentation.pad", pad, "0 or more pixels")
+    for key, group in (("search.omega", search.omega), ("train", train)):
+        require(group.learning_rate > 0, f"{key}.learning_rate", group.learning_rate, "above 0")
+        require(0 <= group.momentum < 1, f"{key}.momentum", group.momentum, "in [0, 1)")
+        require(group.weight_decay >= 0, f"{key}.weight_decay", group.weight_decay, "0 or more")
+        require(group.clip > 0, f"{key}.clip", group.clip, "above 0")
+    alpha = search.alpha.learning_rate
+    require(alpha > 0, "search.alpha.learning_rate", alpha, "above 0")
+    require(0 <= train.drop_path < 1, "train.drop_path", train.drop_path, "in [0, 1)")
+    smoothing = train.label_smoothing
+    require(0 <= smoothing < 1, "train.label_smoothing", smoothing, "in [0, 1)")

@@ -1,0 +1,85 @@
+"""A picture of found cells: one lane an edge, so that any number of edges stays readable."""
+
+import matplotlib
+from matplotlib.figure import Figure
+
+from asap_jax.genotypes import Genotype
+
+_FAMILIES = (("sep", "#2f6fb3"), ("dil", "#7a4fa3"), ("pool", "#b3622f"), ("skip", "#5a8f3c"))
+_OTHER = "#666666"
+
+
+def draw_cells(genotype: Genotype, paths) -> None:
+    """Draws both cells into each of `paths`; the ending chooses the format (.svg, .png).
+
+    Columns are the nodes in order: the outputs of the two cells before, the intermediate nodes, the
+    cell's output. Each lane below is one edge, an arrow from its source's column to its target's,
+    with the operation's name on it.
+    """
+    cells = (
+        ("Normal cell", genotype.normal, genotype.normal_concat),
+        ("Reduction cell", genotype.reduce, genotype.reduce_concat),
+    )
+    lanes = [sum(map(len, nodes)) for _, nodes, _ in cells]
+    columns = max(len(nodes) for _, nodes, _ in cells) + 3
+    figure = Figure(figsize=(1.7 * columns, 0.34 * sum(lanes) + 3.4), layout="constrained")
+    axes = figure.subplots(2, 1, height_ratios=[count + 3 for count in lanes])
+    for axis, (title, nodes, concat) in zip(axes, cells, strict=True):
+        _draw_cell(axis, title, nodes, concat)
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "asap_jax"}):
+        for path in paths:
+            metadata = {"Date": None} if str(path).endswith(".svg") else None
+            figure.savefig(path, dpi=120, metadata=metadata)
+
+
+def _draw_cell(axis, title, nodes, concat):
+    output = len(nodes) + 2
+    names = ["c(k-2)", "c(k-1)", *(f"node {i}" for i in range(len(nodes))), "output"]
+    lanes = [
+        (source, target, op) for target, node in enumerate(nodes, 2) for op, source in node
+    ]
+    bottom = len(lanes) + 1
+    for column, name in enumerate(names):
+        used = column < 2 or column == output or column in concat
+        axis.plot([column, column], [0.4, bottom], color="#dddddd", lw=1, zorder=1)
+        axis.text(
+            column,
+            0,
+            name,
+            ha="center",
+            va="center",
+            fontsize=10,
+            bbox={"boxstyle": "round,pad=0.35", "fc": "white" if used else "#eeeeee", "ec": "#444444"},
+        )
+    for lane, (source, target, op) in enumerate(lanes, 1):
+        color = next((c for family, c in _FAMILIES if family in op), _OTHER)
+        _arrow(axis, source, target, lane, color)
+        axis.text(
+            (source + target) / 2,
+            lane,
+            op.replace("_", " "),
+            ha="center",
+            va="center",
+            fontsize=9,
+            color=color,
+            bbox={"boxstyle": "round,pad=0.15", "fc": "white", "ec": "none"},
+            zorder=3,
+        )
+    for node in concat:
+        _arrow(axis, node, output, bottom, "#bbbbbb")
+    axis.text(output, bottom + 0.55, "concatenated", ha="center", fontsize=8, color="#888888")
+    axis.set_title(title, loc="left", fontsize=12)
+    axis.set_xlim(-0.6, output + 0.6)
+    axis.set_ylim(bottom + 0.9, -0.7)
+    axis.axis("off")
+
+
+def _arrow(axis, source, target, lane, color):
+    axis.plot(source, lane, "o", color=color, ms=4, zorder=2)
+    axis.annotate(
+        "",
+        (target, lane),
+        (source, lane),
+        arrowprops={"arrowstyle": "-|>", "color": color, "lw": 1.4, "shrinkA": 0, "shrinkB": 0},
+        zorder=2,
+    )

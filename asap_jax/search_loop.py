@@ -1,0 +1,225 @@
+"""The host's side of a search: epochs, evaluation, the log; the mathematics is in `search_step`."""
+
+import math
+import time
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from asap_jax import data, optim, schedules
+from asap_jax.data.augment import Augmentation, augment
+from asap_jax.derive import EDGES
+from asap_jax.errors import UserError
+from asap_jax.evaluation import make_accuracy
+from asap_jax.genotypes import Genotype
+from asap_jax.metrics import RunLog, mean_over
+from asap_jax.networks import Supernet
+from asap_jax.ops import Context
+from asap_jax.relaxation import one_hot_mixture
+from asap_jax.search_step import Batch, Optimizers, SearchState, init_state, make_search_step
+from asap_jax.spaces import SPACES, SearchSpace
+from asap_jax.strategies import STRATEGIES, Strategy
+
+
+class SearchOutcome(NamedTuple):
+    """What a search ends with.
+
+    genotype: the found cells, by the configured rule of edges.
+    gaps: {rule: {"supernet", "derived", "gap"}}: accuracy on the alpha half of the supernet as it
+      ended, and with the rule's genotype alone, the weights shared; their difference. The alpha half
+      has steered the search, so both flatter.
+    epochs, seconds: how long it ran.
+    candidates_left: over both cell types; 2 * edges when every edge is decided.
+    state: the last state.
+    """
+
+    genotype: Genotype
+    gaps: dict[str, dict[str, float]]
+    epochs: int
+    seconds: float
+    candidates_left: int
+    state: SearchState
+
+
+def make_space(config) -> SearchSpace:
+    """The named space, its candidates replaced by the config's own list if there is one."""
+    space = SPACES[config.space]
+    if config.candidates:
+        try:
+            space = SearchSpace(tuple(config.candidates), space.nodes, space.edges)
+        except ValueError as error:
+            raise UserError(f"config.search.candidates: {error}") from error
+    return space
+
+
+def make_strategy(config, space: SearchSpace, steps_per_epoch: int) -> Strategy:
+    """The configured strategy; what it cannot work with raises UserError."""
+    options = config.strategy.to_dict()
+    name = options.pop("name")
+    try:
+        return STRATEGIES[name](space, config.epochs, steps_per_epoch, **options)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"config.search.strategy: {error}") from error
+
+
+def search(config, dataset: data.Dataset, seed: int, log: RunLog) -> SearchOutcome:
+    """Searches a cell for the data set's training images.
+
+    Args:
+      config: the `search` part of a config.
+      dataset: images in memory.
+      seed: of the split into halves, the weights, the batches and the augmentation.
+      log: gets a record an epoch.
+    """
+    started = time.monotonic()
+    omega_half, alpha_half = data.halves(dataset.train_labels, seed)
+    if config.batch_size > len(alpha_half):
+        raise UserError(
+            f"config.search.batch_size is {config.batch_size}, but each half of the "
+            f"{len(dataset.train_labels)} training images holds only {len(alpha_half)}: choose a "
+            f"batch size of at most {len(alpha_half)}"
+        )
+    steps = len(omega_half) // config.batch_size
+    space = make_space(config)
+    strategy = make_strategy(config, space, steps)
+    network = Supernet(space, len(dataset.class_names), config.channels, config.cells)
+    optimizers = Optimizers(
+        optim.sgd(
+            schedules.cosine_by_epoch(
+                config.omega.learning_rate, config.omega.final_learning_rate, config.epochs, steps
+            ),
+            config.omega.momentum,
+            config.omega.weight_decay,
+            config.omega.clip,
+        ),
+        optim.adam(**config.alpha),
+    )
+    state = init_state(
+        network, strategy, optimizers, jax.random.key(seed), dataset.train_images.shape[1:]
+    )
+    augmentation = Augmentation(
+        dataset.mean, dataset.std, config.augmentation.pad, config.augmentation.flip
+    )
+    images, labels = jnp.asarray(dataset.train_images), jnp.asarray(dataset.train_labels)
+    step = _with_data(make_search_step(network, strategy, optimizers), augmentation)
+    accuracy = make_accuracy(
+        _supernet_logits(network),
+        dataset.train_images[alpha_half],
+        dataset.train_labels[alpha_half],
+        dataset.mean,
+        dataset.std,
+        config.eval_batch_size,
+    )
+
+    epoch, finished = 0, False
+    with log.bar("search", config.epochs * steps) as bar:
+        for epoch in range(config.epochs):
+            tick, history = time.monotonic(), []
+            order = data.epoch_order(omega_half, config.batch_size, (seed, 0), epoch)
+            alpha_order = data.epoch_order(alpha_half, config.batch_size, (seed, 1), epoch)
+            for i in range(steps):
+                # The halves differ by one image at most: the shorter one starts over.
+                state, metrics = step(
+                    state, images, labels, order[i], alpha_order[i % len(alpha_order)]
+                )
+                history.append(jax.device_get(metrics))
+                bar.update()
+                if not np.isfinite(history[-1]["train_loss"]):
+                    raise FloatingPointError(
+                        f"the training loss became {history[-1]['train_loss']} in epoch {epoch + 1} "
+                        "of the search: lower config.search.omega.learning_rate or the clip"
+                    )
+                finished = bool(history[-1]["finished"])
+                if finished:
+                    break
+            mixtures = _final_mixtures(strategy, state)
+            record = _epoch_record(epoch, history, accuracy(state.params, state.batch_stats, mixtures))
+            record["seconds"] = time.monotonic() - tick
+            log.epoch(record, _epoch_line(record, config.epochs))
+            if finished:
+                break
+
+    def evaluate(mixtures):
+        return accuracy(state.params, state.batch_stats, mixtures)
+
+    supernet_accuracy = evaluate(_final_mixtures(strategy, state))
+    derived, gaps = {}, {}
+    for rule, inputs in EDGES.items():
+        derived[rule] = strategy.derive(state.arch, inputs, jax.random.key(seed), evaluate)
+        alone = evaluate(one_hot_mixture(derived[rule], space))
+        gaps[rule] = {
+            "supernet": supernet_accuracy,
+            "derived": alone,
+            "gap": supernet_accuracy - alone,
+        }
+    return SearchOutcome(
+        derived[config.edges],
+        gaps,
+        epoch + 1,
+        time.monotonic() - started,
+        int(sum(mask.sum() for mask in state.arch.masks.values())),
+        state,
+    )
+
+
+def _with_data(step, augmentation):
+    """The jitted step that takes the batches out of the data on the device and augments them."""
+
+    def run(state, images, labels, omega_indices, alpha_indices):
+        key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), 1)
+        batches = [
+            Batch(augment(images[indices], augmentation, k), labels[indices])
+            for indices, k in zip(
+                (omega_indices, alpha_indices), jax.random.split(key), strict=True
+            )
+        ]
+        return step(state, *batches)
+
+    return jax.jit(run, donate_argnums=0)
+
+
+def _supernet_logits(network):
+    def logits(params, batch_stats, mixtures, images):
+        variables = {"params": params, "batch_stats": batch_stats}
+        return network.apply(variables, images, mixtures, Context(train=False))
+
+    return logits
+
+
+def _final_mixtures(strategy, state):
+    """The mixtures of the last step that was done."""
+    return strategy.mixture(state.arch, state.step - 1, state.key)
+
+
+def _epoch_record(epoch, history, val_accuracy):
+    last = history[-1]
+    return {
+        "phase": "search",
+        "epoch": epoch + 1,
+        "steps": len(history),
+        "temperature": float(last.get("temperature", math.nan)),
+        "threshold": float(last.get("threshold", math.nan)),
+        "candidates_left": int(last["candidates_left"]),
+        "entropy": float(last["entropy"]),
+        "train_loss": mean_over(history, "train_loss"),
+        "train_accuracy": mean_over(history, "train_accuracy"),
+        "val_loss": mean_over(history, "val_loss"),
+        "val_accuracy": val_accuracy,
+    }
+
+
+def _epoch_line(record, epochs):
+    def number(value, digits):
+        return "-" if math.isnan(value) else f"{value:.{digits}f}"
+
+    return (
+        f"search {record['epoch']:>{len(str(epochs))}}/{epochs}  "
+        f"T {number(record['temperature'], 3)}  "
+        f"candidates {record['candidates_left']:>3}  "
+        f"entropy {record['entropy']:.3f}  "
+        f"loss train {record['train_loss']:.3f} val {number(record['val_loss'], 3)}  "
+        f"val accuracy {100 * record['val_accuracy']:.2f} %  "
+        f"{record['seconds']:.1f} s"
+    )

@@ -1,0 +1,162 @@
+"""One step of a search: a pure function of the state and two batches."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from asap_jax import optim, pruning
+from asap_jax.networks import Supernet, live_parameters
+from asap_jax.ops import Context
+from asap_jax.relaxation import normalised_entropy
+from asap_jax.strategies import Architecture, Strategy
+
+
+class Batch(NamedTuple):
+    """images [N, H, W, C] float, labels [N] int32."""
+
+    images: jax.Array
+    labels: jax.Array
+
+
+class Optimizers(NamedTuple):
+    """optax transformations of the network's weights and of the architecture parameters."""
+
+    omega: optax.GradientTransformation
+    alpha: optax.GradientTransformation
+
+
+@flax.struct.dataclass
+class SearchState:
+    """Everything a search carries from step to step.
+
+    step: steps done, int32.
+    params, batch_stats: the supernet's weights (omega) and running statistics.
+    arch: alphas, masks and the strategy's own state.
+    omega_opt, alpha_opt: optimizer states, apart.
+    key: the search's random key; each step folds its number in.
+    """
+
+    step: jax.Array
+    params: Any
+    batch_stats: Any
+    arch: Architecture
+    omega_opt: Any
+    alpha_opt: Any
+    key: jax.Array
+
+
+def init_state(
+    network: Supernet, strategy: Strategy, optimizers: Optimizers, key, image_shape
+) -> SearchState:
+    """The state before the first step, for images of `image_shape` [H, W, C]."""
+    key_params, key_arch, key_steps = jax.random.split(key, 3)
+    arch = strategy.init(key_arch)
+    mixtures = strategy.mixture(arch, jnp.int32(0), key_arch)
+    init = jax.jit(lambda key: network.init(key, jnp.zeros((1, *image_shape)), mixtures))
+    variables = init(key_params)
+    return SearchState(
+        step=jnp.int32(0),
+        params=variables["params"],
+        batch_stats=variables["batch_stats"],
+        arch=arch,
+        omega_opt=optimizers.omega.init(variables["params"]),
+        alpha_opt=optimizers.alpha.init(arch.alphas),
+        key=key_steps,
+    )
+
+
+def make_search_step(
+    network: Supernet, strategy: Strategy, optimizers: Optimizers, axis_name: str | None = None
+) -> Callable[[SearchState, Batch, Batch], tuple[SearchState, dict[str, jax.Array]]]:
+    """Builds step(state, omega batch, alpha batch) -> (state, metrics).
+
+    Algorithm 1's lines 4 to 9: an omega step; then, where the strategy learns, an alpha step and
+    pruning. The running statistics follow both passes, as in DARTS. With `axis_name` the batches are
+    one device's part; batch statistics and gradients are those of the whole.
+    """
+    context = Context(train=True, axis_name=axis_name)
+
+    def mean(tree):
+        return tree if axis_name is None else lax.pmean(tree, axis_name)
+
+    def loss_under(arch, step, key):
+        """loss(params, alphas, batch_stats, batch) with this step's masks, temperature and sample."""
+
+        def loss(params, alphas, batch_stats, batch):
+            mixtures = strategy.mixture(arch._replace(alphas=alphas), step, key)
+            logits, new = network.apply(
+                {"params": params, "batch_stats": batch_stats},
+                batch.images,
+                mixtures,
+                context,
+                mutable=["batch_stats"],
+            )
+            value = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels).mean()
+            return value, (new["batch_stats"], logits)
+
+        return loss
+
+    def omega_step(state, batch, key):
+        loss = loss_under(state.arch, state.step, key)
+        (value, (batch_stats, logits)), gradients = jax.value_and_grad(loss, has_aux=True)(
+            state.params, state.arch.alphas, state.batch_stats, batch
+        )
+        live = live_parameters(
+            network, state.params, strategy.mixture(state.arch, state.step, key)
+        )
+        params, omega_opt = optim.update_where(
+            optimizers.omega, live, mean(gradients), state.omega_opt, state.params
+        )
+        state = state.replace(params=params, batch_stats=batch_stats, omega_opt=omega_opt)
+        correct = jnp.mean(logits.argmax(-1) == batch.labels)
+        return state, mean({"train_loss": value, "train_accuracy": correct})
+
+    def alpha_step(state, train, val, key):
+        loss = loss_under(state.arch, state.step, key)
+        (value, (batch_stats, _)), gradients = strategy.alpha_gradient(
+            loss, state.params, state.arch.alphas, state.batch_stats, train, val
+        )
+        gradients = mean(gradients)
+        alphas, alpha_opt = optim.update_where(
+            optimizers.alpha, state.arch.masks, gradients, state.alpha_opt, state.arch.alphas
+        )
+        arch = strategy.prune(state.arch._replace(alphas=alphas), gradients, state.step)
+        state = state.replace(arch=arch, batch_stats=batch_stats, alpha_opt=alpha_opt)
+        return state, {"val_loss": mean(value)}
+
+    def maybe_alpha_step(state, train, val, key):
+        if strategy.alpha_gradient is None:
+            return state, {"val_loss": jnp.float32(jnp.nan)}
+        return lax.cond(
+            strategy.learns(state.step),
+            lambda state: alpha_step(state, train, val, key),
+            lambda state: (state, {"val_loss": jnp.full((), jnp.nan, train.images.dtype)}),
+            state,
+        )
+
+    def step(state, train, val):
+        key_omega, key_alpha = jax.random.split(jax.random.fold_in(state.key, state.step))
+        if strategy.alpha_first:
+            state, alpha_metrics = maybe_alpha_step(state, train, val, key_alpha)
+            state, metrics = omega_step(state, train, key_omega)
+        else:
+            state, metrics = omega_step(state, train, key_omega)
+            state, alpha_metrics = maybe_alpha_step(state, train, val, key_alpha)
+        weights = strategy.mixture(state.arch, state.step, key_alpha)
+        metrics |= alpha_metrics | strategy.readings(state.step)
+        metrics |= {
+            "candidates_left": sum(mask.sum() for mask in state.arch.masks.values()),
+            "entropy": jnp.mean(
+                jnp.stack([normalised_entropy(mix.weights) for mix in weights.values()])
+            ),
+            "decided": pruning.decided(state.arch.masks),
+            "finished": strategy.finished(state.arch),
+        }
+        return state.replace(step=state.step + 1), metrics
+
+    return step

@@ -1,0 +1,94 @@
+"""ASAP: Architecture Search, Anneal and Prune (Noy et al., 2019, arXiv:1904.04123)."""
+
+import jax.numpy as jnp
+
+from asap_jax import bilevel, derive, pruning, schedules
+from asap_jax.relaxation import Mixture, masked_softmax
+from asap_jax.spaces import CELL_TYPES, SearchSpace
+from asap_jax.strategies.base import Architecture, Strategy
+
+
+def asap(
+    space: SearchSpace,
+    epochs: int,
+    steps_per_epoch: int,
+    *,
+    initial_temperature: float = 1.3,
+    decay: float | None = 0.95,
+    final_temperature: float | None = None,
+    grace_temperature: float = 1.0,
+    threshold: float = 0.4,
+) -> Strategy:
+    """Algorithm 1 with the exponential schedule (eq. 9) and a fixed threshold.
+
+    Alphas start at 0. Every step trains omega; once T < `grace_temperature` (tau) it trains alpha on
+    the other half too, and each candidate whose weight is then under theta is pruned, never an
+    edge's last. The search is over when every edge holds one.
+
+    Args:
+      space: edges and candidates.
+      epochs: length of the search; used with `final_temperature` only.
+      steps_per_epoch: omega steps in an epoch.
+      initial_temperature: T0. The paper has 1.3 (4.1) and 1.6 (6.2.1); 1.3 fits what it states.
+      decay: T's factor an epoch, or None to let it follow from `final_temperature`.
+      final_temperature: T in the last epoch, in place of `decay`, for searches of other lengths.
+      grace_temperature: tau.
+      threshold: theta = `threshold` / N with the space's N, on every edge at all times.
+
+    Raises:
+      ValueError: a temperature or threshold out of range, or not exactly one of `decay` and
+        `final_temperature`.
+    """
+    if (decay is None) == (final_temperature is None):
+        raise ValueError("asap takes either decay or final_temperature: set the other to None")
+    if decay is None:
+        if not 0 < final_temperature < initial_temperature:
+            raise ValueError(
+                f"final_temperature has to lie between 0 and initial_temperature "
+                f"({initial_temperature}), got {final_temperature}"
+            )
+        decay = schedules.decay_to(initial_temperature, final_temperature, epochs)
+    if initial_temperature <= 0:
+        raise ValueError(f"initial_temperature has to be above 0, got {initial_temperature}")
+    if not 0 < decay < 1:
+        raise ValueError(f"decay has to lie between 0 and 1, got {decay}")
+    if not 0 < threshold <= 1:
+        raise ValueError(f"threshold has to lie in (0, 1], in units of 1 / N, got {threshold}")
+    candidates = len(space.candidates)
+    temperature = schedules.exponential_temperature(initial_temperature, decay, steps_per_epoch)
+    theta = schedules.constant(threshold / candidates)
+    shape = (len(space.edges), candidates)
+
+    def init(key):
+        return Architecture(
+            {cell: jnp.zeros(shape) for cell in CELL_TYPES},
+            {cell: jnp.ones(shape, bool) for cell in CELL_TYPES},
+        )
+
+    def mixture(arch, step, key):
+        t = temperature(step)
+        return {
+            cell: Mixture(masked_softmax(alphas, arch.masks[cell], t), arch.masks[cell])
+            for cell, alphas in arch.alphas.items()
+        }
+
+    def prune(arch, gradients, step):
+        weights = mixture(arch, step, None)
+        masks = {
+            cell: pruning.prune_below(mask, weights[cell].weights, theta(step))
+            for cell, mask in arch.masks.items()
+        }
+        return arch._replace(masks=masks)
+
+    return Strategy(
+        init=init,
+        mixture=mixture,
+        prune=prune,
+        finished=lambda arch: pruning.decided(arch.masks),
+        derive=lambda arch, inputs, key, evaluate: derive.strongest(
+            arch.alphas, arch.masks, space, inputs
+        ),
+        readings=lambda step: {"temperature": temperature(step), "threshold": theta(step)},
+        alpha_gradient=bilevel.first_order,
+        learns=lambda step: temperature(step) < grace_temperature,
+    )

@@ -1,0 +1,63 @@
+"""The interface of a search method: a few pure functions in a NamedTuple, as optax does it.
+
+The supernet and the search step know no method by name. What a method may decide, and where:
+
+- its architecture parameters, any tree (`init`): alphas, an edge's betas, strengths, a controller;
+- how they become mixture weights (`mixture`), with the step for annealing and a key for sampling;
+  `active` says what is computed at all, `edge_weights` scales whole edges;
+- whether and how they learn (`alpha_gradient`, `learns`, `alpha_first`): see `bilevel`;
+- which candidates leave, or come back (`prune`): it sees the gradients and keeps its own `extra`
+  state, momenta and counters included;
+- when to stop (`finished`) and what was found (`derive`), with the shared weights' accuracy at hand.
+
+A method in stages (other depth, other candidates) is one Strategy and one SearchState a stage.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+from asap_jax.genotypes import Genotype
+from asap_jax.relaxation import Mixture
+
+Evaluate = Callable[[dict[str, Mixture]], float]
+
+
+class Architecture(NamedTuple):
+    """What a search learns beside the network's weights.
+
+    alphas: {cell type: [E, O]}, or any tree of arrays that a gradient can be taken to.
+    masks: {cell type: [E, O] bool}, True where a candidate lives.
+    extra: a method's own state, any tree of arrays.
+    """
+
+    alphas: Any
+    masks: dict[str, jax.Array]
+    extra: Any = ()
+
+
+class Strategy(NamedTuple):
+    """A search method.
+
+    init: key -> Architecture.
+    mixture: (Architecture, step, key) -> {cell type: Mixture}. Differentiable in the alphas.
+    prune: (Architecture, gradients of the alphas, step) -> Architecture. Runs after every alpha step.
+    finished: Architecture -> scalar bool: stop before the epochs are over.
+    derive: (Architecture, inputs per node or None for all, key, evaluate) -> Genotype. Runs on the
+      host; evaluate(mixtures) is the supernet's accuracy on the alpha half.
+    readings: step -> {name: scalar}, logged with each epoch.
+    alpha_gradient: one of `bilevel`, or None if there is nothing to learn.
+    learns: step -> scalar bool: whether this step has an alpha step.
+    alpha_first: the alpha step comes before the omega step (DARTS), or after it (Algorithm 1).
+    """
+
+    init: Callable[[jax.Array], Architecture]
+    mixture: Callable[[Architecture, jax.Array, jax.Array], dict[str, Mixture]]
+    prune: Callable[[Architecture, Any, jax.Array], Architecture]
+    finished: Callable[[Architecture], jax.Array]
+    derive: Callable[[Architecture, int | None, jax.Array, Evaluate], Genotype]
+    readings: Callable[[jax.Array], dict[str, jax.Array]]
+    alpha_gradient: Callable | None
+    learns: Callable[[jax.Array], jax.Array]
+    alpha_first: bool = False
