@@ -84,9 +84,7 @@ class SearchCell(nn.Module):
     def _add_edges(self, stride, indices, inputs, nodes, weights, active, context):
         layers = {name: candidate(name, self.channels, stride) for name in self.space.candidates}
         name = f"stride{stride}"
-        params = self.param(
-            name, lambda key: edge_scan.stack_params(layers, len(indices), key)
-        )
+        params = self.param(name, lambda key: edge_scan.stack_params(layers, len(indices), key))
         stats = self.variable(
             "batch_stats", name, lambda: edge_scan.stack_stats(layers, len(indices))
         )

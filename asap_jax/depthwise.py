@@ -86,10 +86,15 @@ def _shifted_sum(x, kernel, stride, dilation):
     size = kernel.shape[0]
     height, width = windows.outputs(x.shape[1], stride), windows.outputs(x.shape[2], stride)
     padded = windows.pad(x, _padding(size, dilation))
-    return sum(
-        windows.shifted(padded, i, j, height, width, stride, dilation) * kernel[i, j]
-        for i, j in windows.taps(size)
-    )
+    shape = (x.shape[0], height, width, x.shape[3])
+    total = None
+    for i, j in windows.taps(size):  # lax, not operators: the trace is hundreds of these terms
+        factor = lax.broadcast_in_dim(
+            lax.slice(kernel, (i, j, 0), (i + 1, j + 1, shape[3])), shape, (1, 2, 3)
+        )
+        term = lax.mul(windows.shifted(padded, i, j, height, width, stride, dilation), factor)
+        total = term if total is None else lax.add(total, term)
+    return total
 
 
 def _input_gradient(x_shape, kernel, g, stride, dilation):

@@ -54,7 +54,9 @@ class Variables(NamedTuple):
 
 def stack_params(layers: Mapping[str, Layer], edges: int, key):
     """{candidate: parameters of its `edges` copies, stacked on the first axis}."""
-    return draw({name: layer.weights for name, layer in layers.items() if layer.weights}, key, (edges,))
+    return draw(
+        {name: layer.weights for name, layer in layers.items() if layer.weights}, key, (edges,)
+    )
 
 
 def stack_stats(layers: Mapping[str, Layer], edges: int):
@@ -141,7 +143,11 @@ def _forward(edges, variables, inputs, nodes):
 def _backward(edges, residuals, cotangents):
     variables, maps = residuals
     g_nodes, _ = cotangents
+    return _pull_back(edges, variables, maps, g_nodes)
 
+
+@partial(jax.jit, static_argnums=0)  # cells of equal shape, and both passes, share the trace
+def _pull_back(edges, variables, maps, g_nodes):
     def pull_edge(g_sources, edge):
         v, source, target = edge
         g = (g_sources if edges.in_place else g_nodes)[target]

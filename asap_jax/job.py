@@ -8,13 +8,11 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
-from asap_jax import checkpoint, data, presets
+from asap_jax import checkpoint, data, presets, search_loop, train_loop
 from asap_jax.errors import UserError
 from asap_jax.metrics import RunLog
 from asap_jax.networks import count_parameters, multiply_adds, reductions
 from asap_jax.report.cells import draw_cells
-from asap_jax.search_loop import search
-from asap_jax.train_loop import train
 
 LIBRARIES = ("asap_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -36,6 +34,8 @@ def run(config: ConfigDict, workdir: str | Path, quiet: bool = False) -> dict:
     started = time.monotonic()
     presets.check(config)
     dataset = _load(config)
+    search_loop.check(config.search, dataset)
+    train_loop.check(config.train, dataset)
     workdir = _claim(Path(workdir), config)
     log = RunLog(workdir, quiet)
     try:
@@ -46,12 +46,12 @@ def run(config: ConfigDict, workdir: str | Path, quiet: bool = False) -> dict:
             f"{len(dataset.class_names)} classes; {jax.devices()[0].device_kind}"
         )
         log.say("compiling the search step (later runs find it in the cache)")
-        found = search(config.search, dataset, config.seed, log)
+        found = search_loop.search(config.search, dataset, config.seed, log)
         found.genotype.save(workdir / "genotype.json")
         pictures = [workdir / "cells.svg", workdir / "cells.png"]
         draw_cells(found.genotype, pictures)
         log.say("compiling the training step")
-        trained = train(config.train, found.genotype, dataset, config.seed, log)
+        trained = train_loop.train(config.train, found.genotype, dataset, config.seed, log)
     finally:
         log.close()
     checkpoint.save(
@@ -139,9 +139,7 @@ def _summary(config, results, workdir) -> str:
         ("candidates left", f"{results['candidates_left']}"),
         (
             "gap supernet -> derived",
-            ", ".join(
-                f"{rule} {100 * gap[rule]['gap']:+.2f} points" for rule in gap
-            )
+            ", ".join(f"{rule} {100 * gap[rule]['gap']:+.2f} points" for rule in gap)
             + f" (used: {config.search.edges})",
         ),
         (
@@ -152,5 +150,7 @@ def _summary(config, results, workdir) -> str:
     ]
     width = max(len(name) for name, _ in rows)
     table = "\n".join(f"  {name:<{width}}  {value}" for name, value in rows)
-    files = "results.json  metrics.jsonl  config.json  genotype.json  cells.svg  cells.png  network/"
+    files = (
+        "results.json  metrics.jsonl  config.json  genotype.json  cells.svg  cells.png  network/"
+    )
     return f"\n{table}\n\n  in {workdir}:  {files}"

@@ -9,14 +9,16 @@ checkout `--config=search:digits` names the same presets, which the package carr
 import sys
 from pathlib import Path
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from asap_jax import compile_cache, presets
 from asap_jax.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="FILE:PRESET, or search:PRESET.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder for the run's files (runs/PRESET if unset).")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder for the run's files (runs/PRESET if unset)."
+)
 
 
 def _main(argv) -> None:
@@ -29,6 +31,7 @@ def _main(argv) -> None:
         )
     from asap_jax import job  # after the flags: a misspelt one should not wait for imports
 
+    logging.set_verbosity(logging.WARNING)  # orbax tells of each file it writes
     compile_cache.enable()
     job.run(_CONFIG.value, _WORKDIR.value or _default_workdir())
 
@@ -42,14 +45,30 @@ def _parse(argv) -> list[str]:
     """absl's flags, each mistake as one UserError."""
     argv = [_packaged(argument) for argument in argv]
     try:
-        return flags.FLAGS(argv)
-    except UserError:
-        raise
+        rest = flags.FLAGS(argv)
     except flags.UnrecognizedFlagError as error:
         known = presets.nearest(error.flagname, flags.FLAGS)
         raise UserError(f"unknown option --{error.flagname}{known}") from error
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        raise UserError(" ".join(str(error).split())) from error
+    except (AttributeError, KeyError) as error:  # ml_collections names the nearest key itself
+        text = _one_line(error.args[0]).replace("\\n", " ").replace("\\'", "'").strip("'")
+        raise UserError(f"unknown config key '{text}") from error
+    except (flags.Error, TypeError, ValueError, OSError) as error:
+        while isinstance(error.__cause__ or error.__context__, UserError):
+            error = (
+                error.__cause__ or error.__context__
+            )  # ml_collections wraps what a preset raises
+        raise UserError(_one_line(error)) from error
+    file = (config_flags.get_config_filename(flags.FLAGS["config"]) or "").partition(":")[0]
+    if file and not Path(file).is_file():
+        raise UserError(
+            f"there is no config file {file}: name a file with get_config(preset), or "
+            "search:PRESET for the presets in the package"
+        )
+    return rest
+
+
+def _one_line(text) -> str:
+    return " ".join(str(text).split())
 
 
 def _packaged(argument: str) -> str:

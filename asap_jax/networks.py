@@ -195,7 +195,7 @@ def count_parameters(params) -> int:
 
 def multiply_adds(network: EvalNetwork, image_shape) -> int:
     """Multiply-adds of the convolutions and the classifier for one image [H, W, C]."""
-    x = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    x = jax.ShapeDtypeStruct((1, *image_shape), jnp.result_type(float))
     context = Context(reference=True)
     variables = jax.eval_shape(lambda x: network.init(jax.random.key(0), x, context), x)
     return cost(lambda v, x: network.apply(v, x, context)[0], variables, x)

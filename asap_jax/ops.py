@@ -66,7 +66,7 @@ def draw(weights: Mapping, key, copies: tuple[int, ...] = ()):
     longer than a search's first epochs. Works under jit and `jax.eval_shape` as well.
     """
     leaves, treedef = jax.tree.flatten(dict(weights), is_leaf=lambda w: isinstance(w, Weight))
-    dtype = np.dtype(jnp.zeros(()).dtype)  # float64 where x64 is enabled
+    dtype = jnp.result_type(float)  # float64 where x64 is enabled
 
     def on_host(key_data):
         rng = np.random.default_rng(np.asarray(key_data))
@@ -309,7 +309,8 @@ def _count(jaxpr) -> int:
     for equation in jaxpr.eqns:
         total += _MULTIPLY_ADDS.get(equation.primitive.name, lambda _: 0)(equation)
         for sub in jax.tree.leaves(
-            list(equation.params.values()), is_leaf=lambda p: hasattr(p, "eqns") or hasattr(p, "jaxpr")
+            list(equation.params.values()),
+            is_leaf=lambda p: hasattr(p, "eqns") or hasattr(p, "jaxpr"),
         ):
             if hasattr(sub, "jaxpr"):
                 sub = sub.jaxpr

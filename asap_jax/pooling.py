@@ -95,8 +95,9 @@ def _max_backward(stride, x, g):
 
     def on_cpu(x, g):
         index = windows.spread(_winners(x, stride)[1], height, width, stride, -1)
-        index, padded = windows.pad(index, 1, -1), windows.pad(
-            windows.spread(g, height, width, stride), 1
+        index, padded = (
+            windows.pad(index, 1, -1),
+            windows.pad(windows.spread(g, height, width, stride), 1),
         )
         # The window that meets this pixel with tap (i, j) is centred (1 - i, 1 - j) pixels away.
         return sum(

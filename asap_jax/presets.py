@@ -8,6 +8,7 @@ import difflib
 from collections.abc import Callable, Iterable
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 from asap_jax.derive import EDGES
 from asap_jax.errors import UserError
@@ -80,10 +81,10 @@ def digits() -> ConfigDict:
     config.data.source = "digits"
     config.search.update(
         {
-            "strategy": _asap(decay=None, final_temperature=0.03),
+            "strategy": _asap(decay=None, final_temperature=0.01),
             "channels": 8,
             "cells": 3,
-            "epochs": 16,
+            "epochs": 24,
             "batch_size": 64,
             "omega": {"learning_rate": 0.05},
             "alpha": {"learning_rate": 0.02},
@@ -131,8 +132,8 @@ def _asap(decay: float | None = 0.95, final_temperature: float | None = None) ->
     return {
         "name": "asap",
         "initial_temperature": 1.3,
-        "decay": decay,
-        "final_temperature": final_temperature,
+        "decay": placeholder(float) if decay is None else decay,
+        "final_temperature": placeholder(float) if final_temperature is None else final_temperature,
         "grace_temperature": 1.0,
         "threshold": 0.4,
     }

@@ -25,7 +25,9 @@ class Mixture(NamedTuple):
     @property
     def scaled(self) -> jax.Array:
         """[E, O] weights with the edges' own factor in them."""
-        return self.weights if self.edge_weights is None else self.weights * self.edge_weights[:, None]
+        return (
+            self.weights if self.edge_weights is None else self.weights * self.edge_weights[:, None]
+        )
 
 
 def masked_softmax(alphas, mask, temperature=1.0):

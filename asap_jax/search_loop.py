@@ -28,8 +28,9 @@ class SearchOutcome(NamedTuple):
 
     genotype: the found cells, by the configured rule of edges.
     gaps: {rule: {"supernet", "derived", "gap"}}: accuracy on the alpha half of the supernet as it
-      ended, and with the rule's genotype alone, the weights shared; their difference. The alpha half
-      has steered the search, so both flatter.
+      ended, and with the rule's genotype alone, the weights shared; their difference. Both normalise
+      by each batch's own statistics, since the running ones belong to the supernet's mixture. The
+      alpha half has steered the search, so both flatter.
     epochs, seconds: how long it ran.
     candidates_left: over both cell types; 2 * edges when every edge is decided.
     state: the last state.
@@ -64,6 +65,18 @@ def make_strategy(config, space: SearchSpace, steps_per_epoch: int) -> Strategy:
         raise UserError(f"config.search.strategy: {error}") from error
 
 
+def check(config, dataset: data.Dataset) -> None:
+    """Raises UserError if the data, space and strategy cannot make a search."""
+    half = len(dataset.train_labels) // 2
+    if config.batch_size > half:
+        raise UserError(
+            f"config.search.batch_size is {config.batch_size}, but each half of the "
+            f"{len(dataset.train_labels)} training images holds only {half}: choose a batch size of "
+            f"at most {half}"
+        )
+    make_strategy(config, make_space(config), half // config.batch_size)
+
+
 def search(config, dataset: data.Dataset, seed: int, log: RunLog) -> SearchOutcome:
     """Searches a cell for the data set's training images.
 
@@ -74,13 +87,8 @@ def search(config, dataset: data.Dataset, seed: int, log: RunLog) -> SearchOutco
       log: gets a record an epoch.
     """
     started = time.monotonic()
+    check(config, dataset)
     omega_half, alpha_half = data.halves(dataset.train_labels, seed)
-    if config.batch_size > len(alpha_half):
-        raise UserError(
-            f"config.search.batch_size is {config.batch_size}, but each half of the "
-            f"{len(dataset.train_labels)} training images holds only {len(alpha_half)}: choose a "
-            f"batch size of at most {len(alpha_half)}"
-        )
     steps = len(omega_half) // config.batch_size
     space = make_space(config)
     strategy = make_strategy(config, space, steps)
@@ -104,13 +112,16 @@ def search(config, dataset: data.Dataset, seed: int, log: RunLog) -> SearchOutco
     )
     images, labels = jnp.asarray(dataset.train_images), jnp.asarray(dataset.train_labels)
     step = _with_data(make_search_step(network, strategy, optimizers), augmentation)
-    accuracy = make_accuracy(
-        _supernet_logits(network),
-        dataset.train_images[alpha_half],
-        dataset.train_labels[alpha_half],
-        dataset.mean,
-        dataset.std,
-        config.eval_batch_size,
+    accuracy, evaluate = (
+        make_accuracy(
+            _supernet_logits(network, by_batch),
+            dataset.train_images[alpha_half],
+            dataset.train_labels[alpha_half],
+            dataset.mean,
+            dataset.std,
+            config.eval_batch_size,
+        )
+        for by_batch in (False, True)
     )
 
     epoch, finished = 0, False
@@ -135,20 +146,22 @@ def search(config, dataset: data.Dataset, seed: int, log: RunLog) -> SearchOutco
                 if finished:
                     break
             mixtures = _final_mixtures(strategy, state)
-            record = _epoch_record(epoch, history, accuracy(state.params, state.batch_stats, mixtures))
+            record = _epoch_record(
+                epoch, history, accuracy(state.params, state.batch_stats, mixtures)
+            )
             record["seconds"] = time.monotonic() - tick
             log.epoch(record, _epoch_line(record, config.epochs))
             if finished:
                 break
 
-    def evaluate(mixtures):
-        return accuracy(state.params, state.batch_stats, mixtures)
+    def shared(mixtures):
+        return evaluate(state.params, state.batch_stats, mixtures)
 
-    supernet_accuracy = evaluate(_final_mixtures(strategy, state))
+    supernet_accuracy = shared(_final_mixtures(strategy, state))
     derived, gaps = {}, {}
     for rule, inputs in EDGES.items():
-        derived[rule] = strategy.derive(state.arch, inputs, jax.random.key(seed), evaluate)
-        alone = evaluate(one_hot_mixture(derived[rule], space))
+        derived[rule] = strategy.derive(state.arch, inputs, jax.random.key(seed), shared)
+        alone = shared(one_hot_mixture(derived[rule], space))
         gaps[rule] = {
             "supernet": supernet_accuracy,
             "derived": alone,
@@ -180,10 +193,13 @@ def _with_data(step, augmentation):
     return jax.jit(run, donate_argnums=0)
 
 
-def _supernet_logits(network):
+def _supernet_logits(network, by_batch):
+    """logits(params, batch_stats, mixtures, images), normalised by the batch or running statistics."""
+
     def logits(params, batch_stats, mixtures, images):
         variables = {"params": params, "batch_stats": batch_stats}
-        return network.apply(variables, images, mixtures, Context(train=False))
+        context = Context(train=by_batch)
+        return network.apply(variables, images, mixtures, context, mutable=["batch_stats"])[0]
 
     return logits
 

@@ -106,9 +106,7 @@ def make_search_step(
         (value, (batch_stats, logits)), gradients = jax.value_and_grad(loss, has_aux=True)(
             state.params, state.arch.alphas, state.batch_stats, batch
         )
-        live = live_parameters(
-            network, state.params, strategy.mixture(state.arch, state.step, key)
-        )
+        live = live_parameters(network, state.params, strategy.mixture(state.arch, state.step, key))
         params, omega_opt = optim.update_where(
             optimizers.omega, live, mean(gradients), state.omega_opt, state.params
         )

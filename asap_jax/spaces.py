@@ -44,7 +44,9 @@ class SearchSpace:
                 f"got {self.edges}"
             )
         if any(not 0 <= source < target for source, target in self.edges):
-            raise ValueError(f"an edge has to lead from an earlier node to a later: got {self.edges}")
+            raise ValueError(
+                f"an edge has to lead from an earlier node to a later: got {self.edges}"
+            )
 
     def incoming(self, target: int) -> list[int]:
         """Indices of the edges into node `target`, in order."""

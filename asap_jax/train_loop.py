@@ -44,6 +44,16 @@ def make_network(config, genotype: Genotype, num_classes: int) -> EvalNetwork:
     )
 
 
+def check(config, dataset: data.Dataset) -> None:
+    """Raises UserError if the data cannot make a training."""
+    count = len(dataset.train_labels)
+    if config.batch_size > count:
+        raise UserError(
+            f"config.train.batch_size is {config.batch_size}, but there are only {count} training "
+            f"images: choose a batch size of at most {count}"
+        )
+
+
 def train(
     config, genotype: Genotype, dataset: data.Dataset, seed: int, log: RunLog
 ) -> TrainOutcome:
@@ -57,12 +67,8 @@ def train(
       log: gets a record an epoch.
     """
     started = time.monotonic()
+    check(config, dataset)
     count = len(dataset.train_labels)
-    if config.batch_size > count:
-        raise UserError(
-            f"config.train.batch_size is {config.batch_size}, but there are only {count} training "
-            f"images: choose a batch size of at most {count}"
-        )
     steps = count // config.batch_size
     network = make_network(config, genotype, len(dataset.class_names))
     optimizer = optim.sgd(

@@ -11,7 +11,8 @@ def outputs(size: int, stride: int) -> int:
 
 def pad(x, width: int, value=0):
     """Pads height and width of x [N, H, W, C] on both sides."""
-    return jnp.pad(x, ((0, 0), (width, width), (width, width), (0, 0)), constant_values=value)
+    sides = (width, width, 0)
+    return lax.pad(x, jnp.asarray(value, x.dtype), ((0, 0, 0), sides, sides, (0, 0, 0)))
 
 
 def taps(size: int) -> list[tuple[int, int]]:

@@ -17,9 +17,8 @@ def epoch_order(indices, batch_size, seed, epoch):
 def evaluation_batches(count, batch_size):
     """Yields (indices [batch_size], valid [batch_size] bool) over `count` images, in order.
 
-    The last batch is filled up with image 0 and marked as not valid there.
+    The last batch is filled up from the start again, and marked as not valid there.
     """
     for start in range(0, count, batch_size):
         indices = np.arange(start, start + batch_size)
-        valid = indices < count
-        yield np.where(valid, indices, 0), valid
+        yield indices % count, indices < count

@@ -1,5 +1,7 @@
 """Deterministic splits that keep the classes' shares."""
 
+import itertools
+
 import numpy as np
 
 
@@ -25,7 +27,7 @@ def stratified(labels, sizes, seed):
     order = np.argsort(position, kind="stable")
     ends = np.cumsum([0, *sizes])
     # Any run of this order has the classes' shares, so the cuts may fall anywhere.
-    return [np.sort(order[a:b]) for a, b in zip(ends[:-1], ends[1:], strict=True)]
+    return [np.sort(order[a:b]) for a, b in itertools.pairwise(ends)]
 
 
 def halves(labels, seed):

@@ -35,9 +35,7 @@ def draw_cells(genotype: Genotype, paths) -> None:
 def _draw_cell(axis, title, nodes, concat):
     output = len(nodes) + 2
     names = ["c(k-2)", "c(k-1)", *(f"node {i}" for i in range(len(nodes))), "output"]
-    lanes = [
-        (source, target, op) for target, node in enumerate(nodes, 2) for op, source in node
-    ]
+    lanes = [(source, target, op) for target, node in enumerate(nodes, 2) for op, source in node]
     bottom = len(lanes) + 1
     for column, name in enumerate(names):
         used = column < 2 or column == output or column in concat
@@ -49,7 +47,11 @@ def _draw_cell(axis, title, nodes, concat):
             ha="center",
             va="center",
             fontsize=10,
-            bbox={"boxstyle": "round,pad=0.35", "fc": "white" if used else "#eeeeee", "ec": "#444444"},
+            bbox={
+                "boxstyle": "round,pad=0.35",
+                "fc": "white" if used else "#eeeeee",
+                "ec": "#444444",
+            },
         )
     for lane, (source, target, op) in enumerate(lanes, 1):
         color = next((c for family, c in _FAMILIES if family in op), _OTHER)

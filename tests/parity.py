@@ -1,0 +1,81 @@
+"""What is compared between PyTorch's DARTS and this library, from a seed, and how it is summed up.
+
+`compare_with_torch.py` runs both sides and writes `golden/*.json`; `test_golden.py` holds this
+library against those numbers without torch. Weights, running statistics, images and labels come
+from NumPy's generator by the sorted keys of PyTorch's state dict, so both sides can make them.
+"""
+
+import jax.numpy as jnp
+import numpy as np
+
+from asap_jax import networks, spaces
+from asap_jax.genotypes import GENOTYPES
+from asap_jax.relaxation import Mixture
+
+BATCH = 4
+CLASSES = 10
+
+
+class Case:
+    """One network at a size that is quick to run.
+
+    Four cells, not three: there the auxiliary head would sit on the last cell, and DARTS' in-place
+    ReLU in it would reach the main classifier. After any further cell it changes nothing.
+    """
+
+    def __init__(self, kind, genotype=None):
+        self.kind, self.genotype = kind, genotype
+        self.name = kind if genotype is None else f"{kind}_{genotype}"
+        self.channels, self.cells = 4, 4
+        self.size = 224 if kind == "imagenet" else 32
+        if kind == "search":
+            self.network = networks.Supernet(spaces.DARTS, CLASSES, self.channels, self.cells)
+        else:
+            self.network = networks.EvalNetwork(
+                GENOTYPES[genotype], CLASSES, self.channels, self.cells, kind, auxiliary=True
+            )
+
+
+CASES = [Case("search"), *(Case("cifar", name) for name in GENOTYPES)]
+CASES += [Case("imagenet", name) for name in ("ASAP", "AmoebaNet")]
+
+
+def inputs(case):
+    """(images [N, H, W, 3] float64, labels [N], alphas {cell: [14, 8]})."""
+    rng = np.random.default_rng(1)
+    images = rng.normal(size=(BATCH, case.size, case.size, 3))
+    labels = rng.integers(0, CLASSES, BATCH)
+    return images, labels, {cell: rng.normal(size=(14, 8)) for cell in ("normal", "reduce")}
+
+
+def weights(shapes):
+    """A state dict of float64 arrays for {key: shape}, drawn by sorted key."""
+    rng = np.random.default_rng(2)
+    values = {}
+    for key in sorted(shapes):
+        shape = tuple(shapes[key])
+        if key.endswith("num_batches_tracked"):
+            values[key] = np.zeros((), np.int64)
+        elif key.endswith("running_var"):
+            values[key] = rng.uniform(0.5, 1.5, shape)
+        elif len(shape) > 1:
+            values[key] = rng.normal(size=shape) / np.sqrt(np.prod(shape[1:]))
+        else:
+            values[key] = rng.normal(size=shape) * 0.2 + (key.endswith("weight"))
+    return values
+
+
+def digest(tree):
+    """{key: [sum, sum of squares, dot with a seeded vector]} of a flat dictionary of arrays."""
+    result = {}
+    for key in sorted(tree):
+        flat = np.asarray(tree[key], np.float64).ravel()
+        probe = np.random.default_rng(3).normal(size=flat.size)
+        result[key] = [float(flat.sum()), float((flat**2).sum()), float(flat @ probe)]
+    return result
+
+
+def full_mixtures():
+    """Every candidate of the DARTS space active, at equal weight."""
+    ones = jnp.ones((14, 8))
+    return {cell: Mixture(ones / 8, ones > 0) for cell in ("normal", "reduce")}

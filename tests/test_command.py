@@ -1,0 +1,179 @@
+"""The command: a whole tiny run, and bad input in one paragraph with exit code 2."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from asap_jax import GENOTYPES, Genotype, checkpoint, job, presets
+from asap_jax.errors import UserError
+from asap_jax.report.cells import draw_cells
+
+ROOT = Path(__file__).parents[1]
+CONFIG = f"--config={ROOT / 'configs' / 'search.py'}"
+
+
+def tiny():
+    """digits, cut down to seconds."""
+    config = presets.get_config("digits")
+    config.data.update({"train_examples": 160, "test_examples": 60})
+    config.search.update({"channels": 4, "cells": 2, "epochs": 3, "batch_size": 40})
+    config.search.candidates = ("sep_conv_3x3", "max_pool_3x3", "skip_connect")
+    config.search.alpha.learning_rate = 0.2
+    config.train.update({"channels": 4, "cells": 2, "epochs": 2, "batch_size": 40})
+    return config
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("run")
+    return workdir, job.run(tiny(), workdir, quiet=True)
+
+
+def test_results(finished):
+    workdir, results = finished
+    assert json.loads((workdir / "results.json").read_text()) == results
+    for key in ["test_accuracy", "test_error", "parameters", "multiply_adds", "search_seconds", "train_seconds", "total_seconds", "candidates_left", "epochs", "seed", "versions", "gap"]:
+        assert key in results
+    assert results["test_error"] == pytest.approx(1 - results["test_accuracy"])
+    assert 0 < results["test_accuracy"] <= 1
+    assert results["versions"]["jax"]
+    assert results["total_seconds"] >= results["search_seconds"] + results["train_seconds"]
+    for gap in results["gap"].values():
+        assert gap["gap"] == pytest.approx(gap["supernet"] - gap["derived"])
+    if results["candidates_left"] == 28:
+        assert results["gap"]["all"]["gap"] == 0
+
+
+def test_files(finished):
+    workdir, results = finished
+    records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    searched = [r for r in records if r["phase"] == "search"]
+    assert len(searched) == results["epochs"]["search"]
+    assert [r["epoch"] for r in records if r["phase"] == "train"] == [1, 2]
+    for key in ["temperature", "candidates_left", "entropy", "train_loss", "val_loss", "val_accuracy", "seconds", "threshold"]:
+        assert key in searched[0]
+    left = [r["candidates_left"] for r in searched]
+    assert left == sorted(left, reverse=True)
+    genotype = Genotype.load(workdir / "genotype.json")
+    assert all(len(node) == 2 for node in genotype.normal + genotype.reduce)
+    svg = (workdir / "cells.svg").read_text()
+    for op, _ in (edge for node in genotype.normal + genotype.reduce for edge in node):
+        assert op.replace("_", " ") in svg
+    assert (workdir / "cells.png").read_bytes().startswith(b"\x89PNG")
+    assert json.loads((workdir / "config.json").read_text())["search"]["batch_size"] == 40
+    network = checkpoint.restore(workdir / "network")
+    count = sum(np.size(leaf) for leaf in _leaves(network["params"]))
+    assert count == results["parameters"]
+
+
+def _leaves(tree):
+    return [x for v in tree.values() for x in (_leaves(v) if isinstance(v, dict) else [v])]
+
+
+def test_another_config_is_refused_and_nothing_is_lost(finished):
+    workdir, _ = finished
+    before = {path: path.stat().st_mtime_ns for path in workdir.iterdir()}
+    config = tiny()
+    config.search.epochs = 5
+    with pytest.raises(UserError, match="another config .*search.epochs: 3 there, 5 here"):
+        job.run(config, workdir, quiet=True)
+    assert {path: path.stat().st_mtime_ns for path in workdir.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c.search.update(batch_size=81), "search.batch_size is 81.*holds only 80"),
+        (lambda c: c.train.update(batch_size=161), "train.batch_size is 161.*only 160"),
+        (lambda c: c.search.strategy.update(initial_temperature=0.0), "initial_temperature"),
+        (lambda c: c.search.strategy.update(initial_temperature=-1.0), "initial_temperature"),
+        (lambda c: c.search.update(candidates=("sep_conv_3x3", "conv_9x9")), "'conv_9x9'"),
+        (lambda c: c.search.update(edges="top3"), "top2, all"),
+        (lambda c: c.search.update(space="drats"), "did you mean 'darts'"),
+        (lambda c: c.search.strategy.update(name="darst"), "did you mean 'darts'"),
+        (lambda c: c.search.update(epochs=0), "search.epochs is 0"),
+        (lambda c: c.train.update(drop_path=1.0), "train.drop_path"),
+        (lambda c: c.data.update(source="tfds:nothing"), "finds no data set"),
+        (lambda c: c.data.update(test_examples=10**6), "test_examples"),
+    ],
+)
+def test_impossible_values_are_refused(change, message, tmp_path):
+    config = tiny()
+    change(config)
+    with pytest.raises(UserError, match=message):
+        job.run(config, tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()  # so that the corrected command may use it
+
+
+def command(*arguments, cwd=ROOT):
+    return subprocess.run(
+        [sys.executable, "-m", "asap_jax.main", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        timeout=120,
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((f"{CONFIG}:digits", "--config.search.epoch=3"), "epochs"),
+        ((f"{CONFIG}:digits", "--config.serach.epochs=3"), "search"),
+        ((f"{CONFIG}:digist",), "did you mean 'digits'"),
+        ((f"{CONFIG}:digits", "--config.search.epochs=many"), "many"),
+        ((f"{CONFIG}:digits", "--wrokdir=x"), "did you mean 'workdir'"),
+        (("--config=configs/serach.py:digits",), "serach.py"),
+        ((), "--config is missing"),
+    ],
+)
+def test_bad_flags_are_one_paragraph_and_exit_code_2(arguments, message):
+    done = command(*arguments)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("asap_jax: ")
+    assert done.stderr.count("\n") == 1
+    assert "Traceback" not in done.stderr
+    assert message in done.stderr
+
+
+def test_a_refused_run_exits_with_2_outside_the_checkout(tmp_path):
+    """Where there is no configs/ folder, the package's own presets serve."""
+    done = command(
+        "--config=search:digits", "--config.search.batch_size=5000", "--workdir=w", cwd=tmp_path
+    )
+    assert done.returncode == 2
+    assert "holds only 718" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_presets():
+    paper = presets.get_config()
+    assert (paper.search.channels, paper.search.cells, paper.search.epochs) == (16, 8, 50)
+    assert paper.search.batch_size == 96
+    for name in (
+        "digits",
+        "cifar10_small",
+        "darts",
+        "random",
+        "digits,random",
+        "cifar10_small,darts",
+    ):
+        presets.check(presets.get_config(name))
+    with pytest.raises(UserError, match="more than one size"):
+        presets.get_config("digits,paper")
+
+
+def test_cells_with_all_edges_are_drawn(tmp_path):
+    every = Genotype(
+        tuple(tuple(("dil_conv_5x5", s) for s in range(t)) for t in range(2, 6)),
+        (2, 3, 4, 5),
+        GENOTYPES["ASAP"].reduce,
+        (2, 3, 4, 5),
+    )
+    draw_cells(every, [tmp_path / "cells.svg"])
+    svg = (tmp_path / "cells.svg").read_text()
+    assert svg.count("dil conv 5x5") == 14 + 1  # one more in the reduction cell

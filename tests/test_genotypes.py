@@ -1,0 +1,110 @@
+"""Genotypes: JSON and back, the published cells and their sizes to the digit, bad input."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from asap_jax import GENOTYPES, Context, EvalNetwork, Genotype, count_parameters, multiply_adds
+
+# Parameters at CIFAR-10 C=36 L=20 and ImageNet C=48 L=14, auxiliary head apart; then the head's.
+SIZES = {
+    "NASNet": (3830950, 5564320, 457994, 1236200),
+    "AmoebaNet": (3145078, 4627360, 457994, 1236200),
+    "PNASNet": (4481110, 6394912, 494858, 1285352),
+    "ENAS": (3859894, 5625952, 457994, 1236200),
+    "DARTS_V1": (3169414, 4510432, 476426, 1260776),
+    "DARTS_V2": (3349342, 4718752, 476426, 1260776),
+    "SNAS_mild": (2661382, 3939328, 476426, 1260776),
+    "SNAS_moderate": (2847358, 4312576, 476426, 1260776),
+    "SNAS_aggressive": (2313622, 3561952, 476426, 1260776),
+    "GDAS_V1": (3368782, 4969216, 476426, 1260776),
+    "PDARTS": (3433798, 4944352, 476426, 1260776),
+    "PC_DARTS_cifar": (3634678, 5270560, 476426, 1260776),
+    "PC_DARTS_image": (3721510, 5342464, 476426, 1260776),
+    "XNAS": (3793438, 5260000, 476426, 1260776),
+    "ASAP": (2538046, 3829504, 476426, 1260776),
+    "MdeNAS": (3783286, 5325760, 476426, 1260776),
+    "NAONet-WS": (2921302, None, None, None),
+}
+
+
+def parameters(network, size):
+    x = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+    plain = Context(reference=True)
+    variables = jax.eval_shape(lambda x: network.init(jax.random.key(0), x, plain), x)
+    params = variables["params"]
+    head = sum(leaf.size for leaf in jax.tree.leaves(params["auxiliary_head"]))
+    return count_parameters(params), head
+
+
+def test_all_published_cells_are_here():
+    assert list(GENOTYPES) == list(SIZES)
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_published_sizes(name):
+    cifar, imagenet, cifar_head, imagenet_head = SIZES[name]
+    count, head = parameters(EvalNetwork(GENOTYPES[name], 10, auxiliary=True), 32)
+    assert count == cifar
+    assert cifar_head is None or head == cifar_head
+    if imagenet is not None:
+        network = EvalNetwork(GENOTYPES[name], 1000, 48, 14, stem="imagenet", auxiliary=True)
+        assert parameters(network, 64) == (imagenet, imagenet_head)
+
+
+def test_darts_v2_with_its_auxiliary_head():
+    assert sum(parameters(EvalNetwork(GENOTYPES["DARTS_V2"], 10, auxiliary=True), 32)) == 3_825_768
+
+
+@pytest.mark.parametrize(
+    ("name", "cifar", "imagenet"),
+    [("DARTS_V2", 528_359_040, 529_911_552), ("ASAP", 400_652_928, 421_728_960)],
+)
+def test_published_multiply_adds(name, cifar, imagenet):
+    assert multiply_adds(EvalNetwork(GENOTYPES[name], 10), (32, 32, 3)) == cifar
+    network = EvalNetwork(GENOTYPES[name], 1000, 48, 14, stem="imagenet")
+    assert multiply_adds(network, (224, 224, 3)) == imagenet
+
+
+@pytest.mark.parametrize("name", GENOTYPES)
+def test_round_trip(name, tmp_path):
+    genotype = GENOTYPES[name]
+    genotype.save(tmp_path / "genotype.json")
+    assert Genotype.load(tmp_path / "genotype.json") == genotype
+
+
+def test_any_number_of_inputs_a_node():
+    genotype = Genotype(
+        ((), (("skip_connect", 0), ("none", 1), ("skip_connect", 2))), (3,), ((), ()), (2, 3)
+    )
+    assert Genotype.from_json(genotype.to_json()) == genotype
+    network = EvalNetwork(genotype, 3, channels=4, cells=3)
+    variables = network.init(jax.random.key(0), jnp.ones((2, 8, 8, 1)))
+    logits, auxiliary = network.apply(variables, jnp.ones((2, 8, 8, 1)))
+    assert logits.shape == (2, 3)
+    assert auxiliary is None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda r: r.update(format="other"), "format"),
+        (lambda r: r.update(version=2), "version 2"),
+        (lambda r: r.pop("reduce"), "lacks reduce"),
+        (lambda r: r["normal"][0][0].__setitem__(0, "conv_9x9"), "unknown operation 'conv_9x9'"),
+        (lambda r: r["normal"][0][0].__setitem__(1, 2), "input 2 does not exist yet"),
+        (lambda r: r.update(normal_concat=[2, 9]), "concatenates nodes"),
+    ],
+)
+def test_bad_genotypes_are_named(change, message):
+    record = json.loads(GENOTYPES["ASAP"].to_json())
+    change(record)
+    with pytest.raises(ValueError, match=message):
+        Genotype.from_json(json.dumps(record))
+
+
+def test_genotypes_are_never_evaluated():
+    with pytest.raises(ValueError, match="has to be JSON"):
+        Genotype.from_json("Genotype(normal=[], normal_concat=[], reduce=[], reduce_concat=[])")

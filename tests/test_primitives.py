@@ -1,0 +1,156 @@
+"""Each primitive's values and gradients against a slow NumPy reference, in float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from asap_jax import batch_norm, depthwise, pooling
+
+RNG = np.random.default_rng(0)
+
+
+@pytest.fixture(autouse=True)
+def float64():
+    with jax.enable_x64(True):
+        yield
+
+
+def slow_depthwise(x, kernel, stride, dilation, g):
+    """(y, gradient of x, gradient of the kernel) of <g, y>, by loops."""
+    n, height, width, channels = x.shape
+    k = kernel.shape[0]
+    pad = dilation * (k - 1) // 2
+    rows, columns = -(-height // stride), -(-width // stride)
+    y = np.zeros((n, rows, columns, channels))
+    g_x, g_kernel = np.zeros_like(x), np.zeros_like(kernel)
+    for row in range(rows):
+        for column in range(columns):
+            for i in range(k):
+                for j in range(k):
+                    h, w = row * stride + i * dilation - pad, column * stride + j * dilation - pad
+                    if 0 <= h < height and 0 <= w < width:
+                        y[:, row, column] += x[:, h, w] * kernel[i, j]
+                        g_x[:, h, w] += g[:, row, column] * kernel[i, j]
+                        g_kernel[i, j] += (g[:, row, column] * x[:, h, w]).sum(0)
+    return y, g_x, g_kernel
+
+
+def slow_pool(x, stride, g, largest):
+    n, height, width, channels = x.shape
+    rows, columns = -(-height // stride), -(-width // stride)
+    y, g_x = np.zeros((n, rows, columns, channels)), np.zeros_like(x)
+    for index in np.ndindex(n, rows, columns, channels):
+        b, row, column, c = index
+        met = [
+            (h, w)
+            for h in range(row * stride - 1, row * stride + 2)
+            for w in range(column * stride - 1, column * stride + 2)
+            if 0 <= h < height and 0 <= w < width
+        ]
+        values = [x[b, h, w, c] for h, w in met]
+        if largest:
+            h, w = met[int(np.argmax(values))]  # the first of equal ones
+            y[index] = x[b, h, w, c]
+            g_x[b, h, w, c] += g[index]
+        else:
+            y[index] = np.mean(values)
+            for h, w in met:
+                g_x[b, h, w, c] += g[index] / len(met)
+    return y, g_x
+
+
+@pytest.mark.parametrize("size", [(7, 6), (8, 8)])
+@pytest.mark.parametrize(("kernel", "dilation"), [(3, 1), (5, 1), (3, 2), (5, 2), (7, 1)])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_depthwise(size, kernel, dilation, stride):
+    x, k = RNG.normal(size=(2, *size, 3)), RNG.normal(size=(kernel, kernel, 3))
+    g = RNG.normal(size=(2, -(-size[0] // stride), -(-size[1] // stride), 3))
+    expected = slow_depthwise(x, k, stride, dilation, g)
+    for form in (depthwise.depthwise_conv, depthwise.depthwise_conv_reference):
+        y, pull = jax.vjp(lambda x, k, form=form: form(x, k, stride, dilation), x, k)
+        for got, want in zip((y, *pull(jnp.asarray(g))), expected, strict=True):
+            np.testing.assert_allclose(got, want, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("size", [(7, 6), (8, 8), (2, 2), (1, 3)])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("largest", [True, False])
+def test_pools(size, stride, largest):
+    x = np.round(RNG.normal(size=(2, *size, 3)), 1 if largest else 15)  # with ties for the maximum
+    g = RNG.normal(size=(2, -(-size[0] // stride), -(-size[1] // stride), 3))
+    expected = slow_pool(x, stride, g, largest)
+    forms = (
+        (pooling.max_pool, pooling.max_pool_reference)
+        if largest
+        else (pooling.avg_pool, pooling.avg_pool_reference)
+    )
+    for form in forms:
+        y, pull = jax.vjp(lambda x, form=form: form(x, stride), x)
+        np.testing.assert_allclose(y, expected[0], rtol=1e-12)
+        np.testing.assert_allclose(pull(jnp.asarray(g))[0], expected[1], rtol=1e-11, atol=1e-12)
+
+
+def test_max_pool_passes_nan_on():
+    x = np.zeros((1, 4, 4, 1))
+    x[0, 1, 1] = np.nan
+    assert np.isnan(pooling.max_pool(jnp.asarray(x))[0, :3, :3]).all()
+    assert not np.isnan(pooling.max_pool(jnp.asarray(x))[0, 3]).any()
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_second_derivatives_agree_with_the_plain_forms(stride):
+    """Reverse over reverse, as Hessian-vector products of second-order methods need it."""
+    x, k = RNG.normal(size=(2, 6, 6, 3)), RNG.normal(size=(3, 3, 3))
+
+    def hessian_times(depthwise_form, max_form, avg_form):
+        def loss(x, k):
+            y = jnp.tanh(depthwise_form(x, k, stride, 1))
+            return jnp.sum(jnp.square(max_form(y, 1)) * jnp.cos(avg_form(y, 1)))
+
+        def projected(x, k):
+            g_x, g_k = jax.grad(loss, (0, 1))(x, k)
+            return jnp.vdot(g_x, jnp.cos(x)) + jnp.vdot(g_k, jnp.sin(k))
+
+        return jax.grad(projected, (0, 1))(x, k)
+
+    ours = hessian_times(depthwise.depthwise_conv, pooling.max_pool, pooling.avg_pool)
+    plain = hessian_times(
+        depthwise.depthwise_conv_reference, pooling.max_pool_reference, pooling.avg_pool_reference
+    )
+    for got, want in zip(ours, plain, strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-10, atol=1e-11)
+
+
+def test_batch_norm():
+    x, g = RNG.normal(3, 2, size=(4, 3, 5, 2)), RNG.normal(size=(4, 3, 5, 2))
+    scale, bias = RNG.normal(size=2), RNG.normal(size=2)
+    stats = {"mean": RNG.normal(size=2), "var": RNG.uniform(1, 2, 2)}
+    flat = x.reshape(-1, 2)
+
+    def run(x, scale, bias, train):
+        return batch_norm.batch_norm(x, stats, train=train, scale=scale, bias=bias)
+
+    y, new = run(x, scale, bias, True)
+    np.testing.assert_allclose(
+        y, (x - flat.mean(0)) / np.sqrt(flat.var(0) + 1e-5) * scale + bias, rtol=1e-12
+    )
+    np.testing.assert_allclose(new["mean"], 0.9 * stats["mean"] + 0.1 * flat.mean(0), rtol=1e-12)
+    unbiased = flat.var(0, ddof=1)
+    np.testing.assert_allclose(new["var"], 0.9 * stats["var"] + 0.1 * unbiased, rtol=1e-12)
+
+    # The textbook gradient: 1/std * (dy - mean(dy) - xhat * mean(dy * xhat)), dy = g * scale.
+    std = np.sqrt(flat.var(0) + 1e-5)
+    normed = (x - flat.mean(0)) / std
+    dy = g * scale
+    expected = (dy - dy.mean((0, 1, 2)) - normed * (dy * normed).mean((0, 1, 2))) / std
+    pull = jax.vjp(lambda *a: run(*a, True)[0], x, scale, bias)[1]
+    g_x, g_scale, g_bias = pull(jnp.asarray(g))
+    np.testing.assert_allclose(g_x, expected, rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(g_scale, (g * normed).sum((0, 1, 2)), rtol=1e-11)
+    np.testing.assert_allclose(g_bias, g.sum((0, 1, 2)), rtol=1e-11)
+
+    y, same = run(x, scale, bias, False)
+    plain = (x - stats["mean"]) / np.sqrt(stats["var"] + 1e-5) * scale + bias
+    np.testing.assert_allclose(y, plain, rtol=1e-12)
+    assert same is stats

@@ -1,0 +1,82 @@
+"""Schedules at the paper's settings against values computed by hand."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from asap_jax import schedules, spaces
+from asap_jax.strategies import asap
+
+STEPS = 260  # 25,000 // 96
+
+
+@pytest.fixture(scope="module")
+def paper():
+    return asap(spaces.ASAP, 50, STEPS)
+
+
+def temperature(strategy, epoch, step=0):
+    return float(strategy.readings(jnp.int32(epoch * STEPS + step))["temperature"])
+
+
+def test_temperature_at_the_papers_settings(paper):
+    assert temperature(paper, 0) == pytest.approx(1.235, rel=1e-6)  # t = 1
+    assert temperature(paper, 0, STEPS - 1) == temperature(paper, 0)  # constant within an epoch
+    assert temperature(paper, 1) == pytest.approx(1.3 * 0.9025, rel=1e-6)
+    assert temperature(paper, 49) == pytest.approx(0.10003, abs=5e-6)  # T(50) = 0.100
+
+
+def test_exactly_five_grace_epochs(paper):
+    learning = [bool(paper.learns(jnp.int32(epoch * STEPS))) for epoch in range(50)]
+    assert learning == [False] * 5 + [True] * 45
+
+
+def test_threshold_is_the_initial_candidates_share(paper):
+    for step in (0, 5000, 12999):
+        reading = float(paper.readings(jnp.int32(step))["threshold"])
+        assert reading == pytest.approx(0.4 / 7, rel=1e-6)
+    assert pytest.approx(0.0571, abs=5e-5) == 0.4 / 7
+
+
+def test_other_lengths_end_at_the_stated_temperature():
+    short = asap(spaces.ASAP, 10, STEPS, decay=None, final_temperature=0.1)
+    assert temperature(short, 9) == pytest.approx(0.1, rel=1e-5)
+    assert temperature(short, 0) == pytest.approx(1.3 * (0.1 / 1.3) ** 0.1, rel=1e-5)
+
+
+def test_cosine_of_the_last_epoch():
+    rate = schedules.cosine_by_epoch(0.025, 0.001, 50, STEPS)
+    assert float(rate(jnp.int32(0))) == pytest.approx(0.025, rel=1e-6)
+    assert float(rate(jnp.int32(25 * STEPS))) == pytest.approx(0.013, rel=1e-6)
+    for step in (49 * STEPS, 50 * STEPS - 1):
+        assert float(rate(jnp.int32(step))) == pytest.approx(1.023679e-3, rel=1e-6)
+
+
+def test_drop_path_rises_by_epoch():
+    probability = schedules.linear_by_epoch(0.2, 600, STEPS)
+    assert float(probability(jnp.int32(STEPS - 1))) == 0
+    assert float(probability(jnp.int32(300 * STEPS))) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"initial_temperature": 0.0},
+        {"initial_temperature": -1.0},
+        {"decay": 1.0},
+        {"decay": 0.95, "final_temperature": 0.1},
+        {"decay": None},
+        {"decay": None, "final_temperature": 0.0},
+        {"threshold": 0.0},
+        {"threshold": 1.5},
+    ],
+)
+def test_impossible_values_are_refused(options):
+    with pytest.raises(ValueError):
+        asap(spaces.ASAP, 50, STEPS, **options)
+
+
+def test_time_counts_epochs_from_one():
+    schedule = schedules.exponential_temperature(2.0, 0.5, 3)
+    got = [float(schedule(jnp.int32(step))) for step in range(7)]
+    np.testing.assert_allclose(got, [1, 1, 1, 0.5, 0.5, 0.5, 0.25])

@@ -1,0 +1,301 @@
+"""The search step and the strategies: one contract for all, and what each does itself."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from asap_jax import STRATEGIES, EvalNetwork, SearchSpace, Supernet, optim, parallel, train_step
+from asap_jax.networks import live_parameters
+from asap_jax.relaxation import masked_softmax, one_hot_mixture
+from asap_jax.search_step import Batch, Optimizers, init_state, make_search_step
+from asap_jax.spaces import CELL_TYPES
+
+SPACE = SearchSpace(("sep_conv_3x3", "max_pool_3x3", "skip_connect"), nodes=2)
+NETWORK = Supernet(SPACE, 3, channels=4, cells=2)
+OPTIMIZERS = Optimizers(
+    optim.sgd(optax.constant_schedule(0.05)), optim.adam(0.05, weight_decay=1e-3)
+)
+EPOCHS, STEPS = 4, 3
+IMAGE = (8, 8, 1)
+# ASAP: T = 1.04, 0.832, 0.666, 0.532 over four epochs of three steps, one of them grace.
+OPTIONS = {"asap": {"decay": 0.8, "threshold": 0.95}, "darts": {}, "random": {"samples": 3}}
+RNG = np.random.default_rng(0)
+BATCHES = [
+    Batch(
+        jnp.asarray(RNG.normal(size=(8, *IMAGE)), jnp.float32), jnp.asarray(RNG.integers(0, 3, 8))
+    )
+    for _ in range(8)
+]
+
+
+def make(name):
+    return STRATEGIES[name](SPACE, EPOCHS, STEPS, **OPTIONS[name])
+
+
+def start(strategy, seed=0):
+    return init_state(NETWORK, strategy, OPTIMIZERS, jax.random.key(seed), IMAGE)
+
+
+@pytest.fixture(scope="module", params=STRATEGIES)
+def history(request):
+    """(strategy, jitted step, states before and after each of 12 steps, metrics)."""
+    strategy = make(request.param)
+    step = jax.jit(make_search_step(NETWORK, strategy, OPTIMIZERS))
+    states, metrics = [start(strategy)], []
+    for i in range(EPOCHS * STEPS):
+        state, measured = step(states[-1], BATCHES[i % 8], BATCHES[(i + 3) % 8])
+        states.append(state)
+        metrics.append(jax.device_get(measured))
+    return strategy, step, states, metrics
+
+
+def test_one_compilation_serves_the_whole_search(history):
+    _, step, states, _ = history
+    assert step._cache_size() == 1
+    shapes = [
+        jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), s) for s in (states[0], states[-1])
+    ]
+    assert shapes[0] == shapes[1]
+
+
+def test_masks_only_shrink_and_no_edge_runs_empty(history):
+    _, _, states, _ = history
+    for before, after in itertools.pairwise(states):
+        for cell in CELL_TYPES:
+            assert not (after.arch.masks[cell] & ~before.arch.masks[cell]).any()
+            assert (after.arch.masks[cell].sum(-1) >= 1).all()
+
+
+def test_inactive_candidates_are_not_touched(history):
+    strategy, _, states, _ = history
+    touched = 0
+    for i, (before, after) in enumerate(itertools.pairwise(states)):
+        key, _ = jax.random.split(jax.random.fold_in(before.key, i))
+        mixtures = strategy.mixture(before.arch, before.step, key)
+        for mixture in mixtures.values():
+            assert (mixture.weights[~mixture.active] == 0).all()
+        live = live_parameters(NETWORK, before.params, mixtures)
+        jax.tree.map(
+            lambda on, old, new: np.testing.assert_array_equal(
+                jnp.where(on, 0, new), jnp.where(on, 0, old)
+            ),
+            live,
+            before.params,
+            after.params,
+        )
+        touched += any(
+            bool((jnp.where(on, new, 0) != jnp.where(on, old, 0)).any())
+            for on, old, new in zip(
+                *map(jax.tree.leaves, (live, before.params, after.params)), strict=True
+            )
+        )
+    assert touched == EPOCHS * STEPS
+
+
+def test_pruned_alphas_are_frozen(history):
+    _, _, states, _ = history
+    for before, after in itertools.pairwise(states):
+        for cell in CELL_TYPES:
+            dead = ~before.arch.masks[cell]
+            old, new = before.arch.alphas[cell], after.arch.alphas[cell]
+            np.testing.assert_array_equal(new[dead], old[dead])
+
+
+def test_the_same_key_repeats_the_search_bit_for_bit(history):
+    strategy, step, states, _ = history
+    state = start(strategy)
+    for i in range(4):
+        state, _ = step(state, BATCHES[i % 8], BATCHES[(i + 3) % 8])
+    jax.tree.map(np.testing.assert_array_equal, state.params, states[4].params)
+    jax.tree.map(np.testing.assert_array_equal, state.arch, states[4].arch)
+
+
+def test_derivation_gives_a_network(history):
+    strategy, _, states, _ = history
+    seen = []
+
+    def evaluate(mixtures):
+        seen.append(mixtures)
+        return float(len(seen))
+
+    for inputs in (2, None):
+        genotype = strategy.derive(states[-1].arch, inputs, jax.random.key(0), evaluate)
+        sizes = [len(node) for node in genotype.normal + genotype.reduce]
+        assert sizes == ([2, 2] * 2 if inputs else [2, 3] * 2)
+        EvalNetwork(genotype, 3, channels=4, cells=2).init(
+            jax.random.key(0), jnp.zeros((1, *IMAGE))
+        )
+
+
+def test_asap_is_algorithm_1():
+    strategy = make("asap")
+    step = jax.jit(make_search_step(NETWORK, strategy, OPTIMIZERS))
+    state = start(strategy)
+    assert all((alphas == 0).all() for alphas in state.arch.alphas.values())
+    temperatures = [1.3 * 0.8 ** (i // STEPS + 1) for i in range(EPOCHS * STEPS)]
+    pruned = 0
+    for i, temperature in enumerate(temperatures):
+        before = state
+        state, metrics = step(state, BATCHES[i % 8], BATCHES[(i + 3) % 8])
+        assert metrics["temperature"] == pytest.approx(temperature, rel=1e-5)
+        if temperature >= 1:  # grace: omega alone
+            jax.tree.map(np.testing.assert_array_equal, state.arch, before.arch)
+            jax.tree.map(np.testing.assert_array_equal, state.alpha_opt, before.alpha_opt)
+            assert np.isnan(metrics["val_loss"])
+            continue
+        for cell in CELL_TYPES:
+            mask, alphas = before.arch.masks[cell], state.arch.alphas[cell]
+            undecided = mask.sum(-1) > 1
+            assert (alphas != before.arch.alphas[cell])[undecided].any()
+            # Line 7 at the new alphas and this step's T; theta = 0.95 / 3 on every edge.
+            weights = np.asarray(masked_softmax(alphas, mask, temperature))
+            expected = np.asarray(mask) & (weights >= 0.95 / 3)
+            expected |= np.arange(3) == weights.argmax(-1)[:, None]
+            np.testing.assert_array_equal(state.arch.masks[cell], expected)
+            pruned += int(mask.sum() - expected.sum())
+        left = sum(int(mask.sum()) for mask in state.arch.masks.values())
+        assert metrics["candidates_left"] == left
+        assert bool(metrics["finished"]) == (left == 2 * len(SPACE.edges))
+    assert pruned > 5
+
+
+def test_the_omega_step_sees_the_alphas_of_before_and_the_alpha_step_the_omega_of_after():
+    """ASAP's order; DARTS' is the reverse. By hand from the same loss, at one step below tau."""
+    for name in ("asap", "darts"):
+        strategy = make(name)
+        state = start(strategy).replace(step=jnp.int32(STEPS))
+        key = jax.random.split(jax.random.fold_in(state.key, state.step))[0]
+
+        def loss(params, alphas, stats, batch, state=state, strategy=strategy, key=key):
+            arch = state.arch._replace(alphas=alphas)
+            logits, new = NETWORK.apply(
+                {"params": params, "batch_stats": stats},
+                batch.images,
+                strategy.mixture(arch, state.step, key),
+                train_context(),
+                mutable=["batch_stats"],
+            )
+            losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
+            return losses.mean(), new["batch_stats"]
+
+        @jax.jit
+        def omega(params, alphas, stats, state=state, loss=loss):
+            g, stats = jax.grad(loss, has_aux=True)(params, alphas, stats, BATCHES[0])
+            updates, _ = OPTIMIZERS.omega.update(g, state.omega_opt, params)
+            return optax.apply_updates(params, updates), stats
+
+        @jax.jit
+        def alpha(params, alphas, stats, state=state, loss=loss):
+            g, stats = jax.grad(loss, 1, has_aux=True)(params, alphas, stats, BATCHES[1])
+            updates, _ = OPTIMIZERS.alpha.update(g, state.alpha_opt, alphas)
+            return optax.apply_updates(alphas, updates), stats
+
+        params, alphas, stats = state.params, state.arch.alphas, state.batch_stats
+        if name == "darts":
+            alphas, stats = alpha(params, alphas, stats)
+            params, stats = omega(params, alphas, stats)
+        else:
+            params, stats = omega(params, alphas, stats)
+            alphas, stats = alpha(params, alphas, stats)
+        got, _ = jax.jit(make_search_step(NETWORK, strategy, OPTIMIZERS))(state, *BATCHES[:2])
+        for mine, want in (
+            (got.params, params),
+            (got.arch.alphas, alphas),
+            (got.batch_stats, stats),
+        ):
+            jax.tree.map(
+                lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-5), mine, want
+            )
+
+
+def train_context():
+    from asap_jax import Context
+
+    return Context(train=True)
+
+
+def test_darts_starts_near_zero_and_prunes_nothing():
+    state = start(make("darts"))
+    for cell in CELL_TYPES:
+        assert 0 < np.abs(state.arch.alphas[cell]).max() < 5e-3
+        assert state.arch.masks[cell].all()
+    assert not bool(make("darts").finished(state.arch))
+
+
+def test_random_samples_uniformly_two_inputs_a_node():
+    strategy = make("random")
+    arch = strategy.init(jax.random.key(0))
+    keys = jax.random.split(jax.random.key(1), 600)
+    active = jax.vmap(lambda key: strategy.mixture(arch, jnp.int32(0), key)["normal"].active)(keys)
+    assert (active.sum(-1) <= 1).all()
+    for target in (2, 3):
+        rows = np.asarray(SPACE.incoming(target))
+        assert (active[:, rows].sum((1, 2)) == 2).all()
+        share = np.asarray(active[:, rows].mean(0))
+        np.testing.assert_allclose(share, 2 / len(rows) / 3, atol=0.08)
+
+
+def test_random_takes_the_best_of_its_sample():
+    strategy = STRATEGIES["random"](SPACE, EPOCHS, STEPS, samples=8)
+    arch = strategy.init(jax.random.key(0))
+    skip = SPACE.candidates.index("skip_connect")
+    scores = []
+
+    def skips(mixtures):
+        scores.append(sum(float(m.weights[:, skip].sum()) for m in mixtures.values()))
+        return scores[-1]
+
+    best = strategy.derive(arch, 2, jax.random.key(3), skips)
+    assert len(scores) == 8
+    assert min(scores) < max(scores)
+    assert skips(one_hot_mixture(best, SPACE)) == max(scores)
+
+
+def assert_trees_close(got, want):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-10), got, want)
+
+
+def test_two_devices_equal_one():
+    """A search step below tau, in float64: state and metrics."""
+    assert len(jax.devices()) >= 2
+    mesh = parallel.data_mesh(jax.devices()[:2])
+    with jax.enable_x64(True):
+        strategy = make("asap")
+        state = start(strategy).replace(step=jnp.int32(STEPS))
+        batches = jax.tree.map(
+            lambda a: a.astype(jnp.float64) if a.dtype == jnp.float32 else a, BATCHES[:2]
+        )
+        alone, alone_metrics = jax.jit(make_search_step(NETWORK, strategy, OPTIMIZERS))(
+            state, *batches
+        )
+        split = parallel.split_batches(
+            make_search_step(NETWORK, strategy, OPTIMIZERS, axis_name=parallel.AXIS), mesh
+        )
+        sharded = jax.device_put(batches, NamedSharding(mesh, PartitionSpec(parallel.AXIS)))
+        both, both_metrics = jax.jit(split)(state, *sharded)
+        for part in ("params", "batch_stats", "arch", "omega_opt", "alpha_opt"):
+            assert_trees_close(getattr(both, part), getattr(alone, part))
+        assert_trees_close(both_metrics, alone_metrics)
+
+
+def test_two_devices_train_as_one():
+    """A training step with auxiliary head and drop-path, in float64."""
+    mesh = parallel.data_mesh(jax.devices()[:2])
+    genotype = make("darts").derive(start(make("darts")).arch, 2, None, None)
+    with jax.enable_x64(True):
+        network = EvalNetwork(genotype, 3, channels=4, cells=4, auxiliary=True)
+        optimizer = optim.sgd(optax.constant_schedule(0.05))
+        state = train_step.init_state(network, optimizer, jax.random.key(0), IMAGE)
+        options = {"label_smoothing": 0.1, "drop_path": lambda step: 0.3}
+        batch = Batch(BATCHES[0].images.astype(jnp.float64), BATCHES[0].labels)
+        step = train_step.make_train_step(network, optimizer, **options)
+        alone, alone_metrics = jax.jit(step)(state, batch)
+        step = train_step.make_train_step(network, optimizer, **options, axis_name=parallel.AXIS)
+        both, both_metrics = jax.jit(parallel.split_batches(step, mesh))(state, batch)
+        assert_trees_close((both.params, both.batch_stats), (alone.params, alone.batch_stats))
+        assert_trees_close(both_metrics, alone_metrics)

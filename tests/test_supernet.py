@@ -1,0 +1,220 @@
+"""The supernet: one loop over edges, masks that save and change nothing else."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from asap_jax import Context, EvalNetwork, Genotype, Mixture, SearchSpace, Supernet
+from asap_jax.networks import count_parameters, live_parameters
+from asap_jax.relaxation import masked_softmax, one_hot_mixture
+from asap_jax.spaces import ASAP, CELL_TYPES, DARTS
+
+RNG = np.random.default_rng(0)
+TRAIN = Context(train=True)
+IMAGES = RNG.normal(size=(4, 8, 8, 3))
+SMALL = SearchSpace(ASAP.candidates, nodes=2)
+
+
+@pytest.fixture(autouse=True)
+def float64():
+    with jax.enable_x64(True):
+        yield
+
+
+def mixtures(alphas, masks):
+    return {c: Mixture(masked_softmax(alphas[c], masks[c]), masks[c]) for c in alphas}
+
+
+def random_architecture(space, share):
+    shape = (len(space.edges), len(space.candidates))
+    alphas = {c: jnp.asarray(RNG.normal(size=shape)) for c in CELL_TYPES}
+    masks = {c: RNG.uniform(size=shape) < share for c in CELL_TYPES}
+    for mask in masks.values():
+        mask[np.arange(shape[0]), RNG.integers(0, shape[1], shape[0])] = True
+    return alphas, {c: jnp.asarray(m) for c, m in masks.items()}
+
+
+def outcome(network, variables, alphas, masks, context=TRAIN):
+    """(logits, new statistics, gradients of params and alphas) of a loss, jitted."""
+
+    @jax.jit
+    def run(params, alphas):
+        def loss(params, alphas):
+            logits, new = network.apply(
+                {"params": params, "batch_stats": variables["batch_stats"]},
+                jnp.asarray(IMAGES),
+                mixtures(alphas, masks),
+                context,
+                mutable=["batch_stats"],
+            )
+            return jnp.sum(jnp.sin(logits)), (logits, new["batch_stats"])
+
+        return jax.value_and_grad(loss, (0, 1), has_aux=True)(params, alphas)
+
+    (_, (logits, stats)), gradients = run(variables["params"], alphas)
+    return logits, stats, *gradients
+
+
+def init(network, space, seed=0):
+    full = random_architecture(space, 1.0)
+    return network.init(jax.random.key(seed), jnp.asarray(IMAGES), mixtures(*full))
+
+
+def assert_close(got, want):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-11), got, want)
+
+
+@pytest.fixture(scope="module")
+def half():
+    """A supernet under half masks: by the loop, and its parts."""
+    with jax.enable_x64(True):
+        network = Supernet(SMALL, 5, channels=4, cells=3)
+        variables = init(network, SMALL)
+        alphas, masks = random_architecture(SMALL, 0.4)
+        return network, variables, alphas, masks, outcome(network, variables, alphas, masks)
+
+
+def test_the_loop_equals_the_plain_form(half):
+    network, variables, alphas, masks, got = half
+    assert_close(got, outcome(network, variables, alphas, masks, Context(True, reference=True)))
+
+
+def test_evaluation_mode_equals_the_plain_form(half):
+    network, variables, alphas, masks, _ = half
+    variables = {
+        **variables,
+        "batch_stats": jax.tree.map(lambda s: s + 0.3, variables["batch_stats"]),
+    }
+    got = outcome(network, variables, alphas, masks, Context())
+    want = outcome(network, variables, alphas, masks, Context(reference=True))
+    assert_close((got[0], got[2], got[3]), (want[0], want[2], want[3]))
+
+
+def test_masked_candidates_get_no_gradient_and_keep_their_statistics(half):
+    network, variables, _, masks, (_, stats, g_params, g_alphas) = half
+    assert all((g_alphas[c][~masks[c]] == 0).all() for c in CELL_TYPES)
+    live = live_parameters(network, g_params, {c: Mixture(masks[c], masks[c]) for c in CELL_TYPES})
+    dead = sum(
+        int((~jnp.broadcast_to(on, g.shape)).sum())
+        for on, g in zip(jax.tree.leaves(live), jax.tree.leaves(g_params), strict=True)
+    )
+    assert dead > 100
+    jax.tree.map(
+        lambda on, g: np.testing.assert_array_equal(jnp.where(on, 0, g), 0), live, g_params
+    )
+    before = variables["batch_stats"]["cell0"]["stride1"]["sep_conv_3x3"]["norm_1"]["mean"]
+    after = stats["cell0"]["stride1"]["sep_conv_3x3"]["norm_1"]["mean"]
+    on = masks["normal"][:, 0]
+    np.testing.assert_array_equal(after[~on], before[~on])
+    assert (after[on] != before[on]).all()
+
+
+def test_masked_equals_a_supernet_built_of_the_live_candidates():
+    """The same candidates masked off and never built: logits and gradients."""
+    network = Supernet(SMALL, 5, channels=4, cells=3)
+    variables = init(network, SMALL)
+    few = SearchSpace(("sep_conv_3x3", "max_pool_3x3", "skip_connect"), nodes=2)
+    columns = jnp.asarray([SMALL.candidates.index(name) for name in few.candidates])
+    alphas, masks = random_architecture(SMALL, 0.0)
+    masks = {c: jnp.zeros_like(m).at[:, columns].set(True) for c, m in masks.items()}
+    logits, _, g_params, g_alphas = outcome(network, variables, alphas, masks)
+
+    built = Supernet(few, 5, channels=4, cells=3)
+
+    def only_live(tree):
+        def cut(path, leaf):
+            names = [entry.key for entry in path]
+            return None if set(names) & (set(SMALL.candidates) - set(few.candidates)) else leaf
+
+        tree = jax.tree.map_with_path(cut, tree)
+
+        def drop(node):
+            if not isinstance(node, dict):
+                return node
+            kept = {k: drop(v) for k, v in node.items()}
+            return {k: v for k, v in kept.items() if v is not None and v != {}}
+
+        return drop(tree)
+
+    small_alphas = {c: a[:, columns] for c, a in alphas.items()}
+    small_masks = {c: jnp.ones_like(a, dtype=bool) for c, a in small_alphas.items()}
+    want = outcome(built, only_live(variables), small_alphas, small_masks)
+    assert_close(logits, want[0])
+    assert_close(only_live(g_params), want[2])
+    assert_close({c: a[:, columns] for c, a in g_alphas.items()}, want[3])
+
+
+GENOTYPE = Genotype(
+    normal=((("sep_conv_3x3", 0), ("skip_connect", 1)), (("dil_conv_5x5", 0), ("skip_connect", 2))),
+    normal_concat=(2, 3),
+    reduce=((("skip_connect", 0), ("dil_conv_3x3", 1)), (("sep_conv_5x5", 1), ("sep_conv_3x3", 2))),
+    reduce_concat=(2, 3),
+)
+
+
+def test_a_decided_supernet_is_the_network_built_from_its_genotype():
+    """One function of the same weights. (Without pools: only the supernet normalises after one.)"""
+    network = Supernet(SMALL, 5, channels=4, cells=3)
+    variables = init(network, SMALL)
+    built = EvalNetwork(GENOTYPE, 5, channels=4, cells=3)
+    fresh = built.init(jax.random.key(1), jnp.asarray(IMAGES))
+
+    def transplant(path, leaf):
+        names = [entry.key for entry in path]
+        if names[0].startswith("cell") and names[-1] in ("scale", "bias"):
+            return leaf  # 1 and 0: the supernet's norms have none
+        source = variables["params"][names[0]]
+        if not names[1].startswith("edge"):
+            return functools.reduce(lambda tree, name: tree[name], names[1:], source)
+        reduction = names[0] != "cell0"
+        nodes = GENOTYPE.reduce if reduction else GENOTYPE.normal
+        flat = [(op, source, target) for target, node in enumerate(nodes, 2) for op, source in node]
+        op, start, end = flat[int(names[1].removeprefix("edge"))]
+        stride = 2 if reduction and start < 2 else 1
+        row = SMALL.by_stride(reduction)[stride].index(SMALL.edges.index((start, end)))
+        source = source[f"stride{stride}"][op]
+        return functools.reduce(lambda tree, name: tree[name], names[2:], source)[row]
+
+    params = jax.tree.map_with_path(transplant, fresh["params"])
+    images = jnp.asarray(IMAGES)
+    decided = one_hot_mixture(GENOTYPE, SMALL)
+    logits, _ = network.apply(variables, images, decided, TRAIN, mutable=["batch_stats"])
+    (want, _), _ = built.apply(fresh | {"params": params}, images, TRAIN, mutable=["batch_stats"])
+    np.testing.assert_allclose(logits, want, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("space", [ASAP, DARTS])
+def test_search_network_has_the_published_size(space):
+    network = Supernet(space, 10)
+    shape = (len(space.edges), len(space.candidates))
+    full = {c: Mixture(jnp.ones(shape), jnp.ones(shape, bool)) for c in CELL_TYPES}
+    x = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float64)
+    variables = jax.eval_shape(lambda x: network.init(jax.random.key(0), x, full), x)
+    assert count_parameters(variables["params"]) == 1_930_618
+
+
+def test_second_derivatives_pass_through_the_loop(half):
+    """d/d alpha of a function of the weights' gradient, against the plain form."""
+    network, variables, alphas, masks, _ = half
+
+    def mixed_second(context):
+        def loss(params, alphas):
+            logits, _ = network.apply(
+                {"params": params, "batch_stats": variables["batch_stats"]},
+                jnp.asarray(IMAGES[:2]),
+                mixtures(alphas, masks),
+                context,
+                mutable=["batch_stats"],
+            )
+            return jnp.sum(jnp.sin(logits))
+
+        def projected(alphas):
+            gradients = jax.grad(loss)(variables["params"], alphas)
+            return sum(jnp.vdot(g, jnp.cos(g)) for g in jax.tree.leaves(gradients))
+
+        return jax.jit(jax.grad(projected))(alphas)
+
+    assert_close(mixed_second(TRAIN), mixed_second(Context(True, reference=True)))
