@@ -12,6 +12,6 @@ def save(path: str | Path, tree) -> None:
 
 
 def restore(path: str | Path, like=None):
-    """Reads a tree of arrays; with `like`, a tree of arrays or shapes, in its form and placement."""
+    """Reads a tree of arrays; with `like`, arrays or shapes, in its form and placement."""
     with ocp.StandardCheckpointer() as checkpointer:
         return checkpointer.restore(Path(path).absolute(), like)

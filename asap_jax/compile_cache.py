@@ -7,7 +7,7 @@ import jax
 
 
 def enable() -> None:
-    """Keeps compiled programs in the user's cache folder, unless JAX_COMPILATION_CACHE_DIR is set."""
+    """Keeps compiled programs in the user's cache, or in JAX_COMPILATION_CACHE_DIR if set."""
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(root / "asap_jax" / "xla"))

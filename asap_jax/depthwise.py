@@ -1,11 +1,11 @@
 """Depthwise convolution with gradients of its own.
 
-XLA's grouped convolution is some sixty times slower on a CPU than k*k shifted multiply-adds, and the
-kernel's gradient, left to autodiff, is slow as well. So on a CPU the forward pass is a sum of shifted
-slices, the input's gradient is the same sum with the kernel turned round, and the kernel's gradient
-is a loop over the taps, small to compile. Elsewhere XLA's own
-convolution and its gradients are used. `depthwise_conv_reference` is the plain form: the same
-numbers, and what `tests` and the counting of multiply-adds run on.
+XLA's grouped convolution is some sixty times slower on a CPU than k*k shifted multiply-adds, and
+the kernel's gradient, left to autodiff, is slow as well. So on a CPU the forward pass is a sum of
+shifted slices, the input's gradient is the same sum with the kernel turned round, and the kernel's
+gradient is a loop over the taps, small to compile. Elsewhere XLA's own convolution and its
+gradients are used. `depthwise_conv_reference` is the plain form: the same numbers, and what the
+tests and the counting of multiply-adds run on.
 
 The backward pass consists of differentiable primitives with static trip counts, so a
 Hessian-vector product can be taken reverse over reverse.
@@ -22,7 +22,7 @@ from asap_jax import windows
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def depthwise_conv(x, kernel, stride=1, dilation=1):
-    """Convolves each channel with a k x k kernel of its own, padded to keep the map (PyTorch's way).
+    """Convolves each channel with a k x k kernel of its own, padded to keep the map.
 
     Args:
       x: [N, H, W, C].

@@ -14,8 +14,8 @@ def strongest(alphas, masks, space: SearchSpace, inputs_per_node: int | None) ->
     """Each edge's strongest living candidate; of each node's edges the strongest few.
 
     An edge is ranked by its candidate's weight in the softmax over all N alphas at T = 1, where a
-    pruned candidate still counts with the alpha it was frozen at. `none` is never chosen. Ties go to
-    the lower index. With `inputs_per_node` 2 this is DARTS' rule; None keeps every edge.
+    pruned candidate still counts with the alpha it was frozen at. `none` is never chosen. Ties go
+    to the lower index. With `inputs_per_node` 2 this is DARTS' rule; None keeps every edge.
 
     Args:
       alphas, masks: {cell type: [E, O]}.

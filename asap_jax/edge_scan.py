@@ -6,8 +6,8 @@ a cell, and a candidate that is not active costs no time, with no recompilation:
 removing it from the graph would save.
 
 The gradient is written here as well. Its only residuals are the cell's node maps; it walks the
-edges backwards, recomputes each active candidate and adds up the nodes' cotangents. Left to autodiff
-the scan would keep an input per edge and candidate. The backward pass is made of differentiable
+edges backwards, recomputes each active candidate and adds up the nodes' cotangents. By autodiff the
+scan would keep an input per edge and candidate. The backward pass is made of differentiable
 primitives, so second derivatives are taken reverse over reverse.
 """
 

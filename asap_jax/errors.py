@@ -2,4 +2,4 @@
 
 
 class UserError(ValueError):
-    """Says in a paragraph what was wrong, what was expected and what to do; shown without traceback."""
+    """One paragraph: what was wrong, what was expected, what to do. Shown without traceback."""

@@ -1,8 +1,8 @@
 """Weights to and from PyTorch: the state dicts of quark0/darts' three networks.
 
 Its search network corresponds to `Supernet`, its NetworkCIFAR and NetworkImageNet to `EvalNetwork`.
-One table of correspondences, read in both directions; NumPy arrays on our side, so that torch is not
-needed here.
+One table of correspondences, read in both directions; NumPy arrays on our side, so that torch is
+not needed here.
 """
 
 from collections.abc import Mapping
@@ -63,7 +63,7 @@ _ALPHAS = {"normal": "alphas_normal", "reduce": "alphas_reduce"}
 
 
 class _Entry(NamedTuple):
-    """One tensor: PyTorch's key, our path from the collection down, our row of a stack, our shape."""
+    """One tensor: PyTorch's key, our path, our row of a stack (or None), our shape."""
 
     key: str
     path: tuple[str, ...]

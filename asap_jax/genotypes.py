@@ -15,7 +15,7 @@ Node = tuple[tuple[str, int], ...]
 
 @dataclass(frozen=True)
 class Genotype:
-    """What a search finds: for each cell type and intermediate node, its (operation, source) inputs.
+    """What a search finds: the (operation, source) inputs of each cell type's nodes.
 
     Sources count from 0: nodes 0 and 1 are the outputs of the two cells before, node 2 is the first
     intermediate node. A node takes any number of inputs, none included. `normal_concat` and
@@ -94,8 +94,8 @@ def _check(cell, nodes, concat):
     missing = [node for node in concat if not 2 <= node < len(nodes) + 2]
     if missing or not concat:
         raise ValueError(
-            f"{cell} cell: the output concatenates nodes {list(concat)}, but the intermediate nodes "
-            f"are 2 to {len(nodes) + 1}"
+            f"{cell} cell: the output concatenates nodes {list(concat)}, but the intermediate "
+            f"nodes are 2 to {len(nodes) + 1}"
         )
 
 

@@ -16,7 +16,7 @@ class RunLog:
     """
 
     def __init__(self, workdir: Path, quiet: bool = False):
-        self._file = open(workdir / "metrics.jsonl", "w")  # noqa: SIM115 (closed in `close`)
+        self._file = open(workdir / "metrics.jsonl", "w")
         self._quiet = quiet
 
     def bar(self, phase: str, steps: int) -> tqdm:

@@ -109,7 +109,7 @@ class Supernet(nn.Module):
 
 
 def live_parameters(network: Supernet, params, mixtures: Mapping[str, Mixture]):
-    """Tree like `params` of bool arrays that broadcast against it: what the mixtures make active."""
+    """What the mixtures make active: a tree like `params` of bools that broadcast against it."""
     live = jax.tree.map(lambda leaf: jnp.bool_(True), params)
     for i in range(network.cells):
         reduction = i in reductions(network.cells)

@@ -1,8 +1,9 @@
 """Operations: pure functions over plain dictionaries of parameters.
 
-A `Layer` describes its parameters, makes its running statistics and runs itself. `OPERATIONS` maps a candidate's name to the function that builds its layer, by the
-conventions of DARTS (PyTorch): ReLU-Conv-BN, convolutions without bias, weights drawn from
-U(-1/sqrt(fan_in), 1/sqrt(fan_in)). A new operation is one more entry:
+A `Layer` describes its parameters, makes its running statistics and runs itself. `OPERATIONS` maps
+a candidate's name to the function that builds its layer, by the conventions of DARTS (PyTorch):
+ReLU-Conv-BN, convolutions without bias, weights drawn from U(-1, 1) / sqrt(fan_in). A new operation
+is one more entry:
 
     def sep_conv_9x9(channels, stride, affine):
         return separable(channels, 9, stride, affine)
@@ -177,7 +178,7 @@ def relu_conv_norm(inputs, outputs, affine=True) -> Layer:
 
 
 def factorized_reduce(inputs, outputs, affine=True) -> Layer:
-    """ReLU, then two 1 x 1 convolutions of stride 2, one of them a pixel further, side by side; norm.
+    """ReLU, two 1 x 1 convolutions of stride 2 (one a pixel further) side by side, norm.
 
     The two meet only on maps of even height and width; others raise ValueError.
     """
@@ -192,8 +193,8 @@ def factorized_reduce(inputs, outputs, affine=True) -> Layer:
     def apply(params, stats, x, context):
         if x.shape[1] % 2 or x.shape[2] % 2:
             raise ValueError(
-                f"a reduction cell halves its maps and met one of {x.shape[1]}x{x.shape[2]}: choose "
-                "an image size that stays even at each reduction (a multiple of 4 for two)"
+                f"a reduction cell halves its maps and met one of {x.shape[1]}x{x.shape[2]}: "
+                "choose an image size that stays even at each reduction (a multiple of 4 for two)"
             )
         x = jnp.maximum(x, 0)
         y_1, _ = halves.apply(params["conv_1"], {}, x[:, ::2, ::2], context)
@@ -283,7 +284,7 @@ OPERATIONS: dict[str, Callable[[int, int, bool], Layer]] = {
 
 
 def candidate(name: str, channels: int, stride: int) -> Layer:
-    """The layer of a search candidate: norms without parameters, and one after each pool (DARTS)."""
+    """A search candidate, as in DARTS: norms without parameters, and one after each pool."""
     return _candidate(OPERATIONS[name], "pool" in name, channels, stride)
 
 

@@ -16,7 +16,7 @@ from asap_jax import windows
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
 def avg_pool(x, stride=1):
-    """Mean over 3 x 3 windows, padding not counted: [N, H, W, C] -> [N, ceil(H/s), ceil(W/s), C]."""
+    """Mean over 3 x 3 windows without padding: [N, H, W, C] -> [N, ceil(H/s), ceil(W/s), C]."""
     return avg_pool_reference(x, stride)
 
 
@@ -53,7 +53,7 @@ avg_pool.defvjp(lambda x, stride: (avg_pool(x, stride), x), _avg_backward)
 def max_pool(x, stride=1):
     """Maximum over 3 x 3 windows: [N, H, W, C] -> [N, ceil(H/s), ceil(W/s), C].
 
-    Of equal values the first in the window, row by row, gets the gradient, as in PyTorch. A NaN wins.
+    Of equal values the first in the window, row by row, gets the gradient, as in PyTorch. NaN wins.
     """
     return lax.platform_dependent(
         x,

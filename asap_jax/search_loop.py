@@ -28,9 +28,9 @@ class SearchOutcome(NamedTuple):
 
     genotype: the found cells, by the configured rule of edges.
     gaps: {rule: {"supernet", "derived", "gap"}}: accuracy on the alpha half of the supernet as it
-      ended, and with the rule's genotype alone, the weights shared; their difference. Both normalise
-      by each batch's own statistics, since the running ones belong to the supernet's mixture. The
-      alpha half has steered the search, so both flatter.
+      ended, and with the rule's genotype alone, the weights shared; their difference. Both
+      normalise by each batch's own statistics, since the running ones belong to the supernet's
+      mixture. The alpha half has steered the search, so both flatter.
     epochs, seconds: how long it ran.
     candidates_left: over both cell types; 2 * edges when every edge is decided.
     state: the last state.
@@ -71,8 +71,8 @@ def check(config, dataset: data.Dataset) -> None:
     if config.batch_size > half:
         raise UserError(
             f"config.search.batch_size is {config.batch_size}, but each half of the "
-            f"{len(dataset.train_labels)} training images holds only {half}: choose a batch size of "
-            f"at most {half}"
+            f"{len(dataset.train_labels)} training images holds only {half}: choose a batch size "
+            f"of at most {half}"
         )
     make_strategy(config, make_space(config), half // config.batch_size)
 
@@ -139,8 +139,8 @@ def search(config, dataset: data.Dataset, seed: int, log: RunLog) -> SearchOutco
                 bar.update()
                 if not np.isfinite(history[-1]["train_loss"]):
                     raise FloatingPointError(
-                        f"the training loss became {history[-1]['train_loss']} in epoch {epoch + 1} "
-                        "of the search: lower config.search.omega.learning_rate or the clip"
+                        f"the training loss became {history[-1]['train_loss']} in epoch "
+                        f"{epoch + 1} of the search: lower config.search.omega.learning_rate"
                     )
                 finished = bool(history[-1]["finished"])
                 if finished:
@@ -194,7 +194,7 @@ def _with_data(step, augmentation):
 
 
 def _supernet_logits(network, by_batch):
-    """logits(params, batch_stats, mixtures, images), normalised by the batch or running statistics."""
+    """logits(params, batch_stats, mixtures, images), by the batch's or running statistics."""
 
     def logits(params, batch_stats, mixtures, images):
         variables = {"params": params, "batch_stats": batch_stats}

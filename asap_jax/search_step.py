@@ -76,8 +76,8 @@ def make_search_step(
     """Builds step(state, omega batch, alpha batch) -> (state, metrics).
 
     Algorithm 1's lines 4 to 9: an omega step; then, where the strategy learns, an alpha step and
-    pruning. The running statistics follow both passes, as in DARTS. With `axis_name` the batches are
-    one device's part; batch statistics and gradients are those of the whole.
+    pruning. The running statistics follow both passes, as in DARTS. With `axis_name` the batches
+    are one device's part; batch statistics and gradients are those of the whole.
     """
     context = Context(train=True, axis_name=axis_name)
 
@@ -85,7 +85,7 @@ def make_search_step(
         return tree if axis_name is None else lax.pmean(tree, axis_name)
 
     def loss_under(arch, step, key):
-        """loss(params, alphas, batch_stats, batch) with this step's masks, temperature and sample."""
+        """loss(params, alphas, batch_stats, batch) at this step's masks, temperature, sample."""
 
         def loss(params, alphas, batch_stats, batch):
             mixtures = strategy.mixture(arch._replace(alphas=alphas), step, key)

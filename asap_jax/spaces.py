@@ -20,8 +20,8 @@ class SearchSpace:
     Attributes:
       candidates: names in `ops.OPERATIONS`, [O]; their order is the order of the alphas.
       nodes: number of intermediate nodes.
-      edges: (source, target) pairs, [E], by rising target; by default every earlier node feeds every
-        later one.
+      edges: (source, target) pairs, [E], by rising target; by default every earlier node feeds
+        every later one.
     """
 
     candidates: tuple[str, ...]
@@ -40,7 +40,7 @@ class SearchSpace:
         targets = [target for _, target in self.edges]
         if targets != sorted(targets) or set(targets) != set(range(2, self.nodes + 2)):
             raise ValueError(
-                f"edges have to be sorted by target and reach each of the nodes 2..{self.nodes + 1}: "
+                f"edges have to be sorted by target and reach each node 2..{self.nodes + 1}: "
                 f"got {self.edges}"
             )
         if any(not 0 <= source < target for source, target in self.edges):

@@ -111,8 +111,8 @@ def train(
                 bar.update()
                 if not np.isfinite(history[-1]["train_loss"]):
                     raise FloatingPointError(
-                        f"the training loss became {history[-1]['train_loss']} in epoch {epoch + 1} "
-                        "of the training: lower config.train.learning_rate or the clip"
+                        f"the training loss became {history[-1]['train_loss']} in epoch "
+                        f"{epoch + 1} of the training: lower config.train.learning_rate"
                     )
             record = {
                 "phase": "train",

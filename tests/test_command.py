@@ -15,6 +15,14 @@ from asap_jax.report.cells import draw_cells
 ROOT = Path(__file__).parents[1]
 CONFIG = f"--config={ROOT / 'configs' / 'search.py'}"
 
+RESULTS = """
+    test_accuracy test_error parameters multiply_adds search_seconds train_seconds total_seconds
+    candidates_left epochs seed versions gap
+""".split()
+EPOCH = """
+    temperature threshold candidates_left entropy train_loss val_loss val_accuracy seconds
+""".split()
+
 
 def tiny():
     """digits, cut down to seconds."""
@@ -36,7 +44,7 @@ def finished(tmp_path_factory):
 def test_results(finished):
     workdir, results = finished
     assert json.loads((workdir / "results.json").read_text()) == results
-    for key in ["test_accuracy", "test_error", "parameters", "multiply_adds", "search_seconds", "train_seconds", "total_seconds", "candidates_left", "epochs", "seed", "versions", "gap"]:
+    for key in RESULTS:
         assert key in results
     assert results["test_error"] == pytest.approx(1 - results["test_accuracy"])
     assert 0 < results["test_accuracy"] <= 1
@@ -54,7 +62,7 @@ def test_files(finished):
     searched = [r for r in records if r["phase"] == "search"]
     assert len(searched) == results["epochs"]["search"]
     assert [r["epoch"] for r in records if r["phase"] == "train"] == [1, 2]
-    for key in ["temperature", "candidates_left", "entropy", "train_loss", "val_loss", "val_accuracy", "seconds", "threshold"]:
+    for key in EPOCH:
         assert key in searched[0]
     left = [r["candidates_left"] for r in searched]
     assert left == sorted(left, reverse=True)
@@ -79,7 +87,7 @@ def test_another_config_is_refused_and_nothing_is_lost(finished):
     before = {path: path.stat().st_mtime_ns for path in workdir.iterdir()}
     config = tiny()
     config.search.epochs = 5
-    with pytest.raises(UserError, match="another config .*search.epochs: 3 there, 5 here"):
+    with pytest.raises(UserError, match=r"another config .*search.epochs: 3 there, 5 here"):
         job.run(config, workdir, quiet=True)
     assert {path: path.stat().st_mtime_ns for path in workdir.iterdir()} == before
 

@@ -150,8 +150,8 @@ def prepare_tfds(folder, name, images, labels):
                 "filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
             }
         )
-    classes = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
-    (target / "label.labels.txt").write_text("\n".join(classes) + "\n")
+    classes = "airplane automobile bird cat deer dog frog horse ship truck"
+    (target / "label.labels.txt").write_text(classes.replace(" ", "\n") + "\n")
     (target / "features.json").write_text(json.dumps(FEATURES))
     (target / "dataset_info.json").write_text(
         json.dumps(

@@ -1,4 +1,4 @@
-"""From a config to arrays: sources, splits, batches; augmentation runs on the device (`augment`)."""
+"""From a config to arrays: sources, splits, batches; `augment` runs on the device."""
 
 from asap_jax.data.batches import epoch_order, evaluation_batches
 from asap_jax.data.sources import Dataset, load

@@ -4,10 +4,10 @@ import numpy as np
 
 
 def epoch_order(indices, batch_size, seed, epoch):
-    """The batches of one epoch: [steps, batch_size] indices, shuffled; an incomplete batch is left out.
+    """The batches of one epoch: [steps, batch_size] indices, shuffled; none is incomplete.
 
-    The order depends on `seed` (a sequence of integers) and the epoch alone, so a resumed epoch goes
-    on with the same batches.
+    The order depends on `seed` (a sequence of integers) and the epoch alone, so a resumed epoch
+    goes on with the same batches.
     """
     order = np.random.default_rng([*seed, epoch]).permutation(indices)
     steps = len(order) // batch_size

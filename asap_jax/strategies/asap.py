@@ -21,8 +21,8 @@ def asap(
 ) -> Strategy:
     """Algorithm 1 with the exponential schedule (eq. 9) and a fixed threshold.
 
-    Alphas start at 0. Every step trains omega; once T < `grace_temperature` (tau) it trains alpha on
-    the other half too, and each candidate whose weight is then under theta is pruned, never an
+    Alphas start at 0. Every step trains omega; once T < `grace_temperature` (tau) it trains alpha
+    on the other half too, and each candidate whose weight is then under theta is pruned, never an
     edge's last. The search is over when every edge holds one.
 
     Args:

@@ -8,7 +8,7 @@ The supernet and the search step know no method by name. What a method may decid
 - whether and how they learn (`alpha_gradient`, `learns`, `alpha_first`): see `bilevel`;
 - which candidates leave, or come back (`prune`): it sees the gradients and keeps its own `extra`
   state, momenta and counters included;
-- when to stop (`finished`) and what was found (`derive`), with the shared weights' accuracy at hand.
+- when to stop (`finished`) and what was found (`derive`), the shared weights' accuracy at hand.
 
 A method in stages (other depth, other candidates) is one Strategy and one SearchState a stage.
 """
@@ -42,7 +42,7 @@ class Strategy(NamedTuple):
 
     init: key -> Architecture.
     mixture: (Architecture, step, key) -> {cell type: Mixture}. Differentiable in the alphas.
-    prune: (Architecture, gradients of the alphas, step) -> Architecture. Runs after every alpha step.
+    prune: (Architecture, gradients of the alphas, step) -> Architecture. After every alpha step.
     finished: Architecture -> scalar bool: stop before the epochs are over.
     derive: (Architecture, inputs per node or None for all, key, evaluate) -> Genotype. Runs on the
       host; evaluate(mixtures) is the supernet's accuracy on the alpha half.

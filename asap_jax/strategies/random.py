@@ -17,7 +17,7 @@ def random(
     inputs_per_node: int | None = 2,
     samples: int = 100,
 ) -> Strategy:
-    """One uniform architecture a minibatch trains the shared weights; the best of a sample is taken.
+    """One uniform architecture a minibatch trains the shared weights; the best of a sample wins.
 
     Args:
       space: edges and candidates; `none` is never drawn.
