@@ -92,7 +92,10 @@ def from_torch(state_dict: Mapping, network: Supernet | EvalNetwork) -> dict:
         for key, value in state_dict.items()
         if not key.endswith("num_batches_tracked")
     }
-    alphas = {cell: arrays.pop(key) for cell, key in _ALPHAS.items() if key in arrays}
+    alphas = {}
+    if isinstance(network, Supernet):
+        alphas = {cell: arrays.pop(key) for cell, key in _ALPHAS.items() if key in arrays}
+        _check_alphas(alphas, network.space)
     if isinstance(network, EvalNetwork) and not network.auxiliary:
         arrays = {k: v for k, v in arrays.items() if not k.startswith("auxiliary_head.")}
     stem = arrays.get("stem.0.weight", arrays.get("stem0.0.weight"))
@@ -137,6 +140,26 @@ def to_torch(variables: Mapping, network: Supernet | EvalNetwork) -> dict[str, n
     return state_dict
 
 
+def _check_alphas(alphas, space):
+    shape = (len(space.edges), len(space.candidates))
+    if alphas and (set(alphas) != set(_ALPHAS) or any(a.shape != shape for a in alphas.values())):
+        found = {_ALPHAS[cell]: value.shape for cell, value in alphas.items()}
+        raise ValueError(
+            f"a state dict holds none of {', '.join(_ALPHAS.values())} or both, each of shape "
+            f"{shape} [edges, candidates]; got {found}"
+        )
+
+
+def _place(name, layer):
+    """PyTorch's place of a layer in an operation."""
+    if name not in _OPERATIONS:
+        raise ValueError(
+            f"the operation {name!r} has no counterpart in quark0/darts, so its weights cannot be "
+            "exchanged"
+        )
+    return _OPERATIONS[name][layer]
+
+
 def _entries(network, image_channels) -> list[_Entry]:
     size = 64 if getattr(network, "stem", "cifar") == "imagenet" else 32
     x = jax.ShapeDtypeStruct((1, size, size, image_channels), jnp.result_type(float))
@@ -167,7 +190,7 @@ def _cell_entries(network, index, names, rest, shape):
     reduction = index in reductions(network.cells)
     if group.startswith("stride"):
         name = rest[1]
-        place = f"{network.space.candidates.index(name)}.{_OPERATIONS[name][layer]}"
+        place = f"{network.space.candidates.index(name)}.{_place(name, layer)}"
         edges = network.space.by_stride(reduction)[int(group.removeprefix("stride"))]
         return [
             _Entry(f"cells.{index}._ops.{edge}._ops.{place}.{leaf}", names, row, shape[1:])
@@ -177,7 +200,7 @@ def _cell_entries(network, index, names, rest, shape):
         edge = int(group.removeprefix("edge"))
         nodes = network.genotype.reduce if reduction else network.genotype.normal
         name = [op for node in nodes for op, _ in node][edge]
-        place = f"_ops.{edge}.{_OPERATIONS[name][layer]}"
+        place = f"_ops.{edge}.{_place(name, layer)}"
     else:
         reduces = group == "preprocess0" and _follows_reduction(network, index)
         place = f"{group}.{(_REDUCE if reduces else _RELU_CONV_NORM)[layer]}"

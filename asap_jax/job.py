@@ -36,6 +36,7 @@ def run(config: ConfigDict, workdir: str | Path, quiet: bool = False) -> dict:
     dataset = _load(config)
     search_loop.check(config.search, dataset)
     train_loop.check(config.train, dataset)
+    versions = {name: metadata.version(name) for name in LIBRARIES}
     workdir = _claim(Path(workdir), config)
     log = RunLog(workdir, quiet)
     try:
@@ -70,7 +71,7 @@ def run(config: ConfigDict, workdir: str | Path, quiet: bool = False) -> dict:
         "epochs": {"search": found.epochs, "train": config.train.epochs},
         "gap": found.gaps,
         "seed": config.seed,
-        "versions": {name: metadata.version(name) for name in LIBRARIES},
+        "versions": versions,
     }
     (workdir / "results.json").write_text(json.dumps(results, indent=2) + "\n")
     if not quiet:
@@ -108,13 +109,19 @@ def _claim(workdir: Path, config) -> Path:
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"--workdir={workdir} is a file: name a folder, new or of the same config")
     if record.exists() and record.read_text() != text:
-        changed = _differences(json.loads(record.read_text()), json.loads(text))
+        try:
+            changed = _differences(json.loads(record.read_text()), json.loads(text))
+        except json.JSONDecodeError:
+            changed = "its config.json is no JSON"
         raise UserError(
             f"the workdir {workdir} holds a run of another config ({changed}): choose another "
             "--workdir, or remove that one"
         )
-    workdir.mkdir(parents=True, exist_ok=True)
-    record.write_text(text)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        record.write_text(text)
+    except OSError as error:
+        raise UserError(f"--workdir={workdir} cannot be written to: {error}") from error
     return workdir
 
 
@@ -140,7 +147,9 @@ def _summary(config, results, workdir) -> str:
         (
             "gap supernet -> derived",
             ", ".join(f"{rule} {100 * gap[rule]['gap']:+.2f} points" for rule in gap)
-            + f" (used: {config.search.edges})",
+            + f" (used: {config.search.edges})"
+            if gap
+            else "-",
         ),
         (
             "seconds",

@@ -29,7 +29,7 @@ def _main(argv) -> None:
             "--config is missing: for a first run, --config=configs/search.py:digits (or "
             "--config=search:digits outside a checkout)"
         )
-    from asap_jax import job  # after the flags: a misspelt one should not wait for imports
+    from asap_jax import job  # late: a misspelt flag should not wait for matplotlib and tfds
 
     logging.set_verbosity(logging.WARNING)  # orbax tells of each file it writes
     compile_cache.enable()
@@ -43,7 +43,7 @@ def _default_workdir() -> Path:
 
 def _parse(argv) -> list[str]:
     """absl's flags, each mistake as one UserError."""
-    argv = [_packaged(argument) for argument in argv]
+    argv = [_packaged(argument) for argument in _joined(argv)]
     try:
         rest = flags.FLAGS(argv)
     except flags.UnrecognizedFlagError as error:
@@ -69,6 +69,17 @@ def _parse(argv) -> list[str]:
 
 def _one_line(text) -> str:
     return " ".join(str(text).split())
+
+
+def _joined(argv) -> list[str]:
+    """'--config', 'X' -> '--config=X'."""
+    joined: list[str] = []
+    for argument in argv:
+        if joined and joined[-1] in ("--config", "-config"):
+            joined[-1] += f"={argument}"
+        else:
+            joined.append(argument)
+    return joined
 
 
 def _packaged(argument: str) -> str:

@@ -67,14 +67,15 @@ def draw(weights: Mapping, key, copies: tuple[int, ...] = ()):
     longer than a search's first epochs. Works under jit and `jax.eval_shape` as well.
     """
     leaves, treedef = jax.tree.flatten(dict(weights), is_leaf=lambda w: isinstance(w, Weight))
-    dtype = jnp.result_type(float)  # float64 where x64 is enabled
 
     def on_host(key_data):
         rng = np.random.default_rng(np.asarray(key_data))
-        return [_value(rng, weight, copies).astype(dtype) for weight in leaves]
+        return [_value(rng, weight, copies).astype(np.float32) for weight in leaves]
 
-    shapes = [jax.ShapeDtypeStruct((*copies, *weight.shape), dtype) for weight in leaves]
-    return treedef.unflatten(jax.pure_callback(on_host, shapes, jax.random.key_data(key)))
+    shapes = [jax.ShapeDtypeStruct((*copies, *weight.shape), jnp.float32) for weight in leaves]
+    values = jax.pure_callback(on_host, shapes, jax.random.key_data(key))
+    dtype = jnp.result_type(float)  # float64 where x64 is enabled
+    return treedef.unflatten([value.astype(dtype) for value in values])
 
 
 def _value(rng, weight, copies):
@@ -283,9 +284,12 @@ OPERATIONS: dict[str, Callable[[int, int, bool], Layer]] = {
 }
 
 
+POOLS = {"max_pool_3x3", "avg_pool_3x3"}  # as candidates, these are followed by a norm
+
+
 def candidate(name: str, channels: int, stride: int) -> Layer:
     """A search candidate, as in DARTS: norms without parameters, and one after each pool."""
-    return _candidate(OPERATIONS[name], "pool" in name, channels, stride)
+    return _candidate(OPERATIONS[name], name in POOLS, channels, stride)
 
 
 @cache  # one object for equal arguments: cells of equal shape then share their traces

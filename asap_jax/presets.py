@@ -81,13 +81,12 @@ def digits() -> ConfigDict:
     config.data.source = "digits"
     config.search.update(
         {
-            "strategy": _asap(decay=None, final_temperature=0.01),
             "channels": 8,
             "cells": 3,
-            "epochs": 24,
+            "epochs": 20,
             "batch_size": 64,
             "omega": {"learning_rate": 0.05},
-            "alpha": {"learning_rate": 0.02},
+            "alpha": {"learning_rate": 0.06},
             "augmentation": {"pad": 1, "flip": False},
         }
     )
@@ -109,33 +108,32 @@ def digits() -> ConfigDict:
 def cifar10_small() -> ConfigDict:
     """A subset of CIFAR-10 and a small supernet: the whole road in minutes on two CPU cores."""
     config = paper()
-    config.data.update({"train_examples": 2500, "test_examples": 1000})
+    config.data.update({"train_examples": 2000, "test_examples": 1000})
     config.search.update(
         {
-            "strategy": _asap(decay=None, final_temperature=0.1),
             "channels": 8,
             "cells": 4,
-            "epochs": 10,
+            "epochs": 9,
             "batch_size": 32,
-            "alpha": {"learning_rate": 0.03},
+            "alpha": {"learning_rate": 0.05},
         }
     )
     config.train.update(
-        {"channels": 16, "cells": 4, "epochs": 25, "batch_size": 32, "drop_path": 0.0}
+        {"channels": 8, "cells": 4, "epochs": 14, "batch_size": 32, "drop_path": 0.0}
     )
     config.train.augmentation.cutout = 8
     return config
 
 
-def _asap(decay: float | None = 0.95, final_temperature: float | None = None) -> dict:
-    """ASAP's options; a search of another length than 50 epochs states its final temperature."""
+def _asap() -> dict:
+    """ASAP's options."""
     return {
         "name": "asap",
-        "initial_temperature": 1.3,
-        "decay": placeholder(float) if decay is None else decay,
-        "final_temperature": placeholder(float) if final_temperature is None else final_temperature,
-        "grace_temperature": 1.0,
-        "threshold": 0.4,
+        "initial_temperature": 1.3,  # T0
+        "decay": placeholder(float),  # T's factor an epoch; unset: 0.95 ** (50 / epochs)
+        "final_temperature": placeholder(float),  # in place of decay: T in the last epoch
+        "grace_temperature": 1.0,  # tau: alphas learn, and candidates are pruned, while T < tau
+        "threshold": 0.4,  # theta, in units of 1 / N
     }
 
 
@@ -205,6 +203,7 @@ def check(config: ConfigDict) -> None:
             raise UserError(f"config.{key} is {value!r}, but has to be {expected}")
 
     search, train = config.search, config.train
+    require(config.seed >= 0, "seed", config.seed, "0 or more")
     for key, value, known in (
         ("search.space", search.space, SPACES),
         ("search.edges", search.edges, EDGES),
@@ -213,7 +212,9 @@ def check(config: ConfigDict) -> None:
         expected = f"one of {', '.join(known)}{nearest(value, known)}"
         require(value in known, key, value, expected)
     for part, options in (("search", search), ("train", train)):
-        for key in ("channels", "cells", "epochs", "batch_size", "eval_batch_size"):
+        # With fewer than three cells there is no normal cell beside the two reductions.
+        require(options.cells >= 3, f"{part}.cells", options.cells, "at least 3")
+        for key in ("channels", "epochs", "batch_size", "eval_batch_size"):
             require(options[key] >= 1, f"{part}.{key}", options[key], "at least 1")
         pad = options.augmentation.pad
         require(pad >= 0, f"{part}.augmentation.pad", pad, "0 or more pixels")
@@ -222,8 +223,14 @@ def check(config: ConfigDict) -> None:
         require(0 <= group.momentum < 1, f"{key}.momentum", group.momentum, "in [0, 1)")
         require(group.weight_decay >= 0, f"{key}.weight_decay", group.weight_decay, "0 or more")
         require(group.clip > 0, f"{key}.clip", group.clip, "above 0")
-    alpha = search.alpha.learning_rate
-    require(alpha > 0, "search.alpha.learning_rate", alpha, "above 0")
+    alpha = search.alpha
+    require(alpha.learning_rate > 0, "search.alpha.learning_rate", alpha.learning_rate, "above 0")
+    for key in ("b1", "b2"):
+        require(0 <= alpha[key] < 1, f"search.alpha.{key}", alpha[key], "in [0, 1)")
+    require(alpha.weight_decay >= 0, "search.alpha.weight_decay", alpha.weight_decay, "0 or more")
+    auxiliary, cutout = train.auxiliary_weight, train.augmentation.cutout
+    require(auxiliary >= 0, "train.auxiliary_weight", auxiliary, "0 or more")
+    require(cutout >= 0, "train.augmentation.cutout", cutout, "0 or more pixels")
     require(0 <= train.drop_path < 1, "train.drop_path", train.drop_path, "in [0, 1)")
     smoothing = train.label_smoothing
     require(0 <= smoothing < 1, "train.label_smoothing", smoothing, "in [0, 1)")

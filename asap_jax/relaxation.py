@@ -42,7 +42,7 @@ def masked_softmax(alphas, mask, temperature=1.0):
 def normalised_entropy(weights):
     """Mean entropy of the edges' weights over ln N (figure 7): 1 is uniform, 0 decided."""
     terms = jnp.where(weights > 0, weights * jnp.log(jnp.where(weights > 0, weights, 1)), 0)
-    return jnp.mean(-terms.sum(-1)) / np.log(weights.shape[-1])
+    return jnp.maximum(jnp.mean(-terms.sum(-1)), 0) / np.log(weights.shape[-1])
 
 
 def one_hot_mixture(genotype: Genotype, space: SearchSpace) -> dict[str, Mixture]:

@@ -18,7 +18,14 @@ from asap_jax.metrics import RunLog, mean_over
 from asap_jax.networks import Supernet
 from asap_jax.ops import Context
 from asap_jax.relaxation import one_hot_mixture
-from asap_jax.search_step import Batch, Optimizers, SearchState, init_state, make_search_step
+from asap_jax.search_step import (
+    Batch,
+    Optimizers,
+    SearchState,
+    init_state,
+    make_search_step,
+    step_keys,
+)
 from asap_jax.spaces import SPACES, SearchSpace
 from asap_jax.strategies import STRATEGIES, Strategy
 
@@ -30,7 +37,8 @@ class SearchOutcome(NamedTuple):
     gaps: {rule: {"supernet", "derived", "gap"}}: accuracy on the alpha half of the supernet as it
       ended, and with the rule's genotype alone, the weights shared; their difference. Both
       normalise by each batch's own statistics, since the running ones belong to the supernet's
-      mixture. The alpha half has steered the search, so both flatter.
+      mixture. The alpha half has steered the search, so both flatter. Empty for a method without
+      alphas.
     epochs, seconds: how long it ran.
     candidates_left: over both cell types; 2 * edges when every edge is decided.
     state: the last state.
@@ -102,7 +110,7 @@ def search(config, dataset: data.Dataset, seed: int, log: RunLog) -> SearchOutco
             config.omega.weight_decay,
             config.omega.clip,
         ),
-        optim.adam(**config.alpha),
+        strategy.alpha_optimizer or optim.adam(**config.alpha),
     )
     state = init_state(
         network, strategy, optimizers, jax.random.key(seed), dataset.train_images.shape[1:]
@@ -138,7 +146,7 @@ def search(config, dataset: data.Dataset, seed: int, log: RunLog) -> SearchOutco
                 history.append(jax.device_get(metrics))
                 bar.update()
                 if not np.isfinite(history[-1]["train_loss"]):
-                    raise FloatingPointError(
+                    raise UserError(
                         f"the training loss became {history[-1]['train_loss']} in epoch "
                         f"{epoch + 1} of the search: lower config.search.omega.learning_rate"
                     )
@@ -157,16 +165,15 @@ def search(config, dataset: data.Dataset, seed: int, log: RunLog) -> SearchOutco
     def shared(mixtures):
         return evaluate(state.params, state.batch_stats, mixtures)
 
-    supernet_accuracy = shared(_final_mixtures(strategy, state))
     derived, gaps = {}, {}
-    for rule, inputs in EDGES.items():
-        derived[rule] = strategy.derive(state.arch, inputs, jax.random.key(seed), shared)
-        alone = shared(one_hot_mixture(derived[rule], space))
-        gaps[rule] = {
-            "supernet": supernet_accuracy,
-            "derived": alone,
-            "gap": supernet_accuracy - alone,
-        }
+    supernet_accuracy = shared(_final_mixtures(strategy, state))
+    # A method without alphas has no mixture to fall short of: it samples and ranks.
+    for rule in EDGES if strategy.alpha_gradient else (config.edges,):
+        derived[rule] = strategy.derive(state.arch, EDGES[rule], jax.random.key(seed), shared)
+        if strategy.alpha_gradient:
+            alone = shared(one_hot_mixture(derived[rule], space))
+            gap = supernet_accuracy - alone
+            gaps[rule] = {"supernet": supernet_accuracy, "derived": alone, "gap": gap}
     return SearchOutcome(
         derived[config.edges],
         gaps,
@@ -181,14 +188,13 @@ def _with_data(step, augmentation):
     """The jitted step that takes the batches out of the data on the device and augments them."""
 
     def run(state, images, labels, omega_indices, alpha_indices):
-        key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), 1)
-        batches = [
-            Batch(augment(images[indices], augmentation, k), labels[indices])
-            for indices, k in zip(
-                (omega_indices, alpha_indices), jax.random.split(key), strict=True
-            )
-        ]
-        return step(state, *batches)
+        keys = step_keys(state.key, state.step)
+
+        def batch(indices, key):
+            return Batch(augment(images[indices], augmentation, key), labels[indices])
+
+        train = batch(omega_indices, keys.augment_train)
+        return step(state, train, batch(alpha_indices, keys.augment_val))
 
     return jax.jit(run, donate_argnums=0)
 
@@ -206,7 +212,8 @@ def _supernet_logits(network, by_batch):
 
 def _final_mixtures(strategy, state):
     """The mixtures of the last step that was done."""
-    return strategy.mixture(state.arch, state.step - 1, state.key)
+    last = state.step - 1
+    return strategy.mixture(state.arch, last, step_keys(state.key, last).alpha)
 
 
 def _epoch_record(epoch, history, val_accuracy):

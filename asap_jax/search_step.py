@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from asap_jax import optim, pruning
+from asap_jax import bilevel, optim
 from asap_jax.networks import Supernet, live_parameters
 from asap_jax.ops import Context
 from asap_jax.relaxation import normalised_entropy
@@ -50,6 +50,20 @@ class SearchState:
     key: jax.Array
 
 
+class StepKeys(NamedTuple):
+    """The random keys of one step, each for one use."""
+
+    omega: jax.Array
+    alpha: jax.Array
+    augment_train: jax.Array
+    augment_val: jax.Array
+
+
+def step_keys(key, step) -> StepKeys:
+    """The keys of `step`, from the search's key alone."""
+    return StepKeys(*jax.random.split(jax.random.fold_in(key, step), 4))
+
+
 def init_state(
     network: Supernet, strategy: Strategy, optimizers: Optimizers, key, image_shape
 ) -> SearchState:
@@ -84,10 +98,10 @@ def make_search_step(
     def mean(tree):
         return tree if axis_name is None else lax.pmean(tree, axis_name)
 
-    def loss_under(arch, step, key):
-        """loss(params, alphas, batch_stats, batch) at this step's masks, temperature, sample."""
+    def loss_at(arch, step):
+        """loss(params, alphas, batch_stats, batch, key) at this step's masks and temperature."""
 
-        def loss(params, alphas, batch_stats, batch):
+        def loss(params, alphas, batch_stats, batch, key):
             mixtures = strategy.mixture(arch._replace(alphas=alphas), step, key)
             logits, new = network.apply(
                 {"params": params, "batch_stats": batch_stats},
@@ -101,27 +115,45 @@ def make_search_step(
 
         return loss
 
-    def omega_step(state, batch, key):
-        loss = loss_under(state.arch, state.step, key)
-        (value, (batch_stats, logits)), gradients = jax.value_and_grad(loss, has_aux=True)(
-            state.params, state.arch.alphas, state.batch_stats, batch
+    def point(state, train, val, key):
+        return bilevel.Point(
+            state.params,
+            state.arch.alphas,
+            state.batch_stats,
+            state.omega_opt,
+            state.step,
+            train,
+            val,
+            key,
         )
-        live = live_parameters(network, state.params, strategy.mixture(state.arch, state.step, key))
+
+    def omega_step(state, train, val, key):
+        (value, (batch_stats, logits)), gradients = strategy.omega_gradient(
+            loss_at(state.arch, state.step), point(state, train, val, key)
+        )
+        mixtures = strategy.mixture(state.arch, state.step, key)
         params, omega_opt = optim.update_where(
-            optimizers.omega, live, mean(gradients), state.omega_opt, state.params
+            optimizers.omega,
+            live_parameters(network, state.params, mixtures),
+            mean(gradients),
+            state.omega_opt,
+            state.params,
         )
         state = state.replace(params=params, batch_stats=batch_stats, omega_opt=omega_opt)
-        correct = jnp.mean(logits.argmax(-1) == batch.labels)
+        correct = jnp.mean(logits.argmax(-1) == train.labels)
         return state, mean({"train_loss": value, "train_accuracy": correct})
 
     def alpha_step(state, train, val, key):
-        loss = loss_under(state.arch, state.step, key)
         (value, (batch_stats, _)), gradients = strategy.alpha_gradient(
-            loss, state.params, state.arch.alphas, state.batch_stats, train, val
+            loss_at(state.arch, state.step), point(state, train, val, key)
         )
         gradients = mean(gradients)
         alphas, alpha_opt = optim.update_where(
-            optimizers.alpha, state.arch.masks, gradients, state.alpha_opt, state.arch.alphas
+            optimizers.alpha,
+            strategy.live(state.arch),
+            gradients,
+            state.alpha_opt,
+            state.arch.alphas,
         )
         arch = strategy.prune(state.arch._replace(alphas=alphas), gradients, state.step)
         state = state.replace(arch=arch, batch_stats=batch_stats, alpha_opt=alpha_opt)
@@ -138,12 +170,12 @@ def make_search_step(
         )
 
     def step(state, train, val):
-        key_omega, key_alpha = jax.random.split(jax.random.fold_in(state.key, state.step))
+        key_omega, key_alpha, *_ = step_keys(state.key, state.step)
         if strategy.alpha_first:
             state, alpha_metrics = maybe_alpha_step(state, train, val, key_alpha)
-            state, metrics = omega_step(state, train, key_omega)
+            state, metrics = omega_step(state, train, val, key_omega)
         else:
-            state, metrics = omega_step(state, train, key_omega)
+            state, metrics = omega_step(state, train, val, key_omega)
             state, alpha_metrics = maybe_alpha_step(state, train, val, key_alpha)
         weights = strategy.mixture(state.arch, state.step, key_alpha)
         metrics |= alpha_metrics | strategy.readings(state.step)
@@ -152,7 +184,6 @@ def make_search_step(
             "entropy": jnp.mean(
                 jnp.stack([normalised_entropy(mix.weights) for mix in weights.values()])
             ),
-            "decided": pruning.decided(state.arch.masks),
             "finished": strategy.finished(state.arch),
         }
         return state.replace(step=state.step + 1), metrics

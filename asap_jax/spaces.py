@@ -37,6 +37,11 @@ class SearchSpace:
                     f"unknown candidate {name!r}: the known operations are "
                     f"{', '.join(OPERATIONS)}; add your own to asap_jax.ops.OPERATIONS"
                 )
+        distinct = set(self.candidates)
+        if len(distinct) < max(2, len(self.candidates)) or distinct == {"none"}:
+            raise ValueError(
+                f"candidates have to be at least two different operations, got {self.candidates}"
+            )
         targets = [target for _, target in self.edges]
         if targets != sorted(targets) or set(targets) != set(range(2, self.nodes + 2)):
             raise ValueError(

@@ -16,7 +16,7 @@ from asap_jax.metrics import RunLog, mean_over
 from asap_jax.networks import EvalNetwork
 from asap_jax.ops import Context
 from asap_jax.search_step import Batch
-from asap_jax.train_step import TrainState, init_state, make_train_step
+from asap_jax.train_step import TrainState, init_state, make_train_step, step_keys
 
 
 class TrainOutcome(NamedTuple):
@@ -110,7 +110,7 @@ def train(
                 history.append(jax.device_get(metrics))
                 bar.update()
                 if not np.isfinite(history[-1]["train_loss"]):
-                    raise FloatingPointError(
+                    raise UserError(
                         f"the training loss became {history[-1]['train_loss']} in epoch "
                         f"{epoch + 1} of the training: lower config.train.learning_rate"
                     )
@@ -145,7 +145,7 @@ def _with_data(step, augmentation):
     """The jitted step that takes its batch out of the data on the device and augments it."""
 
     def run(state, images, labels, indices):
-        key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), 1)
+        _, key = step_keys(state.key, state.step)
         return step(state, Batch(augment(images[indices], augmentation, key), labels[indices]))
 
     return jax.jit(run, donate_argnums=0)

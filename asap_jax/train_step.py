@@ -31,6 +31,11 @@ class TrainState:
     key: jax.Array
 
 
+def step_keys(key, step):
+    """(drop-path key, augmentation key) of `step`, from the training's key."""
+    return jax.random.split(jax.random.fold_in(key, step))
+
+
 def init_state(
     network: EvalNetwork, optimizer: optax.GradientTransformation, key, image_shape
 ) -> TrainState:
@@ -85,7 +90,7 @@ def make_train_step(
                 context,
                 None if drop_path is None else drop_path(state.step),
                 mutable=["batch_stats"],
-                rngs={"drop_path": jax.random.fold_in(state.key, state.step)},
+                rngs={"drop_path": step_keys(state.key, state.step)[0]},
             )
             value = cross_entropy(logits, batch.labels)
             if auxiliary is not None:

@@ -1,14 +1,19 @@
 """The command: a whole tiny run, and bad input in one paragraph with exit code 2."""
 
+import contextlib
+import io
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from asap_jax import GENOTYPES, Genotype, checkpoint, job, presets
+from asap_jax import GENOTYPES, Genotype, checkpoint, job, presets, search_loop
 from asap_jax.errors import UserError
 from asap_jax.report.cells import draw_cells
 
@@ -28,21 +33,42 @@ def tiny():
     """digits, cut down to seconds."""
     config = presets.get_config("digits")
     config.data.update({"train_examples": 160, "test_examples": 60})
-    config.search.update({"channels": 4, "cells": 2, "epochs": 3, "batch_size": 40})
+    config.search.update({"channels": 4, "cells": 3, "epochs": 8, "batch_size": 20})
     config.search.candidates = ("sep_conv_3x3", "max_pool_3x3", "skip_connect")
-    config.search.alpha.learning_rate = 0.2
-    config.train.update({"channels": 4, "cells": 2, "epochs": 2, "batch_size": 40})
+    config.search.alpha.learning_rate = 0.3
+    config.train.update({"channels": 4, "cells": 3, "epochs": 2, "batch_size": 40})
     return config
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("run")
-    return workdir, job.run(tiny(), workdir, quiet=True)
+    """(workdir, results, what was printed)."""
+    workdir, printed = tmp_path_factory.mktemp("run"), io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        results = job.run(tiny(), workdir)
+    return workdir, results, printed.getvalue()
+
+
+def test_every_edge_ends_with_one_candidate(finished):
+    _, results, _ = finished
+    assert results["candidates_left"] == 2 * 14
+    assert results["gap"]["all"]["gap"] == 0
+
+
+def test_what_is_printed(finished):
+    workdir, results, printed = finished
+    line = (
+        r"search 1/8  T \d\.\d{3}  candidates +\d+  entropy \d\.\d{3}  loss train \d.* val .*  val "
+    )
+    assert re.search(line + r"accuracy \d+\.\d\d %  \d+\.\d s\n", printed)
+    assert re.search(r"train 2/2  loss \d\.\d{3}  train accuracy .* %", printed)
+    assert f"test accuracy            {100 * results['test_accuracy']:.2f} %" in printed
+    assert "gap supernet -> derived" in printed
+    assert str(workdir) in printed
 
 
 def test_results(finished):
-    workdir, results = finished
+    workdir, results, _ = finished
     assert json.loads((workdir / "results.json").read_text()) == results
     for key in RESULTS:
         assert key in results
@@ -52,12 +78,10 @@ def test_results(finished):
     assert results["total_seconds"] >= results["search_seconds"] + results["train_seconds"]
     for gap in results["gap"].values():
         assert gap["gap"] == pytest.approx(gap["supernet"] - gap["derived"])
-    if results["candidates_left"] == 28:
-        assert results["gap"]["all"]["gap"] == 0
 
 
 def test_files(finished):
-    workdir, results = finished
+    workdir, results, _ = finished
     records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     searched = [r for r in records if r["phase"] == "search"]
     assert len(searched) == results["epochs"]["search"]
@@ -72,7 +96,7 @@ def test_files(finished):
     for op, _ in (edge for node in genotype.normal + genotype.reduce for edge in node):
         assert op.replace("_", " ") in svg
     assert (workdir / "cells.png").read_bytes().startswith(b"\x89PNG")
-    assert json.loads((workdir / "config.json").read_text())["search"]["batch_size"] == 40
+    assert json.loads((workdir / "config.json").read_text())["search"]["batch_size"] == 20
     network = checkpoint.restore(workdir / "network")
     count = sum(np.size(leaf) for leaf in _leaves(network["params"]))
     assert count == results["parameters"]
@@ -83,11 +107,11 @@ def _leaves(tree):
 
 
 def test_another_config_is_refused_and_nothing_is_lost(finished):
-    workdir, _ = finished
+    workdir, _, _ = finished
     before = {path: path.stat().st_mtime_ns for path in workdir.iterdir()}
     config = tiny()
     config.search.epochs = 5
-    with pytest.raises(UserError, match=r"another config .*search.epochs: 3 there, 5 here"):
+    with pytest.raises(UserError, match=r"another config .*search.epochs: 8 there, 5 here"):
         job.run(config, workdir, quiet=True)
     assert {path: path.stat().st_mtime_ns for path in workdir.iterdir()} == before
 
@@ -104,6 +128,10 @@ def test_another_config_is_refused_and_nothing_is_lost(finished):
         (lambda c: c.search.update(space="drats"), "did you mean 'darts'"),
         (lambda c: c.search.strategy.update(name="darst"), "did you mean 'darts'"),
         (lambda c: c.search.update(epochs=0), "search.epochs is 0"),
+        (lambda c: c.search.update(cells=2), "search.cells is 2"),
+        (lambda c: c.search.update(candidates=("none", "none")), "two different operations"),
+        (lambda c: c.search.strategy.update(grace_temperature=0.0), "grace_temperature"),
+        (lambda c: c.update(seed=-1), "config.seed is -1"),
         (lambda c: c.train.update(drop_path=1.0), "train.drop_path"),
         (lambda c: c.data.update(source="tfds:nothing"), "finds no data set"),
         (lambda c: c.data.update(test_examples=10**6), "test_examples"),
@@ -132,7 +160,7 @@ def command(*arguments, cwd=ROOT):
     [
         ((f"{CONFIG}:digits", "--config.search.epoch=3"), "epochs"),
         ((f"{CONFIG}:digits", "--config.serach.epochs=3"), "search"),
-        ((f"{CONFIG}:digist",), "did you mean 'digits'"),
+        (("--config", "search:digist"), "did you mean 'digits'"),
         ((f"{CONFIG}:digits", "--config.search.epochs=many"), "many"),
         ((f"{CONFIG}:digits", "--wrokdir=x"), "did you mean 'workdir'"),
         (("--config=configs/serach.py:digits",), "serach.py"),
@@ -162,6 +190,25 @@ def test_presets():
     paper = presets.get_config()
     assert (paper.search.channels, paper.search.cells, paper.search.epochs) == (16, 8, 50)
     assert paper.search.batch_size == 96
+    strategy = search_loop.make_strategy(paper.search, search_loop.make_space(paper.search), 260)
+    readings = jax.device_get(strategy.readings(jnp.int32(49 * 260)))
+    assert readings["temperature"] == pytest.approx(1.3 * 0.95**50, rel=1e-5)
+    assert readings["threshold"] == pytest.approx(0.4 / 7, rel=1e-6)
+    learning = [bool(strategy.learns(jnp.int32(260 * epoch))) for epoch in range(50)]
+    assert learning == [False] * 5 + [True] * 45
+    assert paper.search.omega.to_dict() == {
+        "learning_rate": 0.025,
+        "final_learning_rate": 0.001,
+        "momentum": 0.9,
+        "weight_decay": 3e-4,
+        "clip": 5.0,
+    }
+    assert paper.search.alpha.to_dict() == {
+        "learning_rate": 1e-3,
+        "b1": 0.5,
+        "b2": 0.999,
+        "weight_decay": 1e-3,
+    }
     for name in (
         "digits",
         "cifar10_small",

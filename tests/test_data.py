@@ -18,6 +18,14 @@ def test_digits_are_split_for_good():
     assert first.test_images.shape == (360, 8, 8, 1)
     assert first.train_images.dtype == np.uint8
     np.testing.assert_array_equal(first.test_images, second.test_images)
+    train = {image.tobytes() for image in first.train_images}
+    test = {image.tobytes() for image in first.test_images}
+    from sklearn.datasets import load_digits
+
+    whole = {np.round(i * (255 / 16)).astype(np.uint8).tobytes() for i in load_digits().images}
+    assert len(whole) == 1797  # no two alike, so disjoint sets of images are disjoint splits
+    assert not train & test
+    assert train | test == whole
     counts = np.bincount(first.test_labels)
     assert counts.min() >= 34
     assert counts.max() <= 38

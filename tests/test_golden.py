@@ -52,6 +52,19 @@ def test_golden(case):
     check(case)
 
 
+@pytest.mark.parametrize("name", ["search", "cifar_ASAP"])
+def test_golden_in_float32(name):
+    """The logits and auxiliary logits to 1e-4; compare_with_torch.py covers the rest."""
+    case = next(c for c in parity.CASES if c.name == name)
+    golden = json.loads((GOLDEN / f"{case.name}.json").read_text())
+    images, labels, alphas = parity.inputs(case)
+    state_dict = parity.weights(torch_shapes(case))
+    got = ours.run(case, state_dict, images, labels, alphas, "float32")
+    for key in ("eval_logits", "train_logits", "aux_logits"):
+        if golden[key] is not None:
+            np.testing.assert_allclose(got[key], golden[key], rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "case", [c for c in parity.CASES if c.name not in QUICK], ids=lambda c: c.name
@@ -101,3 +114,6 @@ def test_alphas_travel_along_where_the_state_dict_has_them():
     variables = from_torch(state_dict, case.network)
     assert variables["alphas"]["normal"].sum() == 112
     assert to_torch(variables, case.network)["alphas_reduce"].shape == (14, 8)
+    del state_dict["alphas_reduce"]
+    with pytest.raises(ValueError, match="holds none of alphas_normal, alphas_reduce or both"):
+        from_torch(state_dict, case.network)

@@ -29,7 +29,7 @@ def run(optimizer, params, gradients):
 
 @pytest.mark.parametrize("nesterov", [False, True])
 def test_sgd(nesterov):
-    """clip_grad_norm_(5), then torch.optim.SGD(momentum=0.9, weight_decay=3e-4)."""
+    """Clip to norm 5 (without PyTorch's 1e-6), torch.optim.SGD(momentum=0.9, weight_decay=3e-4)."""
     with jax.enable_x64(True):
         params, gradients = trees(4)
         got = run(optim.sgd(lambda step: 0.025 / (1 + step), nesterov=nesterov), params, gradients)

@@ -105,8 +105,9 @@ def test_second_derivatives_agree_with_the_plain_forms(stride):
 
     def hessian_times(depthwise_form, max_form, avg_form):
         def loss(x, k):
-            y = jnp.tanh(depthwise_form(x, k, stride, 1))
-            return jnp.sum(jnp.square(max_form(y, 1)) * jnp.cos(avg_form(y, 1)))
+            y = jnp.tanh(depthwise_form(x, k, 1, 1)) + jnp.sin(depthwise_form(x, k, 1, 2))
+            y = depthwise_form(y, k, stride, 1)
+            return jnp.sum(jnp.square(max_form(y, stride)) * jnp.cos(avg_form(y, stride)))
 
         def projected(x, k):
             g_x, g_k = jax.grad(loss, (0, 1))(x, k)

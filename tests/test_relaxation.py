@@ -105,15 +105,15 @@ def test_derivation_keeps_all_edges_or_two_and_breaks_ties_low():
 
 def test_a_pruned_alpha_still_counts_in_the_ranking():
     """Edges are ranked by the softmax over all N alphas, pruned ones with their frozen value."""
-    alphas = jnp.zeros((14, 7)).at[2, 0].set(1.0).at[2, 1].set(0.99).at[3, 0].set(0.5)
+    # Edge 2 has the largest alpha, but its pruned candidates came close: 0.144 of the softmax,
+    # against 0.216 for edge 3 and 0.199 for edge 4.
+    alphas = jnp.zeros((14, 7)).at[2].set(0.99).at[2, 0].set(1.0).at[3, 0].set(0.5)
     alphas = alphas.at[4, 0].set(0.4)
     mask = jnp.zeros((14, 7), bool).at[:, 0].set(True)
     cells = dict.fromkeys(spaces.CELL_TYPES, alphas)
     masks = dict.fromkeys(spaces.CELL_TYPES, mask)
-    strength = np.asarray(jax.nn.softmax(alphas))[2:5, 0]
-    kept = sorted(np.argsort(-strength, kind="stable")[:2])
     found = derive.strongest(cells, masks, spaces.ASAP, 2)
-    assert [source for _, source in found.normal[1]] == list(kept)
+    assert [source for _, source in found.normal[1]] == [1, 2]
 
 
 def test_one_hot_mixture_computes_just_the_genotype():

@@ -38,10 +38,18 @@ def test_threshold_is_the_initial_candidates_share(paper):
     assert pytest.approx(0.0571, abs=5e-5) == 0.4 / 7
 
 
-def test_other_lengths_end_at_the_stated_temperature():
-    short = asap(spaces.ASAP, 10, STEPS, decay=None, final_temperature=0.1)
-    assert temperature(short, 9) == pytest.approx(0.1, rel=1e-5)
-    assert temperature(short, 0) == pytest.approx(1.3 * (0.1 / 1.3) ** 0.1, rel=1e-5)
+def test_the_decay_can_be_chosen():
+    short = asap(spaces.ASAP, 10, STEPS, final_temperature=0.2)
+    assert temperature(short, 9) == pytest.approx(0.2, rel=1e-5)
+    assert temperature(short, 0) == pytest.approx(1.3 * (0.2 / 1.3) ** 0.1, rel=1e-5)
+    fixed = asap(spaces.ASAP, 10, STEPS, decay=0.9)
+    assert temperature(fixed, 9) == pytest.approx(1.3 * 0.9**10, rel=1e-5)
+
+
+@pytest.mark.parametrize("epochs", [10, 50, 73])
+def test_every_length_ends_where_the_papers_does(epochs):
+    search = asap(spaces.ASAP, epochs, STEPS)
+    assert temperature(search, epochs - 1) == pytest.approx(1.3 * 0.95**50, rel=1e-5)
 
 
 def test_cosine_of_the_last_epoch():
@@ -65,8 +73,9 @@ def test_drop_path_rises_by_epoch():
         {"initial_temperature": -1.0},
         {"decay": 1.0},
         {"decay": 0.95, "final_temperature": 0.1},
-        {"decay": None},
-        {"decay": None, "final_temperature": 0.0},
+        {"final_temperature": 0.0},
+        {"final_temperature": 1.3},
+        {"grace_temperature": 0.0},
         {"threshold": 0.0},
         {"threshold": 1.5},
     ],

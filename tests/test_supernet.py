@@ -186,14 +186,50 @@ def test_a_decided_supernet_is_the_network_built_from_its_genotype():
     np.testing.assert_allclose(logits, want, rtol=1e-9, atol=1e-11)
 
 
-@pytest.mark.parametrize("space", [ASAP, DARTS])
-def test_search_network_has_the_published_size(space):
-    network = Supernet(space, 10)
+@pytest.mark.parametrize(
+    ("space", "cells", "size"),
+    [(ASAP, 8, 1_930_618), (DARTS, 8, 1_930_618), (DARTS, 5, 1_275_834)],  # the last: P-DARTS
+)
+def test_search_network_has_the_published_size(space, cells, size):
+    network = Supernet(space, 10, cells=cells)
     shape = (len(space.edges), len(space.candidates))
     full = {c: Mixture(jnp.ones(shape), jnp.ones(shape, bool)) for c in CELL_TYPES}
     x = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float64)
     variables = jax.eval_shape(lambda x: network.init(jax.random.key(0), x, full), x)
-    assert count_parameters(variables["params"]) == 1_930_618
+    assert count_parameters(variables["params"]) == size
+
+
+def test_every_candidate_stands_behind_a_condition_in_one_loop(half):
+    """What makes a mask save time: one scan a group of edges, one cond a candidate, no select."""
+    network, variables, alphas, masks, _ = half
+
+    def logits(params):
+        mixed = mixtures(alphas, masks)
+        variables_ = {"params": params, "batch_stats": variables["batch_stats"]}
+        return network.apply(variables_, jnp.asarray(IMAGES), mixed, TRAIN, mutable=["batch_stats"])
+
+    found = []
+
+    def walk(jaxpr):
+        for equation in jaxpr.eqns:
+            inner = [
+                getattr(p, "jaxpr", p)
+                for p in jax.tree.leaves(
+                    list(equation.params.values()), is_leaf=lambda p: hasattr(p, "jaxpr")
+                )
+            ]
+            inner = [p for p in inner if hasattr(p, "eqns")]
+            if equation.primitive.name == "scan":
+                conditions = [e for e in inner[0].eqns if e.primitive.name == "cond"]
+                found.append((equation.params["length"], len(conditions)))
+            else:
+                for sub in inner:
+                    walk(sub)
+
+    walk(jax.make_jaxpr(logits)(variables["params"]).jaxpr)
+    candidates = len(SMALL.candidates)
+    # Cell 0 is normal: 5 edges in one loop. Cells 1 and 2 reduce: 4 edges of stride 2, 1 inner.
+    assert found == [(5, candidates), *[(4, candidates), (1, candidates)] * 2]
 
 
 def test_second_derivatives_pass_through_the_loop(half):

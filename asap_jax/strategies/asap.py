@@ -14,7 +14,7 @@ def asap(
     steps_per_epoch: int,
     *,
     initial_temperature: float = 1.3,
-    decay: float | None = 0.95,
+    decay: float | None = None,
     final_temperature: float | None = None,
     grace_temperature: float = 1.0,
     threshold: float = 0.4,
@@ -27,29 +27,36 @@ def asap(
 
     Args:
       space: edges and candidates.
-      epochs: length of the search; used with `final_temperature` only.
+      epochs: length of the search.
       steps_per_epoch: omega steps in an epoch.
       initial_temperature: T0. The paper has 1.3 (4.1) and 1.6 (6.2.1); 1.3 fits what it states.
-      decay: T's factor an epoch, or None to let it follow from `final_temperature`.
-      final_temperature: T in the last epoch, in place of `decay`, for searches of other lengths.
+      decay: T's factor an epoch. By default the paper's 0.95 over 50 epochs, stretched to `epochs`:
+        0.95^(50 / epochs), so that a search of any length ends at T0 * 0.95^50 = 0.100.
+      final_temperature: T in the last epoch, in place of `decay`.
       grace_temperature: tau.
       threshold: theta = `threshold` / N with the space's N, on every edge at all times.
 
     Raises:
-      ValueError: a temperature or threshold out of range, or not exactly one of `decay` and
-        `final_temperature`.
+      ValueError: a temperature or threshold out of range, or both `decay` and `final_temperature`.
     """
-    if (decay is None) == (final_temperature is None):
-        raise ValueError("asap takes either decay or final_temperature: set the other to None")
-    if decay is None:
+    if initial_temperature <= 0:
+        raise ValueError(f"initial_temperature has to be above 0, got {initial_temperature}")
+    if grace_temperature <= 0:
+        raise ValueError(
+            f"grace_temperature has to be above 0, got {grace_temperature}: the alphas learn only "
+            "while the temperature is below it"
+        )
+    if decay is not None and final_temperature is not None:
+        raise ValueError("asap takes decay or final_temperature, not both: one gives the other")
+    if final_temperature is not None:
         if not 0 < final_temperature < initial_temperature:
             raise ValueError(
                 f"final_temperature has to lie between 0 and initial_temperature "
                 f"({initial_temperature}), got {final_temperature}"
             )
         decay = schedules.decay_to(initial_temperature, final_temperature, epochs)
-    if initial_temperature <= 0:
-        raise ValueError(f"initial_temperature has to be above 0, got {initial_temperature}")
+    if decay is None:
+        decay = 0.95 ** (50 / epochs)
     if not 0 < decay < 1:
         raise ValueError(f"decay has to lie between 0 and 1, got {decay}")
     if not 0 < threshold <= 1:

@@ -5,19 +5,24 @@ The supernet and the search step know no method by name. What a method may decid
 - its architecture parameters, any tree (`init`): alphas, an edge's betas, strengths, a controller;
 - how they become mixture weights (`mixture`), with the step for annealing and a key for sampling;
   `active` says what is computed at all, `edge_weights` scales whole edges;
-- whether and how they learn (`alpha_gradient`, `learns`, `alpha_first`): see `bilevel`;
+- whether and how they learn (`alpha_gradient`, `learns`, `alpha_first`, `alpha_optimizer`), and
+  how omega does, where that is not by the plain training loss (`omega_gradient`): see `bilevel`;
 - which candidates leave, or come back (`prune`): it sees the gradients and keeps its own `extra`
   state, momenta and counters included;
 - when to stop (`finished`) and what was found (`derive`), the shared weights' accuracy at hand.
 
-A method in stages (other depth, other candidates) is one Strategy and one SearchState a stage.
+A method in stages (other depth, other candidates) is one Strategy, Supernet and SearchState a
+stage, with a function from the last state of one to the first of the next. What a method asks of
+the network itself (partial channels, dropout on skips) is an attribute of the Supernet.
 """
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import optax
 
+from asap_jax import bilevel
 from asap_jax.genotypes import Genotype
 from asap_jax.relaxation import Mixture
 
@@ -50,6 +55,11 @@ class Strategy(NamedTuple):
     alpha_gradient: one of `bilevel`, or None if there is nothing to learn.
     learns: step -> scalar bool: whether this step has an alpha step.
     alpha_first: the alpha step comes before the omega step (DARTS), or after it (Algorithm 1).
+    omega_gradient: one of `bilevel`.
+    alpha_optimizer: an optimizer of the method's own, or None for the config's Adam.
+    live: Architecture -> tree like its alphas of bools that broadcast against them: what an alpha
+      step may change. The masks, if the alphas are one array a cell type.
+    masks_may_grow, edges_may_empty: what the contract test lets a method do.
     """
 
     init: Callable[[jax.Array], Architecture]
@@ -61,3 +71,8 @@ class Strategy(NamedTuple):
     alpha_gradient: Callable | None
     learns: Callable[[jax.Array], jax.Array]
     alpha_first: bool = False
+    omega_gradient: Callable = bilevel.omega_of_train
+    alpha_optimizer: optax.GradientTransformation | None = None
+    live: Callable[[Architecture], Any] = lambda arch: arch.masks
+    masks_may_grow: bool = False
+    edges_may_empty: bool = False

@@ -12,8 +12,7 @@ from asap_jax.strategies.base import Architecture, Strategy
 def darts(space: SearchSpace, epochs: int, steps_per_epoch: int) -> Strategy:
     """A plain softmax over all candidates to the last step, then the strongest edges.
 
-    Alphas start at 1e-3 times a normal draw; each step trains them first, then omega. ASAP at a
-    fixed T = 1 without pruning is this method.
+    Alphas start at 1e-3 times a normal draw; each step trains them first, then omega.
     """
     del epochs, steps_per_epoch
     shape = (len(space.edges), len(space.candidates))
