@@ -133,7 +133,7 @@ def main():
         for dtype, limit in LIMITS.items():
             network = build(case, darts)
             shapes = {k: v.shape for k, v in network.state_dict().items()}
-            state_dict = parity.weights(shapes)
+            state_dict = parity.weights(shapes, case.seed)
             theirs = run_torch(network, case, state_dict, images, labels, alphas, dtype)
             with jax.enable_x64(dtype == "float64"):
                 mine = ours.run(case, state_dict, images, labels, alphas, dtype)

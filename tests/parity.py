@@ -27,6 +27,8 @@ class Case:
         self.kind, self.genotype = kind, genotype
         self.name = kind if genotype is None else f"{kind}_{genotype}"
         self.channels, self.cells = 4, 4
+        # PNASNet: seed 2 puts an activation within float32's rounding of a kink, which flips.
+        self.seed = 4 if genotype == "PNASNet" else 2
         self.size = 224 if kind == "imagenet" else 32
         if kind == "search":
             self.network = networks.Supernet(spaces.DARTS, CLASSES, self.channels, self.cells)
@@ -48,9 +50,9 @@ def inputs(case):
     return images, labels, {cell: rng.normal(size=(14, 8)) for cell in ("normal", "reduce")}
 
 
-def weights(shapes):
+def weights(shapes, seed):
     """A state dict of float64 arrays for {key: shape}, drawn by sorted key."""
-    rng = np.random.default_rng(2)
+    rng = np.random.default_rng(seed)
     values = {}
     for key in sorted(shapes):
         shape = tuple(shapes[key])

@@ -32,7 +32,7 @@ def check(case):
     golden = json.loads((GOLDEN / f"{case.name}.json").read_text())
     images, labels, alphas = parity.inputs(case)
     with jax.enable_x64(True):
-        state_dict = parity.weights(torch_shapes(case))
+        state_dict = parity.weights(torch_shapes(case), case.seed)
         got = ours.run(case, state_dict, images, labels, alphas, "float64")
     for key in ("eval_logits", "train_logits", "aux_logits"):
         if golden[key] is not None:
@@ -58,7 +58,7 @@ def test_golden_in_float32(name):
     case = next(c for c in parity.CASES if c.name == name)
     golden = json.loads((GOLDEN / f"{case.name}.json").read_text())
     images, labels, alphas = parity.inputs(case)
-    state_dict = parity.weights(torch_shapes(case))
+    state_dict = parity.weights(torch_shapes(case), case.seed)
     got = ours.run(case, state_dict, images, labels, alphas, "float32")
     for key in ("eval_logits", "train_logits", "aux_logits"):
         if golden[key] is not None:
@@ -76,7 +76,7 @@ def test_golden_of_every_other_genotype(case):
 @pytest.mark.parametrize("name", ["search", "cifar_DARTS_V1", "imagenet_ASAP"])
 def test_to_torch_is_the_reverse(name):
     case = next(c for c in parity.CASES if c.name == name)
-    state_dict = parity.weights(torch_shapes(case))
+    state_dict = parity.weights(torch_shapes(case), case.seed)
     with jax.enable_x64(True):
         back = to_torch(from_torch(state_dict, case.network), case.network)
     assert back.keys() == state_dict.keys()
@@ -86,7 +86,7 @@ def test_to_torch_is_the_reverse(name):
 
 def test_one_error_names_every_key():
     case = next(c for c in parity.CASES if c.name == "cifar_DARTS_V1")
-    state_dict = parity.weights(torch_shapes(case))
+    state_dict = parity.weights(torch_shapes(case), case.seed)
     del state_dict["classifier.bias"]
     state_dict["cells.9.extra"] = np.zeros(2)
     state_dict["stem.1.weight"] = np.zeros(5)
@@ -100,7 +100,7 @@ def test_one_error_names_every_key():
 
 def test_the_auxiliary_head_is_optional():
     case = next(c for c in parity.CASES if c.name == "cifar_DARTS_V1")
-    state_dict = parity.weights(torch_shapes(case))
+    state_dict = parity.weights(torch_shapes(case), case.seed)
     without = case.network.clone(auxiliary=False)
     variables = from_torch(state_dict, without)
     assert "auxiliary_head" not in variables["params"]
@@ -109,7 +109,7 @@ def test_the_auxiliary_head_is_optional():
 
 def test_alphas_travel_along_where_the_state_dict_has_them():
     case = parity.CASES[0]
-    state_dict = parity.weights(torch_shapes(case))
+    state_dict = parity.weights(torch_shapes(case), case.seed)
     state_dict |= {"alphas_normal": np.ones((14, 8)), "alphas_reduce": np.zeros((14, 8))}
     variables = from_torch(state_dict, case.network)
     assert variables["alphas"]["normal"].sum() == 112
