@@ -24,11 +24,6 @@ _WORKDIR = flags.DEFINE_string(
 def _main(argv) -> None:
     if len(argv) > 1:
         raise UserError(f"unexpected argument {argv[1]!r}: options are written --name=value")
-    if _CONFIG.value is None:
-        raise UserError(
-            "--config is missing: for a first run, --config=configs/search.py:digits (or "
-            "--config=search:digits outside a checkout)"
-        )
     from asap_jax import job  # late: a misspelt flag should not wait for matplotlib and tfds
 
     logging.set_verbosity(logging.WARNING)  # orbax tells of each file it writes
@@ -58,8 +53,13 @@ def _parse(argv) -> list[str]:
                 error.__cause__ or error.__context__
             )  # ml_collections wraps what a preset raises
         raise UserError(_one_line(error)) from error
-    file = (config_flags.get_config_filename(flags.FLAGS["config"]) or "").partition(":")[0]
-    if file and not Path(file).is_file():
+    if _CONFIG.value is None:
+        raise UserError(
+            "--config is missing: for a first run, --config=configs/search.py:digits (or "
+            "--config=search:digits outside a checkout)"
+        )
+    file = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0]
+    if not Path(file).is_file():
         raise UserError(
             f"there is no config file {file}: name a file with get_config(preset), or "
             "search:PRESET for the presets in the package"
