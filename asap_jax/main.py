@@ -76,17 +76,17 @@ def _joined(argv) -> list[str]:
     joined: list[str] = []
     for argument in argv:
         if joined and joined[-1] in ("--config", "-config"):
-            joined[-1] += f"={argument}"
-        else:
-            joined.append(argument)
+            argument = f"{joined.pop()}={argument}"
+        joined.append(argument)
     return joined
 
 
 def _packaged(argument: str) -> str:
     """--config=search:NAME -> the presets inside the package."""
     name, equals, value = argument.partition("=")
-    if name.lstrip("-") == "config" and value.partition(":")[0] == "search":
-        return f"{name}{equals}{presets.__file__}:{value.partition(':')[2]}"
+    file, _, preset = value.partition(":")
+    if name.lstrip("-") == "config" and file == "search":
+        return f"{name}{equals}{presets.__file__}:{preset}"
     return argument
 
 

@@ -12,7 +12,7 @@ import pytest
 from asap_jax import from_torch, to_torch
 
 GOLDEN = Path(__file__).parent / "golden"
-QUICK = ("search", "cifar_ASAP", "cifar_AmoebaNet", "cifar_SNAS_aggressive", "imagenet_ASAP")
+QUICK = ("search", "cifar_AmoebaNet", "imagenet_ASAP")
 
 
 def torch_shapes(case):
@@ -52,7 +52,7 @@ def test_golden(case):
     check(case)
 
 
-@pytest.mark.parametrize("name", ["search", "cifar_ASAP"])
+@pytest.mark.parametrize("name", ["cifar_ASAP"])
 def test_golden_in_float32(name):
     """The logits and auxiliary logits to 1e-4; compare_with_torch.py covers the rest."""
     case = next(c for c in parity.CASES if c.name == name)
