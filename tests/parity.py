@@ -15,6 +15,15 @@ from asap_jax.relaxation import Mixture
 BATCH = 4
 CLASSES = 10
 
+# Where seed 2 puts an activation within float32's rounding of a kink, which then flips: PyTorch's
+# float32 gradients are as far from its own float64 ones there, up to 2e-2.
+SEEDS = {
+    "cifar_PNASNet": 4,
+    "imagenet_PNASNet": 4,
+    "cifar_MdeNAS": 5,
+    "imagenet_NAONet-WS": 5,
+}
+
 
 class Case:
     """One network at a size that is quick to run.
@@ -27,8 +36,7 @@ class Case:
         self.kind, self.genotype = kind, genotype
         self.name = kind if genotype is None else f"{kind}_{genotype}"
         self.channels, self.cells = 4, 3 if kind == "search" else 4
-        # PNASNet: seed 2 puts an activation within float32's rounding of a kink, which flips.
-        self.seed = 4 if genotype == "PNASNet" else 2
+        self.seed = SEEDS.get(self.name, 2)
         self.size = 224 if kind == "imagenet" else 32
         if kind == "search":
             self.network = networks.Supernet(spaces.DARTS, CLASSES, self.channels, self.cells)
@@ -38,8 +46,8 @@ class Case:
             )
 
 
-CASES = [Case("search"), *(Case("cifar", name) for name in GENOTYPES)]
-CASES += [Case("imagenet", name) for name in ("ASAP", "AmoebaNet")]
+CASES = [Case("search")]
+CASES += [Case(kind, name) for kind in ("cifar", "imagenet") for name in GENOTYPES]
 
 
 def inputs(case):
