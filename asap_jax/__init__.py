@@ -1,12 +1,17 @@
 """ASAP: Architecture Search, Anneal and Prune, in JAX and Flax."""
 
+from asap_jax.api import run, search, train
+from asap_jax.data import Dataset
+from asap_jax.errors import UserError
 from asap_jax.export import from_torch, to_torch
 from asap_jax.genotypes import GENOTYPES, Genotype
+from asap_jax.job import describe, evaluate
 from asap_jax.networks import EvalNetwork, Supernet, count_parameters, multiply_adds
 from asap_jax.ops import OPERATIONS, Context, Layer
 from asap_jax.relaxation import Mixture
 from asap_jax.spaces import SPACES, SearchSpace
 from asap_jax.strategies import STRATEGIES, Strategy
+from asap_jax.trained import TrainedNetwork, load
 
 __all__ = [
     "GENOTYPES",
@@ -14,6 +19,7 @@ __all__ = [
     "SPACES",
     "STRATEGIES",
     "Context",
+    "Dataset",
     "EvalNetwork",
     "Genotype",
     "Layer",
@@ -21,8 +27,16 @@ __all__ = [
     "SearchSpace",
     "Strategy",
     "Supernet",
+    "TrainedNetwork",
+    "UserError",
     "count_parameters",
+    "describe",
+    "evaluate",
     "from_torch",
+    "load",
     "multiply_adds",
+    "run",
+    "search",
     "to_torch",
+    "train",
 ]

@@ -1,17 +1,170 @@
-"""Orbax, wrapped once: trees of arrays to a folder and back."""
+"""Orbax, wrapped once: trees of arrays to a folder and back, and the last few states of a loop."""
 
+import time
 from pathlib import Path
+from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
+
+from asap_jax.errors import UserError
 
 
 def save(path: str | Path, tree) -> None:
     """Writes a tree of arrays to the folder `path`, in place of what is there."""
     with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(Path(path).absolute(), tree, force=True)
+        checkpointer.save(Path(path).absolute(), _host_copy(tree), force=True)
 
 
 def restore(path: str | Path, like=None):
     """Reads a tree of arrays; with `like`, arrays or shapes, in its form and placement."""
     with ocp.StandardCheckpointer() as checkpointer:
         return checkpointer.restore(Path(path).absolute(), like)
+
+
+class Checkpoints:
+    """The last few states of one stage of a run, written in the background.
+
+    Each stands in a folder named by its step, with two items: `state`, a tree of arrays, and
+    `progress`, JSON. Folders appear whole or not at all, so a process that dies while it writes
+    loses that one state.
+
+    Args:
+      folder: of this stage.
+      identity: what the state belongs to (cells, shapes, data), plain JSON. A state that belongs to
+        something else is refused by name.
+      keep: how many states to keep.
+      every_steps, every_seconds: how often one is due; 0 for never by that count.
+    """
+
+    def __init__(
+        self, folder: Path, identity: dict, keep: int, every_steps: int, every_seconds: float
+    ):
+        self._folder, self._identity = folder, identity
+        self._every_steps, self._every_seconds = every_steps, every_seconds
+        self._written = time.monotonic()
+        self._manager = ocp.CheckpointManager(
+            folder.absolute(),
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=keep, cleanup_tmp_directories=True, enable_async_checkpointing=True
+            ),
+        )
+
+    def due(self, step: int) -> bool:
+        """Whether it is time to save, after `step` steps of the stage."""
+        by_steps = self._every_steps and step % self._every_steps == 0
+        waited = time.monotonic() - self._written
+        return bool(by_steps or (self._every_seconds and waited >= self._every_seconds))
+
+    def save(self, step: int, state, progress: dict) -> None:
+        """Copies the state and has it written while the caller goes on."""
+        if step not in self._manager.all_steps():
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(_host_copy(state)),
+                    progress=ocp.args.JsonSave({**progress, "identity": self._identity}),
+                ),
+                force=True,
+            )
+        self._written = time.monotonic()
+
+    def latest(self, like) -> tuple[Any, dict] | None:
+        """The newest (state, progress), or None if there is none.
+
+        Raises:
+          UserError: the state belongs to something else, or cannot be read.
+        """
+        step = self._manager.latest_step()
+        if step is None:
+            return None
+        where = self._folder / str(step)
+        try:
+            item = ocp.args.Composite(progress=ocp.args.JsonRestore())
+            progress = self._manager.restore(step, args=item)["progress"]
+            self._check(progress.pop("identity", {}), where)
+            item = ocp.args.Composite(state=ocp.args.StandardRestore(_plain_shapes(like)))
+            state = self._manager.restore(step, args=item)["state"]
+        except UserError:
+            raise
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"the checkpoint {where} cannot be read ({' '.join(str(error).split())[:300]}): "
+                "remove that folder to go on from the one before"
+            ) from error
+        return _placed(state, like), progress
+
+    def _check(self, identity, where) -> None:
+        expected = {**identity, **self._identity}
+        changed = [
+            f"{key}: {identity.get(key)} there, {expected[key]} here"
+            for key in expected
+            if identity.get(key) != expected[key]
+        ]
+        if changed:
+            raise UserError(
+                f"the checkpoint {where} belongs to another run ({'; '.join(changed)}): choose "
+                "another --workdir, or remove that folder"
+            )
+
+    def close(self) -> None:
+        """Waits until everything is written."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+
+def check_shapes(what: str, tree, expected) -> None:
+    """Raises UserError if `tree` has not the names and shapes of `expected`; `what` names it."""
+    got, want = ({_name(p): leaf.shape for p, leaf in _leaves(t)} for t in (tree, expected))
+    wrong = [
+        f"{name} is {got.get(name, 'missing')}, expected {want.get(name, 'nothing')}"
+        for name in sorted(got.keys() | want.keys())
+        if got.get(name) != want.get(name)
+    ]
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise UserError(
+            f"{what} does not fit: {'; '.join(wrong[:3])}{more}. Its genotype, number of classes, "
+            "channels or cells are others"
+        )
+
+
+def _leaves(tree):
+    return jax.tree.flatten_with_path(tree)[0]
+
+
+def _name(path) -> str:
+    return ".".join(str(entry.key) for entry in path)
+
+
+def _is_key(leaf) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _host_copy(tree):
+    """NumPy copies: the next step may reuse the arrays' memory while they are being written."""
+
+    def copy(leaf):
+        leaf = jax.random.key_data(leaf) if hasattr(leaf, "dtype") and _is_key(leaf) else leaf
+        return np.array(leaf)
+
+    return jax.tree.map(copy, tree)
+
+
+def _plain_shapes(like):
+    def shape(leaf):
+        if _is_key(leaf):
+            leaf = jax.eval_shape(jax.random.key_data, leaf)
+        return np.empty(leaf.shape, leaf.dtype)
+
+    return jax.tree.map(shape, like)
+
+
+def _placed(state, like):
+    def place(value, leaf):
+        value = jnp.asarray(value)
+        return jax.random.wrap_key_data(value) if _is_key(leaf) else value
+
+    return jax.tree.map(place, state, like)

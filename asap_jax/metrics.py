@@ -2,49 +2,74 @@
 
 import json
 import math
+import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 
 class RunLog:
     """Writes metrics.jsonl into the workdir, and prints.
 
-    Every record is one JSON object a line with "phase" and "epoch"; a number that is not finite is
-    written as null.
+    Every record is one JSON object a line with "phase", "run" and "epoch"; a number that is not
+    finite is written as null.
+
+    Args:
+      workdir: where metrics.jsonl stands, gone on with if it is there; None writes no file.
+      quiet: print nothing.
     """
 
-    def __init__(self, workdir: Path, quiet: bool = False):
-        self._file = open(workdir / "metrics.jsonl", "w")
+    def __init__(self, workdir: Path | None, quiet: bool = False):
+        self._path = workdir and workdir / "metrics.jsonl"
         self._quiet = quiet
 
-    def bar(self, phase: str, steps: int) -> tqdm:
+    def bar(self, phase: str, steps: int, done: int = 0) -> tqdm:
         """A progress bar over `steps`, with the time left; silent where nobody watches."""
-        watched = sys.stderr.isatty() and not self._quiet
-        return tqdm(total=steps, desc=phase, unit="step", disable=not watched, leave=False)
+        watched = sys.stderr.isatty() or "ipykernel" in sys.modules
+        return tqdm(
+            total=steps,
+            initial=done,
+            desc=phase,
+            unit="step",
+            disable=self._quiet or not watched,
+            leave=False,
+        )
+
+    def rewind(self, keep: Callable[[dict], bool]) -> None:
+        """Drops the records that a resumed run will write again."""
+        if self._path is None or not self._path.exists():
+            return
+        lines = self._path.read_text().splitlines()
+        kept = [line for line in lines if (record := _parsed(line)) is not None and keep(record)]
+        if kept != lines:
+            beside = self._path.with_name(self._path.name + ".part")
+            beside.write_text("".join(line + "\n" for line in kept))
+            os.replace(beside, self._path)
 
     def epoch(self, record: dict, line: str) -> None:
         """Writes one record and prints its line."""
-        self._file.write(json.dumps({key: _plain(value) for key, value in record.items()}) + "\n")
-        self._file.flush()
+        if self._path is not None:
+            text = json.dumps({key: _plain(value) for key, value in record.items()})
+            with open(self._path, "a") as file:
+                file.write(text + "\n")
         self.say(line)
 
     def say(self, line: str) -> None:
         if not self._quiet:
             tqdm.write(line)
 
-    def close(self) -> None:
-        self._file.close()
+
+def _parsed(line: str) -> dict | None:
+    """None for a line that a dying process left half written."""
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError:
+        return None
 
 
 def _plain(value):
     if hasattr(value, "item"):
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def mean_over(steps: list[dict], key: str) -> float:
-    """Mean of a metric over the steps that have it (NaN marks one that has not); NaN if none."""
-    values = [float(step[key]) for step in steps if not math.isnan(step[key])]
-    return sum(values) / len(values) if values else math.nan

@@ -5,7 +5,7 @@ both, joined by a comma: "digits", "darts", "digits,random".
 """
 
 import difflib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
@@ -23,12 +23,31 @@ def paper() -> ConfigDict:
     """
     config = ConfigDict()
     config.seed = 0
+    config.genotype = ""  # cells to train: a published name, a genotype.json, a search's workdir
+    config.searches = 1  # with others' seeds; the best derived network is trained fully
+    config.selection = ConfigDict({"epochs": 20})  # training on one half that ranks the searches
+    config.check_memory = True  # refuse a run whose estimate exceeds the device's memory
     config.data = ConfigDict(
         {
-            "source": "tfds:cifar10",  # "digits", or "tfds:NAME"
+            "source": "tfds:cifar10",  # "digits", "tfds:NAME", "folder:PATH", "npz:PATH"
             "dir": "",  # folder of prepared tfds data sets; "" is tfds' own
+            "prepare": False,  # let tfds download and prepare what is not there
             "train_examples": 0,  # 0 is all
             "test_examples": 0,
+            "image_size": 0,  # side to resize to; 0 is the images' own, or 64 where they differ
+            "color": "",  # "rgb", "grey"; "" is the images' own
+            "resize": "stretch",  # each side on its own; "crop" keeps the proportions
+            "test_share": 0.2,  # held out where the source has no test images
+            "split_seed": 0,  # of that split
+            "skip_unreadable": False,  # leave such images out and count them
+            "class_weights": "none",  # "balanced" weighs the losses against uneven classes
+        }
+    )
+    config.checkpoint = ConfigDict(
+        {
+            "every_seconds": 300.0,  # 0 for never by time
+            "every_steps": 0,  # 0 for never by steps
+            "keep": 2,
         }
     )
     config.search = ConfigDict(
@@ -69,6 +88,11 @@ def paper() -> ConfigDict:
             "auxiliary_weight": 0.4,  # 0 for no auxiliary head
             "label_smoothing": 0.0,
             "drop_path": 0.2,  # reached linearly over the epochs; 0 for none
+            "average": 0.0,  # decay of a moving average of the weights that is tested; 0 for none
+            "accumulate": 1,  # pieces a batch is computed in, one after another, to save memory
+            "remat": False,  # compute the cells twice, to save memory (not on a CPU)
+            "seeds": 1,  # trainings, with seeds from `seed` on; results.json has mean and deviation
+            "start_from": "",  # workdir of a trained network of these cells to start from
             "augmentation": {"pad": 4, "flip": True, "cutout": 16},
         }
     )
@@ -105,10 +129,9 @@ def digits() -> ConfigDict:
     return config
 
 
-def cifar10_small() -> ConfigDict:
-    """A subset of CIFAR-10 and a small supernet: the whole road in minutes on two CPU cores."""
+def small() -> ConfigDict:
+    """A small supernet for a few thousand images: the whole road in minutes on two CPU cores."""
     config = paper()
-    config.data.update({"train_examples": 2000, "test_examples": 1000})
     config.search.update(
         {
             "channels": 8,
@@ -122,6 +145,13 @@ def cifar10_small() -> ConfigDict:
         {"channels": 8, "cells": 4, "epochs": 14, "batch_size": 32, "drop_path": 0.0}
     )
     config.train.augmentation.cutout = 8
+    return config
+
+
+def cifar10_small() -> ConfigDict:
+    """`small` on a subset of CIFAR-10."""
+    config = small()
+    config.data.update({"train_examples": 2000, "test_examples": 1000})
     return config
 
 
@@ -153,9 +183,12 @@ def _with_random(config: ConfigDict) -> None:
     config.search.strategy = ConfigDict({"name": "random", "inputs_per_node": 2, "samples": 100})
 
 
+CLASS_WEIGHTS = ("none", "balanced")
+
 SIZES: dict[str, Callable[[], ConfigDict]] = {
     "paper": paper,
     "digits": digits,
+    "small": small,
     "cifar10_small": cifar10_small,
 }
 METHODS: dict[str, Callable[[ConfigDict], None]] = {
@@ -189,6 +222,30 @@ def get_config(name: str = "") -> ConfigDict:
     return config
 
 
+def update(config: ConfigDict, changes: Mapping, name: str = "config") -> None:
+    """Sets values by key; a dict goes into the group of its name. UserError for an unknown key.
+
+    Args:
+      config: a locked config or a part of one; changed in place.
+      changes: {key: value}.
+      name: what messages call `config`.
+    """
+    for key, value in changes.items():
+        if key not in config:
+            raise UserError(f"unknown config key {name}.{key}{nearest(key, config.keys())}")
+        if isinstance(value, Mapping) and isinstance(config[key], ConfigDict):
+            if "name" in value and value["name"] != config[key].get("name"):
+                with config.unlocked():  # another strategy has options of its own
+                    config[key] = ConfigDict(dict(value))
+            else:
+                update(config[key], value, f"{name}.{key}")
+            continue
+        try:
+            config[key] = value
+        except TypeError as error:
+            raise UserError(f"{name}.{key} cannot be {value!r}: {error}") from error
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """' (did you mean ...?)', or nothing."""
     close = difflib.get_close_matches(word, list(known), 1, 0.5)
@@ -204,6 +261,21 @@ def check(config: ConfigDict) -> None:
 
     search, train = config.search, config.train
     require(config.seed >= 0, "seed", config.seed, "0 or more")
+    for key, value in (
+        ("searches", config.searches),
+        ("selection.epochs", config.selection.epochs),
+        ("train.seeds", train.seeds),
+        ("train.accumulate", train.accumulate),
+        ("checkpoint.keep", config.checkpoint.keep),
+    ):
+        require(value >= 1, key, value, "at least 1")
+    for key in ("every_seconds", "every_steps"):
+        value = config.checkpoint[key]
+        require(value >= 0, f"checkpoint.{key}", value, "0 or more")
+    for key in ("train_examples", "test_examples", "image_size"):
+        require(config.data[key] >= 0, f"data.{key}", config.data[key], "0 or more")
+    weights = config.data.class_weights
+    require(weights in CLASS_WEIGHTS, "data.class_weights", weights, " or ".join(CLASS_WEIGHTS))
     for key, value, known in (
         ("search.space", search.space, SPACES),
         ("search.edges", search.edges, EDGES),
@@ -234,3 +306,10 @@ def check(config: ConfigDict) -> None:
     require(0 <= train.drop_path < 1, "train.drop_path", train.drop_path, "in [0, 1)")
     smoothing = train.label_smoothing
     require(0 <= smoothing < 1, "train.label_smoothing", smoothing, "in [0, 1)")
+    require(0 <= train.average < 1, "train.average", train.average, "in [0, 1)")
+    require(
+        train.batch_size % train.accumulate == 0,
+        "train.accumulate",
+        train.accumulate,
+        f"a divisor of config.train.batch_size, which is {train.batch_size}",
+    )

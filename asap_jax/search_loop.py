@@ -1,4 +1,4 @@
-"""The host's side of a search: epochs, evaluation, the log; the mathematics is in `search_step`."""
+"""The host's side of a search: data, accuracy, derivation; the mathematics is in `search_step`."""
 
 import math
 import time
@@ -8,20 +8,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from asap_jax import data, optim, schedules
+from asap_jax import data, loop, memory, optim, schedules
 from asap_jax.data.augment import Augmentation, augment
 from asap_jax.derive import EDGES
 from asap_jax.errors import UserError
 from asap_jax.evaluation import make_accuracy
 from asap_jax.genotypes import Genotype
-from asap_jax.metrics import RunLog, mean_over
 from asap_jax.networks import Supernet
 from asap_jax.ops import Context
 from asap_jax.relaxation import one_hot_mixture
 from asap_jax.search_step import (
     Batch,
     Optimizers,
-    SearchState,
     init_state,
     make_search_step,
     step_keys,
@@ -34,22 +32,22 @@ class SearchOutcome(NamedTuple):
     """What a search ends with.
 
     genotype: the found cells, by the configured rule of edges.
-    gaps: {rule: {"supernet", "derived", "gap"}}: accuracy on the alpha half of the supernet as it
+    gap: {rule: {"supernet", "derived", "gap"}}: accuracy on the alpha half of the supernet as it
       ended, and with the rule's genotype alone, the weights shared; their difference. Both
       normalise by each batch's own statistics, since the running ones belong to the supernet's
       mixture. The alpha half has steered the search, so both flatter. Empty for a method without
       alphas.
-    epochs, seconds: how long it ran.
+    epochs, seconds: how long it ran, over all starts.
     candidates_left: over both cell types; 2 * edges when every edge is decided.
-    state: the last state.
+    ended: "finished" if every edge was decided, "stopped" if a callback ended it, else "".
     """
 
     genotype: Genotype
-    gaps: dict[str, dict[str, float]]
+    gap: dict[str, dict[str, float]]
     epochs: int
     seconds: float
     candidates_left: int
-    state: SearchState
+    ended: str
 
 
 def make_space(config) -> SearchSpace:
@@ -85,41 +83,96 @@ def check(config, dataset: data.Dataset) -> None:
     make_strategy(config, make_space(config), half // config.batch_size)
 
 
-def search(config, dataset: data.Dataset, seed: int, log: RunLog) -> SearchOutcome:
+class Parts(NamedTuple):
+    """What a search is made of, before it has a state."""
+
+    space: SearchSpace
+    strategy: Strategy
+    network: Supernet
+    optimizers: Optimizers
+    steps: int
+
+
+def build(config, dataset: data.Dataset) -> Parts:
+    half = len(dataset.train_labels) - len(dataset.train_labels) // 2
+    steps = half // config.batch_size
+    space = make_space(config)
+    strategy = make_strategy(config, space, steps)
+    omega = config.omega
+    rate = schedules.cosine_by_epoch(
+        omega.learning_rate, omega.final_learning_rate, config.epochs, steps
+    )
+    return Parts(
+        space,
+        strategy,
+        Supernet(space, len(dataset.class_names), config.channels, config.cells),
+        Optimizers(
+            optim.sgd(rate, omega.momentum, omega.weight_decay, omega.clip),
+            strategy.alpha_optimizer or optim.adam(**config.alpha),
+        ),
+        steps,
+    )
+
+
+def estimate(config, dataset: data.Dataset) -> memory.Estimate:
+    """The memory that a step of the search takes."""
+    parts, shape = build(config, dataset), dataset.preparation.shape
+    state = jax.eval_shape(
+        lambda: init_state(
+            parts.network, parts.strategy, parts.optimizers, jax.random.key(0), shape
+        )
+    )
+
+    def loss(params):
+        images = jnp.zeros((config.batch_size, *shape))
+        rest = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (state.batch_stats,))
+        arch = parts.strategy.init(jax.random.key(0))
+        mixtures = parts.strategy.mixture(arch, jnp.int32(0), jax.random.key(0))
+        variables = {"params": params, "batch_stats": rest[0]}
+        context = Context(train=True)
+        out, _ = parts.network.apply(variables, images, mixtures, context, mutable=["batch_stats"])
+        return out.sum()
+
+    # The accuracy is measured on a copy of the alpha half.
+    held = dataset.train_images.nbytes + dataset.train_images.nbytes // 2
+    return memory.estimate(loss, state.params, state, held)
+
+
+def search(
+    config,
+    dataset: data.Dataset,
+    seed: int,
+    session: loop.Session,
+    *,
+    index: int = 0,
+    identity: dict | None = None,
+    class_weights=None,
+) -> SearchOutcome:
     """Searches a cell for the data set's training images.
 
     Args:
       config: the `search` part of a config.
       dataset: images in memory.
       seed: of the split into halves, the weights, the batches and the augmentation.
-      log: gets a record an epoch.
+      session: log, checkpoints, signals, callbacks.
+      index: which of several searches this is.
+      identity: what its checkpoints have to belong to.
+      class_weights: [classes], weights of both losses, or None.
     """
     started = time.monotonic()
     check(config, dataset)
     omega_half, alpha_half = data.halves(dataset.train_labels, seed)
-    steps = len(omega_half) // config.batch_size
-    space = make_space(config)
-    strategy = make_strategy(config, space, steps)
-    network = Supernet(space, len(dataset.class_names), config.channels, config.cells)
-    optimizers = Optimizers(
-        optim.sgd(
-            schedules.cosine_by_epoch(
-                config.omega.learning_rate, config.omega.final_learning_rate, config.epochs, steps
-            ),
-            config.omega.momentum,
-            config.omega.weight_decay,
-            config.omega.clip,
-        ),
-        strategy.alpha_optimizer or optim.adam(**config.alpha),
-    )
+    space, strategy, network, optimizers, steps = build(config, dataset)
     state = init_state(
-        network, strategy, optimizers, jax.random.key(seed), dataset.train_images.shape[1:]
+        network, strategy, optimizers, jax.random.key(seed), dataset.preparation.shape
     )
     augmentation = Augmentation(
         dataset.mean, dataset.std, config.augmentation.pad, config.augmentation.flip
     )
     images, labels = jnp.asarray(dataset.train_images), jnp.asarray(dataset.train_labels)
-    step = _with_data(make_search_step(network, strategy, optimizers), augmentation)
+    jitted = _with_data(
+        make_search_step(network, strategy, optimizers, class_weights=class_weights), augmentation
+    )
     accuracy, evaluate = (
         make_accuracy(
             _supernet_logits(network, by_batch),
@@ -132,35 +185,32 @@ def search(config, dataset: data.Dataset, seed: int, log: RunLog) -> SearchOutco
         for by_batch in (False, True)
     )
 
-    epoch, finished = 0, False
-    with log.bar("search", config.epochs * steps) as bar:
-        for epoch in range(config.epochs):
-            tick, history = time.monotonic(), []
-            order = data.epoch_order(omega_half, config.batch_size, (seed, 0), epoch)
-            alpha_order = data.epoch_order(alpha_half, config.batch_size, (seed, 1), epoch)
-            for i in range(steps):
-                # The halves differ by one image at most: the shorter one starts over.
-                state, metrics = step(
-                    state, images, labels, order[i], alpha_order[i % len(alpha_order)]
-                )
-                history.append(jax.device_get(metrics))
-                bar.update()
-                if not np.isfinite(history[-1]["train_loss"]):
-                    raise UserError(
-                        f"the training loss became {history[-1]['train_loss']} in epoch "
-                        f"{epoch + 1} of the search: lower config.search.omega.learning_rate"
-                    )
-                finished = bool(history[-1]["finished"])
-                if finished:
-                    break
-            mixtures = _final_mixtures(strategy, state)
-            record = _epoch_record(
-                epoch, history, accuracy(state.params, state.batch_stats, mixtures)
-            )
-            record["seconds"] = time.monotonic() - tick
-            log.epoch(record, _epoch_line(record, config.epochs))
-            if finished:
-                break
+    def batches(epoch):
+        order = data.epoch_order(omega_half, config.batch_size, (seed, 0), epoch)
+        alpha_order = data.epoch_order(alpha_half, config.batch_size, (seed, 1), epoch)
+        # The halves differ by one image at most: the shorter one starts over.
+        return [(order[i], alpha_order[i % len(alpha_order)]) for i in range(steps)]
+
+    def summary(state, progress, last):
+        mixtures = _final_mixtures(strategy, state)
+        record = _epoch_record(progress, last, accuracy(state.params, state.batch_stats, mixtures))
+        return record, _epoch_line(progress.epoch, record, config.epochs)
+
+    entered = time.monotonic()
+    state, progress = loop.run(
+        "search",
+        state,
+        lambda state, *indices: jitted(state, images, labels, *indices),
+        batches,
+        summary,
+        epochs=config.epochs,
+        steps=steps,
+        session=session,
+        identity=identity or {},
+        index=index,
+        watch=_prune_watch(session.callbacks.on_prune, state.arch.masks, space),
+    )
+    left = time.monotonic()
 
     def shared(mixtures):
         return evaluate(state.params, state.batch_stats, mixtures)
@@ -174,14 +224,37 @@ def search(config, dataset: data.Dataset, seed: int, log: RunLog) -> SearchOutco
             alone = shared(one_hot_mixture(derived[rule], space))
             gap = supernet_accuracy - alone
             gaps[rule] = {"supernet": supernet_accuracy, "derived": alone, "gap": gap}
+    outside = time.monotonic() - left + entered - started
     return SearchOutcome(
         derived[config.edges],
         gaps,
-        epoch + 1,
-        time.monotonic() - started,
+        progress.epoch,
+        progress.seconds + outside,
         int(sum(mask.sum() for mask in state.arch.masks.values())),
-        state,
+        progress.ended,
     )
+
+
+def _prune_watch(on_prune, masks, space):
+    """Calls on_prune after each step that pruned; None if nobody listens."""
+    if on_prune is None:
+        return None
+    seen = jax.device_get(masks)
+
+    def watch(state, record):
+        nonlocal seen
+        if record["candidates_left"] == sum(mask.sum() for mask in seen.values()):
+            return False
+        now = jax.device_get(state.arch.masks)
+        pruned = [
+            (cell, space.edges[edge], space.candidates[candidate])
+            for cell in now
+            for edge, candidate in np.argwhere(seen[cell] & ~now[cell])
+        ]
+        seen = now
+        return bool(pruned) and bool(on_prune({**record, "pruned": pruned}))
+
+    return watch
 
 
 def _with_data(step, augmentation):
@@ -216,33 +289,28 @@ def _final_mixtures(strategy, state):
     return strategy.mixture(state.arch, last, step_keys(state.key, last).alpha)
 
 
-def _epoch_record(epoch, history, val_accuracy):
-    last = history[-1]
+def _epoch_record(progress, last, val_accuracy):
     return {
-        "phase": "search",
-        "epoch": epoch + 1,
-        "steps": len(history),
         "temperature": float(last.get("temperature", math.nan)),
         "threshold": float(last.get("threshold", math.nan)),
         "candidates_left": int(last["candidates_left"]),
         "entropy": float(last["entropy"]),
-        "train_loss": mean_over(history, "train_loss"),
-        "train_accuracy": mean_over(history, "train_accuracy"),
-        "val_loss": mean_over(history, "val_loss"),
+        "train_loss": progress.mean("train_loss"),
+        "train_accuracy": progress.mean("train_accuracy"),
+        "val_loss": progress.mean("val_loss"),
         "val_accuracy": val_accuracy,
     }
 
 
-def _epoch_line(record, epochs):
+def _epoch_line(epoch, record, epochs):
     def number(value, digits):
         return "-" if math.isnan(value) else f"{value:.{digits}f}"
 
     return (
-        f"search {record['epoch']:>{len(str(epochs))}}/{epochs}  "
+        f"search {epoch + 1:>{len(str(epochs))}}/{epochs}  "
         f"T {number(record['temperature'], 3)}  "
         f"candidates {record['candidates_left']:>3}  "
         f"entropy {record['entropy']:.3f}  "
         f"loss train {record['train_loss']:.3f} val {number(record['val_loss'], 3)}  "
-        f"val accuracy {100 * record['val_accuracy']:.2f} %  "
-        f"{record['seconds']:.1f} s"
+        f"val accuracy {100 * record['val_accuracy']:.2f} %"
     )

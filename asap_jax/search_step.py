@@ -10,6 +10,7 @@ import optax
 from jax import lax
 
 from asap_jax import bilevel, optim
+from asap_jax.losses import cross_entropy
 from asap_jax.networks import Supernet, live_parameters
 from asap_jax.ops import Context
 from asap_jax.relaxation import normalised_entropy
@@ -85,13 +86,18 @@ def init_state(
 
 
 def make_search_step(
-    network: Supernet, strategy: Strategy, optimizers: Optimizers, axis_name: str | None = None
+    network: Supernet,
+    strategy: Strategy,
+    optimizers: Optimizers,
+    axis_name: str | None = None,
+    class_weights=None,
 ) -> Callable[[SearchState, Batch, Batch], tuple[SearchState, dict[str, jax.Array]]]:
     """Builds step(state, omega batch, alpha batch) -> (state, metrics).
 
     Algorithm 1's lines 4 to 9: an omega step; then, where the strategy learns, an alpha step and
     pruning. The running statistics follow both passes, as in DARTS. With `axis_name` the batches
-    are one device's part; batch statistics and gradients are those of the whole.
+    are one device's part; batch statistics and gradients are those of the whole. `class_weights`
+    [classes] weigh both losses.
     """
     context = Context(train=True, axis_name=axis_name)
 
@@ -110,7 +116,7 @@ def make_search_step(
                 context,
                 mutable=["batch_stats"],
             )
-            value = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels).mean()
+            value = cross_entropy(logits, batch.labels, class_weights, axis_name=axis_name)
             return value, (new["batch_stats"], logits)
 
         return loss

@@ -6,31 +6,35 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
-from asap_jax import data, optim, schedules
+from asap_jax import checkpoint, data, loop, memory, optim, schedules
 from asap_jax.data.augment import Augmentation, augment
 from asap_jax.errors import UserError
 from asap_jax.evaluation import make_accuracy
 from asap_jax.genotypes import Genotype
-from asap_jax.metrics import RunLog, mean_over
 from asap_jax.networks import EvalNetwork
 from asap_jax.ops import Context
 from asap_jax.search_step import Batch
-from asap_jax.train_step import TrainState, init_state, make_train_step, step_keys
+from asap_jax.train_step import from_variables, init_state, make_train_step, step_keys
 
 
 class TrainOutcome(NamedTuple):
     """What a training ends with.
 
     test_accuracy: share of the test images that are classified right, read once, at the end.
-    seconds: how long it took.
-    network, state: the module and its last state.
+    epochs, seconds: how long it took, over all starts.
+    network: the module.
+    variables: {"params", "batch_stats"}; the moving average of them if one was asked for.
+    ended: "stopped" if a callback ended it, else "".
     """
 
     test_accuracy: float
+    epochs: int
     seconds: float
     network: EvalNetwork
-    state: TrainState
+    variables: dict
+    ended: str
 
 
 def make_network(config, genotype: Genotype, num_classes: int) -> EvalNetwork:
@@ -41,6 +45,7 @@ def make_network(config, genotype: Genotype, num_classes: int) -> EvalNetwork:
         config.channels,
         config.cells,
         auxiliary=config.auxiliary_weight > 0,
+        remat=config.remat,
     )
 
 
@@ -54,24 +59,8 @@ def check(config, dataset: data.Dataset) -> None:
         )
 
 
-def train(
-    config, genotype: Genotype, dataset: data.Dataset, seed: int, log: RunLog
-) -> TrainOutcome:
-    """Trains the genotype's network on all training images and tests it once.
-
-    Args:
-      config: the `train` part of a config.
-      genotype: the cells.
-      dataset: images in memory.
-      seed: of the weights, the batches and the augmentation.
-      log: gets a record an epoch.
-    """
-    started = time.monotonic()
-    check(config, dataset)
-    count = len(dataset.train_labels)
-    steps = count // config.batch_size
-    network = make_network(config, genotype, len(dataset.class_names))
-    optimizer = optim.sgd(
+def make_optimizer(config, steps: int) -> optax.GradientTransformation:
+    return optim.sgd(
         schedules.cosine_by_epoch(
             config.learning_rate, config.final_learning_rate, config.epochs, steps
         ),
@@ -80,7 +69,77 @@ def train(
         config.clip,
         config.nesterov,
     )
-    state = init_state(network, optimizer, jax.random.key(seed), dataset.train_images.shape[1:])
+
+
+def estimate(config, genotype: Genotype, dataset: data.Dataset) -> memory.Estimate:
+    """The memory that a step of the training takes."""
+    network = make_network(config, genotype, len(dataset.class_names))
+    if jax.default_backend() == "cpu":
+        network = network.clone(remat=False)
+    shape = dataset.preparation.shape
+    state = jax.eval_shape(
+        lambda: init_state(
+            network, make_optimizer(config, 1), jax.random.key(0), shape, config.average > 0
+        )
+    )
+
+    def loss(params):
+        images = jnp.zeros((config.batch_size // config.accumulate, *shape))
+        stats = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), state.batch_stats)
+        variables = {"params": params, "batch_stats": stats}
+        drop_path = 0.5 if config.drop_path else None
+        (logits, auxiliary), _ = network.apply(
+            variables,
+            images,
+            Context(train=True),
+            drop_path,
+            mutable=["batch_stats"],
+            rngs={"drop_path": jax.random.key(0)},
+        )
+        return logits.sum() + (0 if auxiliary is None else auxiliary.sum())
+
+    held = dataset.train_images.nbytes + dataset.test_images.nbytes
+    return memory.estimate(loss, state.params, state, held)
+
+
+def train(
+    config,
+    genotype: Genotype,
+    dataset: data.Dataset,
+    seed: int,
+    session: loop.Session,
+    *,
+    phase: str = "train",
+    index: int = 0,
+    identity: dict | None = None,
+    class_weights=None,
+    start: dict | None = None,
+) -> TrainOutcome:
+    """Trains the genotype's network on all training images and tests it once.
+
+    Args:
+      config: the `train` part of a config.
+      genotype: the cells.
+      dataset: images in memory.
+      seed: of the weights, the batches and the augmentation.
+      session: log, checkpoints, signals, callbacks.
+      phase, index: name its records and checkpoints.
+      identity: what its checkpoints have to belong to.
+      class_weights: [classes], weights of the loss, or None.
+      start: {"params", "batch_stats"} of a trained network of the same cells to begin with. The
+        classifiers begin anew.
+    """
+    started = time.monotonic()
+    check(config, dataset)
+    count = len(dataset.train_labels)
+    steps = count // config.batch_size
+    network = make_network(config, genotype, len(dataset.class_names))
+    optimizer = make_optimizer(config, steps)
+    shape, average = dataset.preparation.shape, config.average > 0
+    state = init_state(network, optimizer, jax.random.key(seed), shape, average)
+    if start is not None:
+        fresh = {"params": state.params, "batch_stats": state.batch_stats}
+        state = from_variables(_transplanted(start, fresh), optimizer, state.key, average)
     augmentation = Augmentation(
         dataset.mean,
         dataset.std,
@@ -91,54 +150,95 @@ def train(
     drop_path = None
     if config.drop_path:
         drop_path = schedules.linear_by_epoch(config.drop_path, config.epochs, steps)
-    step = _with_data(
+    jitted = _with_data(
         make_train_step(
             network,
             optimizer,
             auxiliary_weight=config.auxiliary_weight,
             label_smoothing=config.label_smoothing,
             drop_path=drop_path,
+            class_weights=class_weights,
+            accumulate=config.accumulate,
+            average=config.average,
         ),
         augmentation,
     )
     images, labels = jnp.asarray(dataset.train_images), jnp.asarray(dataset.train_labels)
-    with log.bar("train", config.epochs * steps) as bar:
-        for epoch in range(config.epochs):
-            tick, history = time.monotonic(), []
-            for indices in data.epoch_order(np.arange(count), config.batch_size, (seed, 2), epoch):
-                state, metrics = step(state, images, labels, indices)
-                history.append(jax.device_get(metrics))
-                bar.update()
-                if not np.isfinite(history[-1]["train_loss"]):
-                    raise UserError(
-                        f"the training loss became {history[-1]['train_loss']} in epoch "
-                        f"{epoch + 1} of the training: lower config.train.learning_rate"
-                    )
-            record = {
-                "phase": "train",
-                "epoch": epoch + 1,
-                "steps": steps,
-                "train_loss": mean_over(history, "train_loss"),
-                "train_accuracy": mean_over(history, "train_accuracy"),
-                "seconds": time.monotonic() - tick,
-            }
-            log.epoch(
-                record,
-                f"train {epoch + 1:>{len(str(config.epochs))}}/{config.epochs}  "
-                f"loss {record['train_loss']:.3f}  "
-                f"train accuracy {100 * record['train_accuracy']:.2f} %  "
-                f"{record['seconds']:.1f} s",
-            )
+
+    def batches(epoch):
+        order = data.epoch_order(np.arange(count), config.batch_size, (seed, 2), epoch)
+        return [(indices,) for indices in order]
+
+    def summary(state, progress, last):
+        record = {key: progress.mean(key) for key in ("train_loss", "train_accuracy")}
+        line = (
+            f"{phase} {progress.epoch + 1:>{len(str(config.epochs))}}/{config.epochs}  "
+            f"loss {record['train_loss']:.3f}  "
+            f"train accuracy {100 * record['train_accuracy']:.2f} %"
+        )
+        return record, line
+
+    entered = time.monotonic()
+    state, progress = loop.run(
+        phase,
+        state,
+        lambda state, indices: jitted(state, images, labels, indices),
+        batches,
+        summary,
+        epochs=config.epochs,
+        steps=steps,
+        session=session,
+        identity=identity or {},
+        index=index,
+    )
+    left = time.monotonic()
     accuracy = make_accuracy(
-        _logits(network),
+        evaluation_logits(network),
         dataset.test_images,
         dataset.test_labels,
         dataset.mean,
         dataset.std,
         config.eval_batch_size,
     )
-    test_accuracy = accuracy(state.params, state.batch_stats)
-    return TrainOutcome(test_accuracy, time.monotonic() - started, network, state)
+    test_accuracy = accuracy(state.variables)
+    outside = time.monotonic() - left + entered - started
+    return TrainOutcome(
+        test_accuracy,
+        progress.epoch,
+        progress.seconds + outside,
+        network,
+        state.variables,
+        progress.ended,
+    )
+
+
+def variable_shapes(network: EvalNetwork, image_shape) -> dict:
+    """{"params", "batch_stats"} of the network for images [H, W, C], as shapes."""
+    x = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    plain = Context(reference=True)
+    made = jax.eval_shape(lambda x: network.init(jax.random.key(0), x, plain), x)
+    return {name: made[name] for name in ("params", "batch_stats")}
+
+
+def evaluation_logits(network: EvalNetwork):
+    """logits(variables, normalised images) of the network as it is used."""
+
+    def logits(variables, images):
+        return network.apply(variables, images, Context(train=False))[0]
+
+    return logits
+
+
+def _transplanted(start, fresh):
+    """`start` with the classifiers of `fresh`; both {"params", "batch_stats"}."""
+    anew = ("classifier", "auxiliary_head")
+    kept = {
+        kind: {name: tree for name, tree in start[kind].items() if name not in anew}
+        for kind in fresh
+    }
+    begun = {kind: fresh[kind] | kept[kind] for kind in fresh}
+    checkpoint.check_shapes("the network to start from", begun, fresh)
+    return jax.tree.map(jnp.array, begun)  # copies: a step reuses its state's memory
 
 
 def _with_data(step, augmentation):
@@ -149,11 +249,3 @@ def _with_data(step, augmentation):
         return step(state, Batch(augment(images[indices], augmentation, key), labels[indices]))
 
     return jax.jit(run, donate_argnums=0)
-
-
-def _logits(network):
-    def logits(params, batch_stats, images):
-        variables = {"params": params, "batch_stats": batch_stats}
-        return network.apply(variables, images, Context(train=False))[0]
-
-    return logits

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny import tiny
 
 from asap_jax import GENOTYPES, Genotype, checkpoint, job, presets, search_loop
 from asap_jax.errors import UserError
@@ -29,23 +30,12 @@ EPOCH = """
 """.split()
 
 
-def tiny():
-    """digits, cut down to seconds."""
-    config = presets.get_config("digits")
-    config.data.update({"train_examples": 160, "test_examples": 60})
-    config.search.update({"channels": 4, "cells": 3, "epochs": 8, "batch_size": 20})
-    config.search.candidates = ("sep_conv_3x3", "max_pool_3x3", "skip_connect")
-    config.search.alpha.learning_rate = 0.3
-    config.train.update({"channels": 4, "cells": 3, "epochs": 2, "batch_size": 40})
-    return config
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """(workdir, results, what was printed)."""
     workdir, printed = tmp_path_factory.mktemp("run"), io.StringIO()
     with contextlib.redirect_stdout(printed):
-        results = job.run(tiny(), workdir)
+        results = job.run(tiny(), workdir).results
     return workdir, results, printed.getvalue()
 
 

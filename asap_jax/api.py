@@ -1,0 +1,143 @@
+"""The command's jobs as functions, for notebooks and scripts.
+
+import asap_jax as asap
+
+found = asap.search("digits", workdir="runs/digits")
+network = asap.train(found.genotype, "digits", workdir="runs/digits-trained")
+network.predict(images)
+asap.load("runs/digits-trained").predict_proba(images)
+"""
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from asap_jax import compile_cache, job, loop, presets, trained
+from asap_jax.data import as_dataset
+from asap_jax.errors import UserError
+from asap_jax.genotypes import Genotype
+
+
+def search(
+    config: str | ConfigDict = "paper",
+    *,
+    data=None,
+    workdir: str | Path | None = None,
+    seed: int | None = None,
+    on_step=None,
+    on_epoch=None,
+    on_prune=None,
+    quiet: bool = False,
+    **changes,
+) -> job.Outcome:
+    """Searches a cell, as `--mode=search` does.
+
+    Args:
+      config: a preset's name ("digits", "small,darts"), or a config made by `presets.get_config`.
+      data: in place of the config's own: a source's name ("folder:PATH"), arrays (images, labels)
+        or (images, labels, test_images, test_labels), or a `Dataset`.
+      workdir: folder for the run's files; the same call with the same folder resumes. None writes
+        nothing.
+      seed: `config.seed`.
+      on_step, on_epoch, on_prune: functions of a dict; one that returns True ends the search, which
+        then derives from what it has learned. See `loop.Callbacks`.
+      quiet: print nothing.
+      changes: values of `config.search` by key, groups as dicts: epochs=10, omega={"clip": 1.0},
+        strategy={"name": "darts"}.
+
+    Returns:
+      An `Outcome`: `genotype`, and `search`, the record of the search.
+
+    Raises:
+      UserError: the config, the data or the workdir cannot be worked with.
+      KeyboardInterrupt: a signal came; with a workdir the run is saved.
+    """
+    config = _config(config, seed, {"search": changes})
+    callbacks = loop.Callbacks(on_step, on_epoch, on_prune)
+    return _run(config, data, workdir, "search", callbacks, quiet)
+
+
+def train(
+    genotype: Genotype | str,
+    config: str | ConfigDict = "paper",
+    *,
+    data=None,
+    workdir: str | Path | None = None,
+    seed: int | None = None,
+    on_step=None,
+    on_epoch=None,
+    quiet: bool = False,
+    **changes,
+) -> trained.TrainedNetwork:
+    """Trains the network of a genotype and tests it, as `--mode=train` does.
+
+    Args:
+      genotype: a `Genotype`, a published name ("ASAP"), a genotype.json or a search's workdir.
+      changes: values of `config.train` by key: epochs=30, channels=16, seeds=3.
+      config, data, workdir, seed, on_step, on_epoch, quiet: see `search`.
+
+    Returns:
+      The trained network (of several seeds, the first's); its `results` are those of results.json.
+    """
+    config = _config(config, seed, {"train": changes})
+    if isinstance(genotype, Genotype):
+        config.genotype = genotype.to_json()
+    else:
+        config.genotype = str(genotype)
+    callbacks = loop.Callbacks(on_step, on_epoch)
+    outcome = _run(config, data, workdir, "train", callbacks, quiet)
+    return outcome.network
+
+
+def run(
+    config: str | ConfigDict = "paper",
+    *,
+    data=None,
+    workdir: str | Path | None = None,
+    seed: int | None = None,
+    on_step=None,
+    on_epoch=None,
+    on_prune=None,
+    quiet: bool = False,
+    **changes,
+) -> job.Outcome:
+    """Searches, then trains what was found: the command without a mode.
+
+    Args:
+      changes: values of the config by key, groups as dicts: searches=3, train={"epochs": 10}.
+      config, data, workdir, seed, on_step, on_epoch, on_prune, quiet: see `search`.
+
+    Returns:
+      An `Outcome`: `genotype`, `search`, `network`, `results`.
+    """
+    config = _config(config, seed, changes)
+    callbacks = loop.Callbacks(on_step, on_epoch, on_prune)
+    return _run(config, data, workdir, "", callbacks, quiet)
+
+
+def _config(config, seed, changes) -> ConfigDict:
+    if isinstance(config, str):
+        config = presets.get_config(config)
+    elif isinstance(config, ConfigDict):
+        config = config.copy_and_resolve_references().lock()
+    else:
+        raise UserError(
+            f"config has to be a preset's name or a ConfigDict, got {type(config).__name__}; data "
+            "is passed by name: data=(images, labels)"
+        )
+    if seed is not None:
+        config.seed = seed
+    presets.update(config, changes)
+    return config
+
+
+def _run(config, given, workdir, mode, callbacks, quiet) -> job.Outcome:
+    compile_cache.enable()
+    dataset = None
+    if isinstance(given, str):
+        config.data.source = given
+    elif given is not None:
+        options = {key: config.data[key] for key in ("image_size", "resize", "test_share")}
+        dataset = as_dataset(given, split_seed=config.data.split_seed, **options)
+        config.data.source = "arrays"
+    return job.run(config, workdir, mode=mode, dataset=dataset, callbacks=callbacks, quiet=quiet)

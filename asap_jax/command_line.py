@@ -1,0 +1,60 @@
+"""absl's flags and ml_collections' config flags, each mistake as one UserError."""
+
+from pathlib import Path
+
+from absl import flags
+
+from asap_jax import presets
+from asap_jax.errors import UserError
+
+
+def parse(argv) -> list[str]:
+    """Parses the flags; returns what is left, as absl does."""
+    argv = [_packaged(argument) for argument in _joined(argv)]
+    _check_file(argv)
+    try:
+        return flags.FLAGS(argv)
+    except flags.UnrecognizedFlagError as error:
+        known = presets.nearest(error.flagname, flags.FLAGS)
+        raise UserError(f"unknown option --{error.flagname}{known}") from error
+    except (AttributeError, KeyError) as error:  # ml_collections names the nearest key itself
+        text = _one_line(error.args[0]).replace("\\n", " ").replace("\\'", "'").strip("'")
+        raise UserError(f"unknown config key '{text}") from error
+    except (flags.Error, TypeError, ValueError, OSError) as error:
+        while isinstance(error.__cause__ or error.__context__, UserError):
+            error = error.__cause__ or error.__context__  # wrapped around what a preset raises
+        raise UserError(_one_line(error)) from error
+
+
+def _check_file(argv) -> None:
+    for argument in argv:
+        name, _, value = argument.partition("=")
+        file = value.partition(":")[0]
+        if name.lstrip("-") == "config" and not Path(file).is_file():
+            raise UserError(
+                f"there is no config file {file}: name a file with get_config(preset), or "
+                "search:PRESET for the presets in the package"
+            )
+
+
+def _one_line(text) -> str:
+    return " ".join(str(text).split())
+
+
+def _joined(argv) -> list[str]:
+    """'--config', 'X' -> '--config=X'."""
+    joined: list[str] = []
+    for argument in argv:
+        if joined and joined[-1] in ("--config", "-config"):
+            argument = f"{joined.pop()}={argument}"
+        joined.append(argument)
+    return joined
+
+
+def _packaged(argument: str) -> str:
+    """--config=search:NAME -> the presets inside the package."""
+    name, equals, value = argument.partition("=")
+    file, _, preset = value.partition(":")
+    if name.lstrip("-") == "config" and file == "search":
+        return f"{name}{equals}{presets.__file__}:{preset}"
+    return argument

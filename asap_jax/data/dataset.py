@@ -1,0 +1,263 @@
+"""The one form in which every source ends: arrays in memory."""
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+
+from asap_jax.data.images import RESIZE, Preparation, prepare
+from asap_jax.data.splits import stratified
+from asap_jax.errors import UserError
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Images in memory.
+
+    Attributes:
+      train_images, test_images: [N, H, W, C] uint8.
+      train_labels, test_labels: [N] int32.
+      class_names: a name per class.
+      mean, std: [C] of the training images scaled to [0, 1].
+      preparation: how the images were brought to their size and colour.
+      notes: what a user should know of how the set came about, a line each.
+    """
+
+    train_images: np.ndarray
+    train_labels: np.ndarray
+    test_images: np.ndarray
+    test_labels: np.ndarray
+    class_names: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    preparation: Preparation
+    notes: tuple[str, ...] = ()
+
+    def digest(self) -> str:
+        """A fingerprint of every pixel and label: a run goes on with the data it began with."""
+        sha = hashlib.sha256()
+        for name in ("train_images", "train_labels", "test_images", "test_labels"):
+            sha.update(np.ascontiguousarray(getattr(self, name)).data)
+        return sha.hexdigest()[:16]
+
+
+def from_arrays(
+    images,
+    labels,
+    test_images=None,
+    test_labels=None,
+    *,
+    class_names=None,
+    image_size: int = 0,
+    resize: str = "stretch",
+    test_share: float = 0.2,
+    split_seed: int = 0,
+    preparation: Preparation | None = None,
+) -> Dataset:
+    """A data set from arrays.
+
+    Args:
+      images: [N, H, W] or [N, H, W, C], C 1 or 3; uint8, other integers in 0..255, or floats in
+        [0, 1], which are rounded to 255 steps.
+      labels: [N] or [N, 1] integers from 0.
+      test_images, test_labels: the same for the test; without them a share of `images` is held out.
+      class_names: a name per class; else the labels' numbers.
+      image_size: side that the images are resized to; 0 keeps their own.
+      resize: "stretch" or "crop", see `Preparation`.
+      test_share: share of the images held out where no test images are given, class by class.
+      split_seed: of that split.
+      preparation: that of a trained network, in place of `image_size` and `resize`.
+
+    Raises:
+      UserError: shapes, types or values that no training could use.
+    """
+    images, labels = check_images("images", images), check_labels("labels", labels, len(images))
+    if (test_images is None) != (test_labels is None):
+        raise UserError("test_images and test_labels go together: one of them is missing")
+    if test_images is None:
+        train, test = hold_out(labels, test_share, split_seed)
+        test_images, test_labels = images[test], labels[test]
+        images, labels = images[train], labels[train]
+    else:
+        test_images = check_images("test_images", test_images)
+        test_labels = check_labels("test_labels", test_labels, len(test_images))
+        if test_images.shape[1:] != images.shape[1:] and not (image_size or preparation):
+            raise UserError(
+                f"the training images are {images.shape[1:]} and the test images "
+                f"{test_images.shape[1:]}: give them one shape, or set image_size"
+            )
+    if class_names is None:
+        class_names = tuple(map(str, range(int(max(labels.max(), test_labels.max())) + 1)))
+    if preparation is None:
+        check_resize(resize)
+        side = (image_size, image_size) if image_size else images.shape[1:3]
+        preparation = Preparation(*side, "grey" if images.shape[-1] == 1 else "rgb", resize)
+    return finish(
+        prepare_all(images, preparation),
+        labels,
+        prepare_all(test_images, preparation),
+        test_labels,
+        tuple(map(str, class_names)),
+        preparation,
+    )
+
+
+def finish(
+    train_images,
+    train_labels,
+    test_images,
+    test_labels,
+    class_names,
+    preparation,
+    statistics=None,
+    notes=(),
+) -> Dataset:
+    """Checks the classes, adds the statistics where none are published, reports an imbalance."""
+    classes = len(class_names)
+    if classes < 2:
+        raise UserError(
+            f"the data has one class only ({', '.join(class_names) or 'none'}): classification "
+            "needs at least two"
+        )
+    for part, labels in (("training", train_labels), ("test", test_labels)):
+        if not len(labels):
+            raise UserError(f"there are no {part} images")
+        if labels.min() < 0 or labels.max() >= classes:
+            raise UserError(
+                f"the {part} labels run from {labels.min()} to {labels.max()}, but with {classes} "
+                f"classes they have to lie in 0..{classes - 1}"
+            )
+    counts = np.bincount(train_labels, minlength=classes)
+    if not counts.all():
+        empty = [name for name, count in zip(class_names, counts, strict=True) if not count]
+        raise UserError(
+            f"no training image has the class {', '.join(empty[:5])}: add some, or leave the "
+            "class out"
+        )
+    if counts.max() >= 2 * counts.min():
+        notes = (
+            *notes,
+            f"the classes are uneven: {counts.max()} training images of "
+            f"{class_names[counts.argmax()]!r}, {counts.min()} of "
+            f"{class_names[counts.argmin()]!r} (--config.data.class_weights=balanced weighs "
+            "the loss)",
+        )
+    if statistics is None:
+        statistics = _statistics(train_images)
+    return Dataset(
+        train_images,
+        train_labels,
+        test_images,
+        test_labels,
+        tuple(class_names),
+        *statistics,
+        preparation,
+        tuple(notes),
+    )
+
+
+def balanced_weights(labels, classes: int) -> np.ndarray:
+    """[classes] float32: N / (classes * images of the class), scikit-learn's "balanced"."""
+    counts = np.bincount(labels, minlength=classes)
+    return (len(labels) / (classes * counts)).astype(np.float32)
+
+
+def hold_out(labels, share: float, seed: int) -> list[np.ndarray]:
+    """Indices of the rest and of a share of the images, every class in proportion."""
+    count = round(share * len(labels))
+    if not 0 < share < 1 or not 0 < count < len(labels):
+        raise UserError(
+            f"test_share is {share}: of {len(labels)} images that leaves none to train on or none "
+            "to test; choose a share between 0 and 1"
+        )
+    return stratified(labels, [len(labels) - count, count], seed)
+
+
+def prepare_all(images, preparation: Preparation) -> np.ndarray:
+    """[N, H, W, C] uint8 of arrays of images, resized where need be."""
+    if images.shape[1:] == preparation.shape:
+        return images
+    return np.stack([prepare(image, preparation) for image in images])
+
+
+def check_images(name: str, images) -> np.ndarray:
+    """[N, H, W, C] uint8, or a UserError that says what is wrong."""
+    try:
+        images = np.asarray(images)
+    except ValueError as error:
+        raise UserError(
+            f"{name} mixes shapes: give one array [N, H, W, C], all images of one size"
+        ) from error
+    if images.dtype == object:
+        raise UserError(f"{name} mixes shapes: give one array [N, H, W, C], all of one size")
+    if images.ndim == 3:
+        images = images[..., None]
+    if images.ndim != 4 or images.shape[-1] not in (1, 3):
+        hint = ""
+        if images.ndim == 4 and images.shape[1] in (1, 3):
+            hint = "; these look like [N, C, H, W]: use images.transpose(0, 2, 3, 1)"
+        raise UserError(
+            f"{name} has the shape {images.shape}, expected [N, H, W] or [N, H, W, C] with 1 or 3 "
+            f"channels{hint}"
+        )
+    if not len(images):
+        raise UserError(f"{name} holds no image")
+    if images.dtype == bool:
+        return images.astype(np.uint8) * 255
+    if np.issubdtype(images.dtype, np.floating):
+        if not np.isfinite(images).all():
+            broken = np.flatnonzero(~np.isfinite(images).all((1, 2, 3)))
+            raise UserError(
+                f"{name} holds pixels that are not finite (NaN or infinity), first in image "
+                f"{broken[0]} of {len(broken)}: repair or leave those out"
+            )
+        if images.min() < 0 or images.max() > 1:
+            raise UserError(
+                f"{name} is {images.dtype} from {images.min():g} to {images.max():g}; floats are "
+                "read as [0, 1]. Give pixels in 0..255 as uint8: images.round().astype('uint8')"
+            )
+        return np.round(images * 255).astype(np.uint8)
+    if not np.issubdtype(images.dtype, np.integer):
+        raise UserError(f"{name} has the type {images.dtype}, expected uint8 or floats in [0, 1]")
+    if images.min() < 0 or images.max() > 255:
+        raise UserError(
+            f"{name} is {images.dtype} from {images.min()} to {images.max()}: scale the pixels to "
+            "0..255"
+        )
+    return images.astype(np.uint8)
+
+
+def check_labels(name: str, labels, count: int) -> np.ndarray:
+    """[N] int32, or a UserError that says what is wrong."""
+    labels = np.asarray(labels)
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    if labels.shape != (count,):
+        raise UserError(
+            f"{name} has the shape {labels.shape}, expected [{count}], one for each image"
+        )
+    if not np.issubdtype(labels.dtype, np.integer) and not (
+        np.issubdtype(labels.dtype, np.floating) and (labels == np.round(labels)).all()
+    ):
+        raise UserError(f"{name} has to be integers from 0, got {labels.dtype}")
+    if labels.min() < 0:
+        raise UserError(f"{name} has to be integers from 0, got {labels.min()}")
+    return labels.astype(np.int32)
+
+
+def check_resize(resize: str) -> None:
+    if resize not in RESIZE:
+        raise UserError(f"data.resize is {resize!r}, but has to be one of {', '.join(RESIZE)}")
+
+
+def _statistics(images):
+    """Mean and standard deviation of each channel, in [0, 1], from a histogram of the pixels."""
+    levels = np.arange(256) / 255
+    mean, std = [], []
+    for channel in range(images.shape[-1]):
+        share = np.bincount(images[..., channel].ravel(), minlength=256) / images[..., 0].size
+        mean.append(float(share @ levels))
+        std.append(float(np.sqrt(share @ (levels - mean[-1]) ** 2)))
+    if min(std) == 0:
+        raise UserError("the training images are all of one colour: nothing to learn from")
+    return tuple(mean), tuple(std)

@@ -1,0 +1,126 @@
+"""One image of any kind to uint8 pixels: Pillow's formats and modes, colour, size."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import ExifTags, Image, ImageOps
+
+CHANNELS = {"grey": 1, "rgb": 3}
+RESIZE = ("stretch", "crop")
+_GREY = {"1", "L", "LA", "La", "I", "F", "I;16", "I;16L", "I;16B", "I;16N"}
+
+
+class Preparation(NamedTuple):
+    """How an image becomes network input; a trained network keeps it, to treat new images alike.
+
+    height, width: in pixels.
+    color: "rgb" or "grey".
+    resize: what to do with another shape: "stretch" fits each side on its own; "crop" fits the
+      shorter side and takes the middle of the longer.
+    """
+
+    height: int
+    width: int
+    color: str
+    resize: str = "stretch"
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(H, W, C) of a prepared image."""
+        return self.height, self.width, CHANNELS[self.color]
+
+
+def is_grey(image) -> bool:
+    """Whether a Pillow image or an array [H, W], [H, W, C] has no colour."""
+    if isinstance(image, Image.Image):
+        return image.mode in _GREY
+    return image.ndim == 2 or image.shape[-1] == 1
+
+
+def size(image) -> tuple[int, int]:
+    """(height, width) of a Pillow image as it will be seen, or of an array."""
+    if not isinstance(image, Image.Image):
+        return image.shape[:2]
+    turned = _has_exif(image) and image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+    return image.size if turned else image.size[::-1]
+
+
+def _has_exif(image) -> bool:
+    """A cheap look: `getexif` costs as much as decoding a small image."""
+    return "exif" in image.info or image.format in ("TIFF", "MPO")
+
+
+def prepare(image, preparation: Preparation) -> np.ndarray:
+    """uint8 [H, W, C] of any image.
+
+    Transparent pixels lie on black. 16-bit images keep their upper eight bits, those of floats are
+    read as [0, 1]. A photograph is turned the way its camera was held. Resizing is bilinear and
+    averages where it shrinks. An animation gives its first frame.
+
+    Args:
+      image: a path, a Pillow image, or a uint8 array [H, W], [H, W, 1], [H, W, 3] or [H, W, 4].
+      preparation: what comes out.
+
+    Raises:
+      OSError: a file that Pillow cannot read.
+      ValueError: an array of another shape or type.
+    """
+    if isinstance(image, str | Path):
+        with Image.open(image) as opened:
+            return prepare(opened, preparation)
+    if not isinstance(image, Image.Image):
+        image = np.asarray(image)
+        if image.dtype == np.uint8 and image.shape == preparation.shape:
+            return image
+        image = _from_array(image)
+    if _has_exif(image):
+        image = ImageOps.exif_transpose(image)
+    image = _eight_bit(image)
+    image = _colored(image, preparation.color)
+    image = _resized(image, preparation)
+    return np.asarray(image).reshape(preparation.shape)
+
+
+def _from_array(array) -> Image.Image:
+    if array.dtype != np.uint8:
+        raise ValueError(
+            f"an image has to be uint8 in 0..255, got {array.dtype}: multiply floats in [0, 1] by "
+            "255 and round"
+        )
+    if array.ndim == 3 and array.shape[-1] == 1:
+        array = array[..., 0]
+    if array.ndim != 2 and (array.ndim != 3 or array.shape[-1] not in (3, 4)):
+        raise ValueError(
+            f"an image has to be [H, W], or [H, W, C] with 1, 3 or 4 channels; got {array.shape}"
+        )
+    return Image.fromarray(array)
+
+
+def _eight_bit(image) -> Image.Image:
+    """Pillow clips its deep modes to 255 when it converts them; here they are scaled."""
+    if image.mode == "F":
+        return Image.fromarray(np.round(255 * np.clip(np.asarray(image), 0, 1)).astype(np.uint8))
+    if image.mode.startswith("I"):
+        deep = np.asarray(image).astype(np.int64)
+        return Image.fromarray((np.clip(deep, 0, 65535) >> 8).astype(np.uint8))
+    return image
+
+
+def _colored(image, color) -> Image.Image:
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
+    mode = "L" if color == "grey" else "RGB"
+    if image.mode not in ("1", "L", "P", "RGB", "RGBA"):
+        image = image.convert("RGB")  # CMYK, YCbCr, LAB, HSV know no way to grey
+    return image.convert(mode)
+
+
+def _resized(image, preparation) -> Image.Image:
+    target = (preparation.width, preparation.height)
+    if image.size == target:
+        return image
+    if preparation.resize == "crop":
+        return ImageOps.fit(image, target, Image.Resampling.BILINEAR)
+    return image.resize(target, Image.Resampling.BILINEAR)

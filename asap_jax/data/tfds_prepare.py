@@ -1,0 +1,43 @@
+"""Lets tensorflow_datasets download and prepare a data set, in a process of its own.
+
+Generating a tfds data set needs TensorFlow (the extra `prepare`), reading one does not. A process
+apart keeps TensorFlow, its threads and its memory out of the training.
+"""
+
+import subprocess
+import sys
+
+from asap_jax.errors import UserError
+
+_CODE = """
+import sys
+import tensorflow_datasets as tfds
+name, data_dir = sys.argv[1:]
+builder = tfds.builder(name, data_dir=data_dir or None, file_format="array_record")
+builder.download_and_prepare()
+"""
+
+
+def hint(name: str, data_dir: str | None) -> str:
+    """What a user does about a set that is not there."""
+    return (
+        "To download and prepare it once, add --config.data.prepare=True (needs TensorFlow: "
+        "pip install 'asap_jax[prepare]'); or let --config.data.dir point at a folder that holds "
+        "it prepared, in the array_record format."
+    )
+
+
+def run(name: str, data_dir: str | None) -> None:
+    """Prepares the data set `name` in `data_dir`; raises UserError with what the process said."""
+    done = subprocess.run(
+        [sys.executable, "-c", _CODE, name, data_dir or ""],
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    if done.returncode == 0:
+        return
+    last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+    if "No module named 'tensorflow'" in done.stderr or "tensorflow" in last.lower():
+        last += " (TensorFlow is needed to prepare: pip install 'asap_jax[prepare]')"
+    raise UserError(f"tfds could not prepare the data set {name!r}: {last}")

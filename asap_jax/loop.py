@@ -1,0 +1,232 @@
+"""The host's loop around a jitted step: epochs, log, checkpoints, signals, callbacks.
+
+What a resumed run needs beside the state is `Progress`, so a run that is cut and goes on repeats an
+uninterrupted one.
+"""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from asap_jax.checkpoint import Checkpoints
+from asap_jax.errors import UserError
+from asap_jax.interruption import Interruption
+from asap_jax.metrics import RunLog
+
+
+class Callbacks(NamedTuple):
+    """Functions of a dict that follow a run; one that returns True ends the stage in good order.
+
+    A search that is ended so derives its cells from what it has learned; a training is tested as
+    it is.
+
+    on_step: after each step: phase, run, epoch, step (both from 1) and the step's metrics.
+    on_epoch: after each epoch, what metrics.jsonl gets.
+    on_prune: after a step that pruned: epoch, step, candidates_left and pruned, a list of
+      (cell type, (source, target), candidate).
+    """
+
+    on_step: Callable[[dict], bool | None] | None = None
+    on_epoch: Callable[[dict], bool | None] | None = None
+    on_prune: Callable[[dict], bool | None] | None = None
+
+
+class Saving(NamedTuple):
+    """Where and how often the state of a loop is saved; see `checkpoint.Checkpoints`."""
+
+    folder: Path
+    keep: int = 2
+    every_steps: int = 0
+    every_seconds: float = 300.0
+
+
+class Session(NamedTuple):
+    """What a loop has to do with the outside world.
+
+    log: the run's.
+    interruption: signals, honoured between two steps.
+    saving: None keeps nothing, and an interrupted run starts anew.
+    callbacks: the user's.
+    """
+
+    log: RunLog
+    interruption: Interruption
+    saving: Saving | None = None
+    callbacks: Callbacks = Callbacks()
+
+    def checkpoints(self, stage: str, identity: dict) -> Checkpoints | None:
+        if self.saving is None:
+            return None
+        folder, *options = self.saving
+        return Checkpoints(folder / stage, identity, *options)
+
+
+@dataclass
+class Progress:
+    """Where a loop stands.
+
+    epoch: epochs done.
+    step: steps done in the epoch that is under way.
+    sums: {metric: (sum, count)} over those steps.
+    seconds, epoch_seconds: time spent in the stage and in the epoch, over all starts.
+    ended: "" while it goes on or ran its epochs; "finished" if the step said so, "stopped" if a
+      callback did.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    sums: dict[str, tuple[float, int]] = field(default_factory=dict)
+    seconds: float = 0.0
+    epoch_seconds: float = 0.0
+    ended: str = ""
+
+    def add(self, metrics: dict) -> None:
+        self.step += 1
+        for key, value in metrics.items():
+            if not math.isnan(value):  # NaN marks a step that has no such value
+                total, count = self.sums.get(key, (0.0, 0))
+                self.sums[key] = (total + float(value), count + 1)
+
+    def mean(self, key: str) -> float:
+        """Mean of a metric over the epoch's steps that have it; NaN if none has."""
+        total, count = self.sums.get(key, (0.0, 0))
+        return total / count if count else math.nan
+
+    def next_epoch(self) -> None:
+        self.epoch, self.step, self.sums, self.epoch_seconds = self.epoch + 1, 0, {}, 0.0
+
+
+def run(
+    phase: str,
+    state: Any,
+    step: Callable,
+    batches: Callable[[int], Sequence[tuple]],
+    summary: Callable[[Any, Progress, dict], tuple[dict, str]],
+    *,
+    epochs: int,
+    steps: int,
+    session: Session,
+    identity: dict,
+    index: int = 0,
+    watch: Callable[[Any, dict], bool] | None = None,
+) -> tuple[Any, Progress]:
+    """Runs `step` over the batches of all epochs, from the last checkpoint on if there is one.
+
+    Args:
+      phase, index: the stage's name is "phase-index"; its checkpoints and records go by it.
+      state: as the stage begins.
+      step: (state, *batch) -> (state, metrics), metrics a dict of scalars with `train_loss`; a true
+        `finished` among them ends the stage.
+      batches: epoch -> its batches.
+      summary: (state, progress, last metrics) -> (record, line) of an epoch.
+      epochs, steps: how long.
+      session: log, signals, checkpoints, callbacks.
+      identity: what a checkpoint has to belong to.
+      watch: (state, record of the step) -> whether to end; called after each step.
+
+    Returns:
+      (state, progress) at the end.
+
+    Raises:
+      Interrupted: a signal came, and the state is saved.
+      UserError: the loss is not finite, or the checkpoint is another run's.
+    """
+    progress, checkpoints = Progress(), session.checkpoints(f"{phase}-{index}", identity)
+    callbacks, interruption = session.callbacks, session.interruption
+
+    def save_if_need_be(over=False):
+        if checkpoints and (over or interruption.wanted or checkpoints.due(done())):
+            checkpoints.save(done(), state, asdict(progress))
+        interruption.check(
+            f"{phase} {index}: {progress.epoch} epochs and {progress.step} of {steps} steps done"
+        )
+
+    def done():
+        return progress.epoch * steps + progress.step
+
+    try:
+        if checkpoints and (found := checkpoints.latest(state)):
+            state, progress = found[0], Progress(**found[1])
+            if progress.epoch > epochs:
+                raise UserError(
+                    f"the {phase} has done {progress.epoch} epochs, and the config asks for "
+                    f"{epochs}: raise config.{phase}.epochs, or choose another --workdir"
+                )
+            session.log.say(
+                f"{phase} {index} goes on after {progress.epoch} epochs and {progress.step} of "
+                f"{steps} steps"
+            )
+        session.log.rewind(
+            lambda record: (
+                (record["phase"], record["run"]) != (phase, index)
+                or record["epoch"] <= progress.epoch
+            )
+        )
+        clock = _Clock(progress)
+        with session.log.bar(phase, epochs * steps, done()) as bar:
+            while progress.epoch < epochs and not progress.ended:
+                order = batches(progress.epoch)
+                while progress.step < steps and not progress.ended:
+                    state, metrics = step(state, *order[progress.step])
+                    metrics = jax.device_get(metrics)
+                    _check_finite(metrics, phase, progress)
+                    progress.add(metrics)
+                    bar.update()
+                    seen = {"phase": phase, "run": index, "epoch": progress.epoch + 1}
+                    seen |= {"step": progress.step, **{k: v.item() for k, v in metrics.items()}}
+                    ends = [callbacks.on_step and callbacks.on_step(seen)]
+                    ends.append(watch and watch(state, seen))
+                    if metrics.get("finished"):
+                        progress.ended = "finished"
+                    elif any(ends):
+                        progress.ended = "stopped"
+                    if progress.step < steps and not progress.ended:
+                        clock.tick()
+                        save_if_need_be()
+                record, line = summary(state, progress, metrics)
+                clock.tick()
+                record = {
+                    "phase": phase,
+                    "run": index,
+                    "epoch": progress.epoch + 1,
+                    "steps": progress.step,
+                    **record,
+                    "seconds": progress.epoch_seconds,
+                }
+                session.log.epoch(record, f"{line}  {progress.epoch_seconds:.1f} s")
+                if callbacks.on_epoch and callbacks.on_epoch(record):
+                    progress.ended = progress.ended or "stopped"
+                progress.next_epoch()
+                save_if_need_be(over=progress.ended or progress.epoch == epochs)
+        return state, progress
+    finally:
+        if checkpoints:
+            checkpoints.close()
+
+
+class _Clock:
+    """Adds the time since the last tick to the progress."""
+
+    def __init__(self, progress):
+        self._progress, self._last = progress, time.monotonic()
+
+    def tick(self):
+        now = time.monotonic()
+        self._progress.seconds += now - self._last
+        self._progress.epoch_seconds += now - self._last
+        self._last = now
+
+
+def _check_finite(metrics, phase, progress):
+    if not np.isfinite(metrics["train_loss"]):
+        group = "search.omega" if phase == "search" else "train"
+        raise UserError(
+            f"the training loss became {metrics['train_loss']} in epoch {progress.epoch + 1} of "
+            f"the {phase}: lower config.{group}.learning_rate"
+        )

@@ -1,0 +1,261 @@
+"""A trained network as its user sees it: images of any size in, class names out."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from asap_jax import checkpoint, data, loop, presets, train_loop, workdir
+from asap_jax.data.augment import normalise
+from asap_jax.data.dataset import check_images, check_labels, prepare_all
+from asap_jax.data.images import Preparation, prepare
+from asap_jax.errors import UserError
+from asap_jax.genotypes import Genotype
+from asap_jax.interruption import Interruption
+from asap_jax.metrics import RunLog
+from asap_jax.networks import EvalNetwork
+
+FORMAT = "asap_jax.network"
+VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TrainedNetwork:
+    """A network with its weights and all that is needed to use it.
+
+    Attributes:
+      module: the Flax module; `module.apply(variables, x)[0]` are the logits of normalised images.
+      variables: {"params", "batch_stats"}.
+      class_names: a name per class.
+      preparation: size and colour that images are brought to, as in training.
+      mean, std: [C], the normalisation, of images in [0, 1].
+      results: what the training and its test gave.
+      config: the `train` part of the config it was trained with.
+    """
+
+    module: EvalNetwork
+    variables: dict
+    class_names: tuple[str, ...]
+    preparation: Preparation
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    results: dict = dataclasses.field(default_factory=dict)
+    config: dict = dataclasses.field(default_factory=dict)
+
+    def predict(self, images) -> np.ndarray:
+        """[N] names of the most probable classes; for `images` see `predict_proba`."""
+        return np.asarray(self.class_names)[self.predict_proba(images).argmax(-1)]
+
+    def predict_proba(self, images) -> np.ndarray:
+        """[N, classes] float32 probabilities.
+
+        Args:
+          images: one array [N, H, W] or [N, H, W, C], uint8 or floats in [0, 1]; or a list of
+            paths, Pillow images and uint8 arrays [H, W] or [H, W, C], each of any size. They are
+            resized and coloured as the training images were.
+
+        Raises:
+          UserError: what is no image.
+        """
+        return self._batched(images)[0]
+
+    def features(self, images) -> np.ndarray:
+        """[N, F] float32, what the classifier sees: the last cell's maps, averaged over pixels."""
+        return self._batched(images)[1]
+
+    def accuracy(self, images, labels) -> float:
+        """Share of `images` (see `predict_proba`) whose class is that in `labels` [N]."""
+        probabilities = self.predict_proba(images)
+        labels = check_labels("labels", labels, len(probabilities))
+        return float(np.mean(probabilities.argmax(-1) == labels))
+
+    def fine_tune(
+        self,
+        new_data,
+        *,
+        epochs: int = 10,
+        learning_rate: float = 0.01,
+        seed: int = 0,
+        save_to: str | Path | None = None,
+        quiet: bool = False,
+        on_step=None,
+        on_epoch=None,
+        **changes,
+    ) -> "TrainedNetwork":
+        """Trains on with new data and a new classifier; this network stays as it is.
+
+        Args:
+          new_data: see `data.as_dataset`. The images are brought to this network's size and
+            colour and normalised by its statistics.
+          epochs, learning_rate, changes: values of the `train` part of a config; the others are
+            those this network was trained with, or the presets'.
+          seed: of the classifier, the batches and the augmentation.
+          save_to: a folder for the new network, to be loaded with `asap_jax.load`. (For a run that
+            can be resumed, see `asap_jax.train(..., start_from=...)`.)
+          quiet: print nothing.
+          on_step, on_epoch: see `loop.Callbacks`.
+
+        Returns:
+          The new network. Its `results` hold test_accuracy, epochs and seconds.
+        """
+        dataset = data.as_dataset(new_data, preparation=self.preparation)
+        dataset = dataclasses.replace(dataset, mean=self.mean, std=self.std)
+        config = presets.get_config()
+        presets.update(
+            config.train,
+            {
+                **self.config,
+                "start_from": "",
+                "epochs": epochs,
+                "learning_rate": learning_rate,
+                **changes,
+            },
+            "config.train",
+        )
+        presets.check(config)
+        with Interruption() as interruption:
+            session = loop.Session(
+                RunLog(None, quiet), interruption, callbacks=loop.Callbacks(on_step, on_epoch)
+            )
+            outcome = train_loop.train(
+                config.train,
+                self.module.genotype,
+                dataset,
+                seed,
+                session,
+                phase="fine-tune",
+                start=self.variables,
+            )
+        tuned = from_outcome(outcome, dataset, config.train)
+        if save_to is not None:
+            tuned.save(save_to)
+        return tuned
+
+    def save(self, folder: str | Path, name: str = "network") -> None:
+        """Writes NAME.json (what it is) and NAME/ (an orbax checkpoint of `variables`)."""
+        folder = Path(folder).absolute()
+        checkpoint.save(folder / name, self.variables)
+        module = self.module
+        workdir.write_json(
+            folder / f"{name}.json",
+            {
+                "format": FORMAT,
+                "version": VERSION,
+                "genotype": json.loads(module.genotype.to_json()),
+                "channels": module.channels,
+                "cells": module.cells,
+                "stem": module.stem,
+                "auxiliary": module.auxiliary,
+                "class_names": self.class_names,
+                "preparation": self.preparation._asdict(),
+                "mean": self.mean,
+                "std": self.std,
+                "results": self.results,
+                "config": self.config,
+            },
+        )
+
+    def _batched(self, images):
+        """(probabilities [N, K], features [N, F])."""
+        pixels = self._pixels(images)
+        size = min(256, max(1, len(pixels)))
+        parts = []
+        for indices, valid in data.evaluation_batches(len(pixels), size):
+            out = _forward(self.module, self.mean, self.std, self.variables, pixels[indices])
+            parts.append([np.asarray(each)[valid] for each in out])
+        if not parts:
+            raise UserError("there is no image to look at: the list is empty")
+        return tuple(np.concatenate(each) for each in zip(*parts, strict=True))
+
+    def _pixels(self, images) -> np.ndarray:
+        if isinstance(images, Sequence) and not isinstance(images, str):
+            try:
+                pixels = [prepare(image, self.preparation) for image in images]
+            except (OSError, ValueError, TypeError) as error:
+                raise UserError(f"cannot read one of the images: {error}") from error
+            return np.stack(pixels) if pixels else np.empty((0, *self.preparation.shape), np.uint8)
+        if isinstance(images, str | Path):
+            raise UserError("give the paths of images as a list")
+        return prepare_all(check_images("images", images), self.preparation)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _forward(module, mean, std, variables, images):
+    (logits, _), sown = module.apply(
+        variables, normalise(images, mean, std), mutable=["intermediates"]
+    )
+    return jax.nn.softmax(logits), sown["intermediates"]["features"][0]
+
+
+def from_outcome(outcome: train_loop.TrainOutcome, dataset, config) -> TrainedNetwork:
+    """The trained network of a training's outcome; `config` is the `train` part."""
+    record = ("test_accuracy", "epochs", "seconds")
+    return TrainedNetwork(
+        outcome.network,
+        jax.device_get(outcome.variables),
+        dataset.class_names,
+        dataset.preparation,
+        dataset.mean,
+        dataset.std,
+        {name: getattr(outcome, name) for name in record},
+        config.to_dict(),
+    )
+
+
+def load(folder: str | Path, index: int = 0) -> TrainedNetwork:
+    """The trained network of a run's workdir, ready to use.
+
+    Args:
+      folder: a workdir, or where `TrainedNetwork.save` wrote.
+      index: which one, after a run with several seeds.
+
+    Raises:
+      UserError: there is none, or its parts do not belong together.
+    """
+    name = network_name(index)
+    folder = Path(folder)
+    path = folder / f"{name}.json"
+    if not path.exists():
+        raise UserError(
+            f"there is no trained network at {folder} ({path.name} is missing): a run writes it "
+            "when its training is done; the same command goes on with one that was cut"
+        )
+    record = workdir.read_json(path)
+    if record.get("format") != FORMAT or record.get("version") != VERSION:
+        raise UserError(
+            f"{path} has format {record.get('format')!r}, version {record.get('version')}; this "
+            f"asap_jax reads {FORMAT!r}, version {VERSION}: use the asap_jax that wrote it, or a "
+            "newer one"
+        )
+    try:
+        module = EvalNetwork(
+            Genotype.from_json(json.dumps(record["genotype"])),
+            len(record["class_names"]),
+            *(record[field] for field in ("channels", "cells", "stem", "auxiliary")),
+        )
+        network = TrainedNetwork(
+            module,
+            checkpoint.restore(folder / name),
+            tuple(record["class_names"]),
+            Preparation(**record["preparation"]),
+            tuple(record["mean"]),
+            tuple(record["std"]),
+            record["results"],
+            record["config"],
+        )
+    except (KeyError, TypeError, ValueError, OSError) as error:
+        raise UserError(
+            f"the trained network at {folder} cannot be read: {' '.join(str(error).split())[:300]}"
+        ) from error
+    expected = train_loop.variable_shapes(module, network.preparation.shape)
+    checkpoint.check_shapes(f"the weights in {folder / name}", network.variables, expected)
+    return network
+
+
+def network_name(index: int) -> str:
+    """network, network-1, network-2, ..."""
+    return f"network-{index}" if index else "network"

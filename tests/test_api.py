@@ -1,0 +1,277 @@
+"""The command's jobs as functions, and what comes back: a network that can be used."""
+
+import json
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from PIL import Image
+from tiny import TEST, records, tiny
+
+import asap_jax
+from asap_jax import job, presets, workdir
+from asap_jax.data.augment import normalise
+from asap_jax.errors import UserError
+
+
+def test_callbacks_follow_and_may_stop(tmp_path):
+    steps, epochs, pruned = [], [], []
+
+    def stop_after_two(record):
+        epochs.append(record)
+        return record["epoch"] == 2
+
+    outcome = asap_jax.search(
+        tiny(),
+        workdir=tmp_path,
+        on_step=steps.append,
+        on_epoch=stop_after_two,
+        on_prune=pruned.append,
+        quiet=True,
+    )
+    assert [(r["epoch"], r["step"]) for r in steps] == [
+        (e, s) for e in (1, 2) for s in (1, 2, 3, 4)
+    ]
+    assert [r["epoch"] for r in epochs] == [1, 2]
+    assert outcome.search["ended"] == "stopped"
+    gone = [candidate for record in pruned for candidate in record["pruned"]]
+    assert len(gone) == len(set(gone)) == 2 * 14 * 3 - outcome.search["candidates_left"] > 0
+    cell, edge, name = gone[0]
+    assert cell in ("normal", "reduce")
+    assert edge in asap_jax.SPACES["asap"].edges
+    assert name in tiny().search.candidates
+    assert all(len(node) == 2 for node in outcome.genotype.normal)
+
+
+def test_without_a_workdir_nothing_is_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    outcome = asap_jax.search(tiny(), quiet=True, epochs=1)
+    assert outcome.search["epochs"] == 1
+    assert os.listdir(tmp_path) == []
+
+
+def test_several_searches_and_seeds(tmp_path):
+    """Two searches, the better derived network trained with two seeds; cut between, gone on."""
+    config = tiny()
+    presets.update(config, {"searches": 2, "selection": {"epochs": 1}, "train": {"seeds": 2}})
+    outcome = job.run(config, tmp_path, quiet=True)
+    results = outcome.results
+    stages = sorted(path.stem for path in (tmp_path / "stages").iterdir())
+    assert stages == ["search-0", "search-1", "select-0", "select-1", "train-0", "train-1"]
+    chosen = [json.loads((tmp_path / f"stages/select-{i}.json").read_text()) for i in (0, 1)]
+    best = int(np.argmax([record["val_accuracy"] for record in chosen]))
+    assert results["selected"]["val_accuracy"] == chosen[best]["val_accuracy"]
+    assert results["selected"]["seed"] == best
+    found = json.loads((tmp_path / f"stages/search-{best}.json").read_text())["genotype"]
+    assert json.loads((tmp_path / "genotype.json").read_text()) == found
+    each = results["test_accuracies"]
+    assert results["test_accuracy"] == pytest.approx(np.mean(each))
+    assert results["test_accuracy_deviation"] == pytest.approx(np.std(each, ddof=1))
+    dataset = job.load_data(config)
+    for index in (0, 1):
+        network = asap_jax.load(tmp_path, index)
+        accuracy = network.accuracy(dataset.test_images, dataset.test_labels)
+        assert accuracy == pytest.approx(each[index])
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """(workdir, outcome, data set) of a tiny run."""
+    folder = tmp_path_factory.mktemp("trained")
+    return folder, asap_jax.run(tiny(), workdir=folder, quiet=True), job.load_data(tiny())
+
+
+def test_a_workdir_loads_in_one_line(trained):
+    folder, outcome, dataset = trained
+    network = asap_jax.load(folder)
+    probabilities = network.predict_proba(dataset.test_images)
+    assert probabilities.shape == (TEST, 10)
+    np.testing.assert_allclose(probabilities.sum(-1), 1, rtol=1e-5)
+    names = network.predict(dataset.test_images)
+    assert set(names) <= set("0123456789")
+    right = names == np.asarray(dataset.class_names)[dataset.test_labels]
+    assert right.mean() == pytest.approx(outcome.results["test_accuracy"])
+    features = network.features(dataset.test_images)
+    assert features.shape == (TEST, 4 * 4 * 4)  # nodes x channels x two doublings
+    classifier = network.variables["params"]["classifier"]
+    logits = features @ classifier["kernel"] + classifier["bias"]
+    np.testing.assert_allclose(jax.nn.softmax(logits), probabilities, rtol=1e-4, atol=1e-6)
+    assert network.results["test_accuracy"] == outcome.results["test_accuracy"]
+
+
+def test_module_and_variables_serve_flax_users_and_orbax_reads_alone(trained):
+    folder, _, dataset = trained
+    network = asap_jax.load(folder)
+    images = normalise(jnp.asarray(dataset.test_images), network.mean, network.std)
+    logits, _ = network.module.apply(network.variables, images)
+    want = network.predict_proba(dataset.test_images)
+    np.testing.assert_allclose(jax.nn.softmax(logits), want, rtol=1e-5, atol=1e-7)
+    plain = ocp.StandardCheckpointer().restore(folder.absolute() / "network")
+    jax.tree.map(np.testing.assert_array_equal, plain, network.variables)
+
+
+def test_images_of_any_size_and_kind_are_prepared_as_in_training(trained, tmp_path):
+    folder, _, dataset = trained
+    network = asap_jax.load(folder)
+    small = dataset.test_images[:5]
+    large = small.repeat(4, 1).repeat(4, 2)  # averages back to the same pixels, but for borders
+    color = np.concatenate([small] * 3, -1)
+    Image.fromarray(small[1, ..., 0]).save(tmp_path / "one.png")
+    want = network.predict_proba(small)
+    np.testing.assert_array_equal(network.predict_proba(color), want)
+    np.testing.assert_array_equal(network.predict_proba(small.astype(np.float32) / 255), want)
+    assert network.predict_proba(large).shape == want.shape
+    mixed = [small[0], tmp_path / "one.png", Image.fromarray(small[2, ..., 0]), large[3]]
+    np.testing.assert_allclose(network.predict_proba(mixed)[:3], want[:3], rtol=1e-5)
+    with pytest.raises(UserError, match="floats are read as"):
+        network.predict(small.astype(np.float32))
+    with pytest.raises(UserError, match="cannot read one of the images"):
+        network.predict([tmp_path / "none.png"])
+    with pytest.raises(UserError, match="list is empty"):
+        network.predict([])
+
+
+def test_fine_tuning_swaps_the_classifier_and_trains_on(trained, tmp_path):
+    folder, _, dataset = trained
+    network = asap_jax.load(folder)
+    two = dataset.train_labels < 3
+    before = jax.tree.map(np.copy, network.variables)
+    seen = []
+    tuned = network.fine_tune(
+        (dataset.train_images[two], dataset.train_labels[two]),
+        epochs=3,
+        batch_size=8,
+        on_epoch=seen.append,
+        save_to=tmp_path,
+        quiet=True,
+    )
+    assert tuned.class_names == ("0", "1", "2")
+    assert tuned.predict_proba(dataset.test_images).shape == (TEST, 3)
+    assert [record["phase"] for record in seen] == ["fine-tune"] * 3
+    jax.tree.map(np.testing.assert_array_equal, network.variables, before)
+    assert tuned.module.genotype == network.module.genotype
+    again = asap_jax.load(tmp_path)
+    jax.tree.map(np.testing.assert_array_equal, again.variables, tuned.variables)
+    assert tuned.results["test_accuracy"] > 0.5
+    with pytest.raises(UserError, match=r"unknown config key config.train.epoch \(did you mean"):
+        network.fine_tune((dataset.train_images, dataset.train_labels), epoch=3)
+
+
+def test_start_from_begins_with_trained_weights(trained, tmp_path):
+    """With a learning rate near 0 the network stays what it was, but for its classifier."""
+    folder, outcome, _ = trained
+    config = tiny()
+    changes = {"start_from": str(folder), "epochs": 1, "learning_rate": 1e-12, "weight_decay": 0.0}
+    network = asap_jax.train(outcome.genotype, config, workdir=tmp_path, quiet=True, **changes)
+    old, new = outcome.network.variables["params"], network.variables["params"]
+    for name in old:
+        same = jax.tree.map(lambda a, b: np.allclose(a, b, atol=1e-6), old[name], new[name])
+        assert all(jax.tree.leaves(same)) == (name != "classifier"), name
+    with pytest.raises(UserError, match="the network to start from does not fit"):
+        asap_jax.train("ASAP", config, quiet=True, **changes)
+
+
+def test_a_network_whose_parts_do_not_belong_together_is_refused(trained, tmp_path):
+    folder, _, _ = trained
+    asap_jax.load(folder).save(tmp_path)
+    record = json.loads((tmp_path / "network.json").read_text())
+    for change, message in (
+        ({"class_names": ["a", "b"]}, r"classifier.bias is \(10,\), expected \(2,\)"),
+        ({"channels": 8}, "does not fit"),
+        ({"genotype": json.loads(asap_jax.GENOTYPES["ASAP"].to_json())}, "does not fit"),
+        ({"version": 99}, "version 99; this asap_jax reads"),
+        ({"mean": None}, "cannot be read"),
+    ):
+        workdir.write_json(tmp_path / "network.json", record | change)
+        with pytest.raises(UserError, match=message):
+            asap_jax.load(tmp_path)
+    with pytest.raises(UserError, match=r"no trained network at .*the same command goes on"):
+        asap_jax.load(tmp_path / "elsewhere")
+
+
+def test_evaluate_measures_on_any_split_or_source(trained, tmp_path, capsys):
+    folder, outcome, dataset = trained
+    on_test = asap_jax.evaluate(folder, quiet=True)
+    assert on_test["accuracy"] == pytest.approx(outcome.results["test_accuracy"])
+    assert on_test["images"] == TEST
+    shares = np.bincount(dataset.test_labels, minlength=10) / TEST
+    each = np.array(list(on_test["class_accuracy"].values()))
+    assert on_test["accuracy"] == pytest.approx(shares @ each)
+    on_train = asap_jax.evaluate(folder, split="train")
+    assert on_train["images"] == 160
+    assert "of 160 images" in capsys.readouterr().out
+    np.savez(
+        tmp_path / "digits.npz",
+        train_images=dataset.train_images,
+        train_labels=dataset.train_labels,
+        test_images=dataset.test_images.repeat(2, 1).repeat(2, 2),
+        test_labels=dataset.test_labels,
+    )
+    elsewhere = asap_jax.evaluate(folder, f"npz:{tmp_path}/digits.npz", quiet=True)
+    assert elsewhere["images"] == TEST
+    assert abs(elsewhere["accuracy"] - on_test["accuracy"]) < 0.2
+    lines = (folder / "evaluations.jsonl").read_text().splitlines()
+    assert [json.loads(line)["split"] for line in lines] == ["test", "train", "test"]
+    np.savez(tmp_path / "two.npz", images=dataset.train_images, labels=dataset.train_labels % 2)
+    with pytest.raises(UserError, match=r"the network in .* knows 0, 1, 2"):
+        asap_jax.evaluate(folder, f"npz:{tmp_path}/two.npz", quiet=True)
+    with pytest.raises(UserError, match="--split=all has to be test or train"):
+        asap_jax.evaluate(folder, split="all")
+
+
+def test_describe_tells_size_cost_memory_and_draws(trained, tmp_path):
+    _, outcome, _ = trained
+    config = tiny()
+    config.genotype = outcome.genotype.to_json()
+    told = asap_jax.describe(config, tmp_path, quiet=True)
+    assert told["parameters"] == outcome.results["parameters"]
+    assert told["multiply_adds"] == outcome.results["multiply_adds"]
+    assert told["memory"]["activations"] > told["memory"]["state"] > 0
+    assert (tmp_path / "cells.svg").exists()
+    config.genotype = "ASAPP"
+    with pytest.raises(UserError, match="did you mean 'ASAP'"):
+        asap_jax.describe(config, tmp_path, quiet=True)
+
+
+def test_published_cells_train_by_name_with_average_pieces_and_weights(tmp_path):
+    """An odd mix of options at once; the run's own description of itself."""
+    dataset = job.load_data(tiny())
+    config = tiny()
+    config.data.class_weights = "balanced"
+    network = asap_jax.train(
+        "ASAP",
+        config,
+        data=dataset,
+        workdir=tmp_path,
+        quiet=True,
+        average=0.9,
+        accumulate=2,
+        auxiliary_weight=0.4,
+        drop_path=0.2,
+        label_smoothing=0.1,
+        epochs=1,
+    )
+    assert network.module.genotype == asap_jax.GENOTYPES["ASAP"]
+    assert (tmp_path / "genotype.json").exists()
+    assert network.accuracy(dataset.test_images, dataset.test_labels) == pytest.approx(
+        network.results["test_accuracy"]
+    )
+    assert "auxiliary_head" in network.variables["params"]
+    assert [record["phase"] for record in records(tmp_path)] == ["train"]
+
+
+def test_arrays_and_overrides_reach_the_config():
+    with pytest.raises(UserError, match=r"unknown config key config\.search\.epoch "):
+        asap_jax.search("digits", epoch=3)
+    with pytest.raises(UserError, match=r"config.search.omega.clipp \(did you mean 'clip'\?\)"):
+        asap_jax.search("digits", omega={"clipp": 3})
+    with pytest.raises(UserError, match="data is passed by name"):
+        asap_jax.search(np.zeros((3, 8, 8)))
+    with pytest.raises(UserError, match=r"config\.search\.epochs cannot be"):
+        asap_jax.search("digits", epochs="many")
+    images = np.zeros((40, 8, 8), np.uint8)
+    with pytest.raises(UserError, match="each half of the 32 training images holds only 16"):
+        asap_jax.search("digits", data=(images, np.arange(40) % 2), quiet=True)

@@ -1,0 +1,216 @@
+"""Runs that are cut and go on: real signals to real processes, and what may change between."""
+
+import json
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny import last_state, records, tiny
+
+import asap_jax
+from asap_jax import data, job
+from asap_jax.errors import UserError
+
+HERE = Path(__file__).parent
+SEARCH_STEPS, TRAIN_STEPS = 16, 8  # the tiny search is decided in its fourth epoch
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The workdir of an uninterrupted run."""
+    workdir = tmp_path_factory.mktemp("whole")
+    job.run(tiny(), workdir, quiet=True)
+    return workdir
+
+
+def cut_run(workdir, phase="", step=0, name="SIGTERM", every_steps=0):
+    """Starts the run in a process of its own; returns its exit code."""
+    arguments = [str(workdir), phase, str(step), name, str(every_steps)]
+    done = subprocess.run(
+        [sys.executable, str(HERE / "cut_run.py"), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert "Traceback" not in done.stderr, done.stderr
+    return done.returncode
+
+
+def assert_equal_runs(workdir, whole):
+    """Bit for bit: weights, statistics, alphas, masks, optimizers, records, cells, results."""
+    assert records(workdir) == records(whole)
+    assert (workdir / "genotype.json").read_text() == (whole / "genotype.json").read_text()
+    for stage in ("search-0", "train-0"):
+        got, want = last_state(workdir, stage), last_state(whole, stage)
+        assert got.keys() == want.keys()
+        for name in want:
+            np.testing.assert_array_equal(got[name], want[name], err_msg=f"{stage} {name}")
+    assert any("masks" in name for name in last_state(whole, "search-0"))
+    got, want = (json.loads((w / "results.json").read_text()) for w in (workdir, whole))
+    for key in ("test_accuracy", "gap", "candidates_left", "epochs", "parameters"):
+        assert got[key] == want[key]
+
+
+def test_the_tiny_run_is_as_long_as_these_tests_think(whole):
+    assert max(int(p.name) for p in (whole / "checkpoints/search-0").iterdir()) == SEARCH_STEPS
+    assert max(int(p.name) for p in (whole / "checkpoints/train-0").iterdir()) == TRAIN_STEPS
+
+
+def test_cut_by_signals_at_random_steps(whole, tmp_path):
+    """Twice in the search, once in the training, each time another process goes on."""
+    rng = np.random.default_rng()
+    first, second = sorted(rng.choice(np.arange(1, SEARCH_STEPS), 2, replace=False).tolist())
+    third = int(rng.integers(1, TRAIN_STEPS))
+    told = f"cut after steps {first} and {second} of the search, {third} of the training"
+    assert cut_run(tmp_path, "search", first, "SIGTERM") == 128 + signal.SIGTERM, told
+    assert cut_run(tmp_path, "search", second, "SIGINT") == 128 + signal.SIGINT, told
+    assert not (tmp_path / "genotype.json").exists(), told
+    assert cut_run(tmp_path, "train", third, "SIGTERM") == 128 + signal.SIGTERM, told
+    assert not (tmp_path / "results.json").exists(), told
+    assert cut_run(tmp_path) == 0, told
+    assert_equal_runs(tmp_path, whole)
+
+
+def test_killed_outright_it_goes_on_from_its_last_checkpoint(whole, tmp_path):
+    step = int(np.random.default_rng().integers(4, SEARCH_STEPS))
+    assert cut_run(tmp_path, "search", step, "SIGKILL", every_steps=3) == -signal.SIGKILL
+    assert cut_run(tmp_path, every_steps=3) == 0, f"killed after step {step} of the search"
+    assert_equal_runs(tmp_path, whole)
+
+
+def test_the_command_says_how_to_go_on(tmp_path):
+    """SIGTERM from outside: exit code 143, and the printed command resumes."""
+    config = tiny()
+    command = [
+        *(sys.executable, "-m", "asap_jax.main", "--config=search:digits"),
+        f"--workdir={tmp_path}/a run",
+        f"--config.data.train_examples={config.data.train_examples}",
+        f"--config.data.test_examples={config.data.test_examples}",
+        "--config.search.channels=4",
+        "--config.search.epochs=8",
+        "--config.search.batch_size=20",
+        "--config.search.candidates=('sep_conv_3x3','max_pool_3x3','skip_connect')",
+        "--config.search.alpha.learning_rate=0.3",
+        "--config.train.channels=4",
+        "--config.train.epochs=400",
+        "--config.train.batch_size=40",
+    ]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path
+    )
+    for line in process.stdout:
+        if line.startswith("train   3/400"):
+            process.send_signal(signal.SIGTERM)
+            break
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "interrupted; train 0: " in stderr
+    assert "Traceback" not in stderr
+    again = shlex.split(stderr.strip().splitlines()[-1])
+    assert again[:3] == ["python", "-m", "asap_jax.main"]
+    # To finish sooner: the number of epochs may change.
+    again = [sys.executable, *again[1:]]
+    again = [re if "train.epochs" not in re else "--config.train.epochs=80" for re in again]
+    done = subprocess.run(again, capture_output=True, text=True, cwd=tmp_path, timeout=300)
+    assert done.returncode in (0, 2), done.stderr
+    if done.returncode == 2:  # the signal came late: more than 80 epochs were done
+        assert "raise config.train.epochs" in done.stderr
+    else:
+        assert "train 0 goes on after" in done.stdout
+        assert json.loads((tmp_path / "a run/results.json").read_text())["epochs"]["train"] == 80
+
+
+@pytest.fixture
+def copy(whole, tmp_path):
+    """A copy of the uninterrupted run, to change."""
+    return shutil.copytree(whole, tmp_path / "copy")
+
+
+def test_a_finished_run_is_not_run_again(copy, capsys):
+    before = (copy / "results.json").read_text()
+    started = time.monotonic()
+    outcome = job.run(tiny(), copy)
+    assert time.monotonic() - started < 20
+    assert "compiling" not in capsys.readouterr().out
+    assert outcome.results == json.loads(before)
+    assert (copy / "results.json").read_text() == before
+    dataset = job.load_data(tiny())
+    accuracy = outcome.network.accuracy(dataset.test_images, dataset.test_labels)
+    assert accuracy == outcome.results["test_accuracy"]
+
+
+def test_more_epochs_of_training_may_be_asked_for_fewer_not(copy):
+    config = tiny()
+    config.train.epochs = 3
+    job.run(config, copy, quiet=True)
+    epochs = [(r["phase"], r["epoch"]) for r in records(copy)]
+    assert epochs[-3:] == [("train", 1), ("train", 2), ("train", 3)]
+    assert epochs[:-3] == [("search", i) for i in (1, 2, 3, 4)]
+    config.train.epochs = 1
+    with pytest.raises(UserError, match="training of 3 epochs that is done"):
+        job.run(config, copy, quiet=True)
+    assert json.loads((copy / "config.json").read_text())["train"]["epochs"] == 3
+
+
+def test_what_may_change_is_said_and_the_rest_is_refused_by_name(copy):
+    config = tiny()
+    config.checkpoint.every_seconds = 1.0
+    config.data.dir = "/elsewhere"
+    job.run(config, copy, quiet=True)
+    config.search.omega.clip = 1.0
+    with pytest.raises(UserError, match=r"\(search.omega.clip: 5.0 there, 1.0 here\)"):
+        job.run(config, copy, quiet=True)
+
+
+def test_a_checkpoint_of_other_data_is_refused(copy):
+    (copy / "stages/train-0.json").unlink()
+    dataset = job.load_data(tiny())
+    images = dataset.train_images.copy()
+    images[0] = 255 - images[0]
+    changed = data.from_arrays(
+        images, dataset.train_labels, dataset.test_images, dataset.test_labels
+    )
+    with pytest.raises(UserError, match=r"belongs to another run \(data: .* there, .* here\)"):
+        job.run(tiny(), copy, dataset=changed, quiet=True)
+
+
+def test_a_checkpoint_of_other_cells_is_refused(copy):
+    (copy / "stages/train-0.json").unlink()
+    stage = copy / "stages/search-0.json"
+    record = json.loads(stage.read_text())
+    record["genotype"] = json.loads(asap_jax.GENOTYPES["ASAP"].to_json())
+    stage.write_text(json.dumps(record))
+    with pytest.raises(UserError, match=r"belongs to another run \(genotype: "):
+        job.run(tiny(), copy, quiet=True)
+
+
+def test_a_checkpoint_that_cannot_be_read_is_named(copy):
+    (copy / "stages/train-0.json").unlink()
+    state = copy / "checkpoints/train-0" / str(TRAIN_STEPS)
+    for file in (state / "state").rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"")
+    with pytest.raises(UserError, match=f"train-0/{TRAIN_STEPS}"):
+        job.run(tiny(), copy, quiet=True)
+
+
+def test_a_workdir_of_a_newer_version_is_refused(copy):
+    record = json.loads((copy / "config.json").read_text())
+    record["workdir_version"] = 99
+    (copy / "config.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match="has version 99, this asap_jax reads version 1"):
+        job.run(tiny(), copy, quiet=True)
+
+
+def test_the_last_few_states_are_kept(tmp_path):
+    config = tiny()
+    config.checkpoint.update({"every_steps": 2, "keep": 3})
+    job.run(config, tmp_path, mode="search", quiet=True)
+    kept = sorted(int(path.name) for path in (tmp_path / "checkpoints/search-0").iterdir())
+    assert kept == [SEARCH_STEPS - 4, SEARCH_STEPS - 2, SEARCH_STEPS]

@@ -1,0 +1,357 @@
+"""Folders, archives and arrays of images: what is read, what is refused, and how it is said."""
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+from sklearn.datasets import load_sample_images
+
+from asap_jax import data
+from asap_jax.data import images, tfds_prepare
+from asap_jax.data.images import Preparation, prepare
+from asap_jax.errors import UserError
+
+RNG = np.random.default_rng(0)
+RGB = Preparation(8, 8, "rgb")
+GREY = Preparation(8, 8, "grey")
+
+
+def pixels(shape=(8, 8, 3)):
+    return RNG.integers(0, 256, shape, dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory):
+    """Class folders of pieces of two photographs: many sizes, three formats, grey and colour."""
+    root = tmp_path_factory.mktemp("photographs")
+    rng = np.random.default_rng(1)
+    for name, photograph in zip(("china", "flower"), load_sample_images().images, strict=True):
+        (root / name / "deeper").mkdir(parents=True)
+        for i in range(90):
+            height, width = rng.integers(20, 90, 2)
+            top, left = rng.integers(0, 300), rng.integers(0, 500)
+            piece = Image.fromarray(photograph[top : top + height, left : left + width])
+            piece = piece.convert("L") if i % 9 == 0 else piece
+            folder = root / name / ("deeper" if i % 4 == 0 else "")
+            piece.save(folder / f"{i}.{('png', 'jpg', 'ppm', 'JPEG')[i % 4]}")
+        (root / name / "notes.txt").write_text("no image")
+        (root / name / ".hidden.png").write_text("no image")
+    return root
+
+
+def test_a_folder_of_photographs(photographs):
+    loaded = data.load(f"folder:{photographs}", image_size=16)
+    assert loaded.class_names == ("china", "flower")
+    assert loaded.train_images.shape == (144, 16, 16, 3)
+    assert loaded.test_images.shape == (36, 16, 16, 3)
+    np.testing.assert_array_equal(np.bincount(loaded.train_labels), [72, 72])
+    assert loaded.preparation == Preparation(16, 16, "rgb", "stretch")
+    scaled = loaded.train_images.reshape(-1, 3) / 255
+    np.testing.assert_allclose(loaded.mean, scaled.mean(0), rtol=1e-6)
+    np.testing.assert_allclose(loaded.std, scaled.std(0), rtol=1e-6)
+    again = data.load(f"folder:{photographs}", image_size=16)
+    assert again.digest() == loaded.digest()
+    other = data.load(f"folder:{photographs}", image_size=16, split_seed=1)
+    assert other.digest() != loaded.digest()
+
+
+def test_mixed_sizes_get_one_and_it_is_said(photographs):
+    loaded = data.load(f"folder:{photographs}", color="grey", train_examples=40, test_examples=10)
+    assert loaded.train_images.shape == (40, 64, 64, 1)
+    assert any("all are resized to 64x64" in note for note in loaded.notes)
+    assert any("36 images, class by class, are held out" in note for note in loaded.notes)
+
+
+def write(root, names, count=3, mode="RGB"):
+    for name in names:
+        (root / name).mkdir(parents=True)
+        for i in range(count):
+            shape = (8, 8, 3) if mode == "RGB" else (8, 8)
+            Image.fromarray(pixels(shape)).save(root / name / f"{i}.png")
+    return root
+
+
+def test_train_val_and_test_folders(tmp_path):
+    for split, count in (("train", 4), ("val", 2), ("test", 3)):
+        write(tmp_path / split, ("a", "b"), count)
+    loaded = data.load(f"folder:{tmp_path}")
+    assert (len(loaded.train_labels), len(loaded.test_labels)) == (12, 6)
+    assert loaded.notes == ("the val images train as well; the test images test",)
+    first = np.asarray(Image.open(tmp_path / "train/a/0.png"))
+    np.testing.assert_array_equal(loaded.train_images[0], first)
+
+
+def test_without_a_test_folder_val_tests(tmp_path):
+    for split, count in (("train", 4), ("val", 2)):
+        write(tmp_path / split, ("a", "b"), count, mode="L")
+    loaded = data.load(f"folder:{tmp_path}")
+    assert (len(loaded.train_labels), len(loaded.test_labels)) == (8, 4)
+    assert loaded.train_images.shape[-1] == 1  # none has colour
+    assert "the val images test" in loaded.notes[0]
+
+
+def folder_without(change):
+    def build(root):
+        write(root, ("a", "b"), 5)
+        change(root)
+        return f"folder:{root}"
+
+    return build
+
+
+def cut_short(root):
+    (root / "a" / "1.png").write_bytes((root / "a" / "1.png").read_bytes()[:60])
+
+
+def no_image(root):
+    for name in ("x.jpg", "y.jpg"):
+        (root / "b" / name).write_text("not a jpeg")
+
+
+def empty_class(root):
+    (root / "c").mkdir()
+
+
+def beside_train(root):
+    (root / "train").mkdir()
+
+
+def other_test_class(root):
+    write(root / "train", ("a", "b"))
+    write(root / "test", ("a", "c"))
+    for name in "ab":
+        for file in (root / name).iterdir():
+            file.unlink()
+        (root / name).rmdir()
+
+
+def one_class(root):
+    for file in (root / "b").iterdir():
+        file.unlink()
+    (root / "b").rmdir()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (cut_short, r"cannot read the image .*a/1\.png: .*truncated"),
+        (no_image, r"cannot read the image .*b/[xy]\.jpg.*no image of a format that Pillow"),
+        (empty_class, r"the class folder .*/c holds no image"),
+        (beside_train, "either class folders, or train, val and test folders"),
+        (other_test_class, r"test/c is no class of the training images, which are a, b"),
+        (one_class, r"one class only \(a\)"),
+    ],
+)
+def test_folders_that_are_refused(change, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        data.load(folder_without(change)(tmp_path))
+
+
+def test_a_folder_has_to_be_there_and_hold_something(tmp_path):
+    with pytest.raises(UserError, match="there is no folder"):
+        data.load(f"folder:{tmp_path}/none")
+    with pytest.raises(UserError, match="holds no folder"):
+        data.load(f"folder:{tmp_path}")
+
+
+def test_unreadable_images_are_skipped_and_counted_on_request(tmp_path):
+    write(tmp_path, ("a", "b"), 5)
+    cut_short(tmp_path)
+    no_image(tmp_path)
+    loaded = data.load(f"folder:{tmp_path}", skip_unreadable=True)
+    assert len(loaded.train_labels) + len(loaded.test_labels) == 9
+    notes = " ".join(loaded.notes)
+    assert "could not be read and are left out" in notes
+    assert "1.png" in notes
+    assert "x.jpg" in notes
+
+
+# Every way in which Pillow holds one picture, and the grey or red that comes out.
+def _modes():
+    ramp = np.linspace(0, 255, 64).astype(np.uint8).reshape(8, 8)
+    rgb = np.stack([ramp, ramp[::-1], np.full_like(ramp, 90)], -1)
+    base = Image.fromarray(rgb)
+    deep = (ramp.astype(np.uint16) << 8) | 7
+    return {
+        "RGB": (base, rgb),
+        "RGBX": (base.convert("RGBX"), rgb),
+        "L": (Image.fromarray(ramp), np.stack([ramp] * 3, -1)),
+        "1": (Image.fromarray(ramp > 99), np.stack([255 * (ramp > 99)] * 3, -1)),
+        "I;16": (Image.fromarray(deep), np.stack([ramp] * 3, -1)),
+        "I": (Image.fromarray(deep.astype(np.int32)), np.stack([ramp] * 3, -1)),
+        "F": (Image.fromarray((ramp / 255).astype(np.float32)), np.stack([ramp] * 3, -1)),
+        "P": (Image.fromarray(ramp // 32).convert("P"), np.stack([ramp // 32] * 3, -1)),
+        "LA": (
+            Image.merge("LA", (Image.fromarray(ramp), Image.new("L", (8, 8), 255))),
+            np.stack([ramp] * 3, -1),
+        ),
+        "CMYK": (base.convert("CMYK"), rgb),
+        "YCbCr": (base.convert("YCbCr"), rgb),
+        "HSV": (base.convert("HSV"), rgb),
+        "LAB": (None, None),
+    }
+
+
+@pytest.mark.parametrize("mode", [mode for mode, (image, _) in _modes().items() if image])
+def test_every_mode_becomes_rgb_and_grey(mode):
+    image, want = _modes()[mode]
+    tolerance = {"YCbCr": 3, "HSV": 6}.get(mode, 0)
+    got = prepare(image, RGB)
+    assert got.shape == (8, 8, 3)
+    assert got.dtype == np.uint8
+    assert np.abs(got.astype(int) - want).max() <= tolerance
+    grey = prepare(image, GREY)
+    assert grey.shape == (8, 8, 1)
+    luma = (want @ np.array([0.299, 0.587, 0.114]))[..., None]
+    assert np.abs(grey - luma).max() <= tolerance + 1
+
+
+def test_transparent_pixels_lie_on_black():
+    image = Image.new("RGBA", (8, 8), (200, 100, 50, 0))
+    image.putpixel((3, 2), (200, 100, 50, 255))
+    got = prepare(image, RGB).copy()
+    assert got[2, 3].tolist() == [200, 100, 50]
+    got[2, 3] = 0
+    assert got.max() == 0
+    palette = Image.new("P", (8, 8), 1)
+    palette.putpalette([0, 0, 0, 255, 255, 255])
+    palette.info["transparency"] = 1
+    assert prepare(palette, RGB).max() == 0
+
+
+def test_photographs_are_turned_upright(tmp_path):
+    image = Image.fromarray(pixels((8, 12, 3)))
+    exif = image.getexif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "turned.png", exif=exif)
+    with Image.open(tmp_path / "turned.png") as opened:
+        assert images.size(opened) == (12, 8)
+        got = prepare(opened, Preparation(12, 8, "rgb"))
+    np.testing.assert_array_equal(got, np.asarray(image.transpose(Image.Transpose.ROTATE_270)))
+
+
+def test_resizing_stretches_or_crops():
+    image = Image.fromarray(pixels((20, 40, 3)))
+    stretched = prepare(image, Preparation(8, 8, "rgb"))
+    want = image.resize((8, 8), Image.Resampling.BILINEAR)
+    np.testing.assert_array_equal(stretched, np.asarray(want))
+    cropped = prepare(image, Preparation(8, 8, "rgb", "crop"))
+    want = ImageOps.fit(image, (8, 8), Image.Resampling.BILINEAR)
+    np.testing.assert_array_equal(cropped, np.asarray(want))
+    assert (stretched != cropped).any()
+
+
+def test_formats(tmp_path):
+    rows = np.arange(60, 220, 20, dtype=np.uint8)
+    want = np.stack([np.broadcast_to(rows, (8, 8))] * 3, -1)
+    for ending in ("png", "ppm", "bmp", "tiff", "tga", "webp", "gif", "jpg", "ico", "jp2"):
+        path = tmp_path / f"image.{ending}"
+        Image.fromarray(want).save(path, **({"lossless": True} if ending == "webp" else {}))
+        got = prepare(path, RGB)
+        assert np.abs(got.astype(int) - want).max() <= (5 if ending == "jpg" else 0), ending
+
+
+# Archives
+
+
+def archive(tmp_path, **arrays):
+    np.savez(tmp_path / "images.npz", **arrays)
+    return f"npz:{tmp_path}/images.npz"
+
+
+def test_npz_of_medmnist_and_keras(tmp_path):
+    """MedMNIST has labels [N, 1] and a val split, Keras x_train and no colour axis."""
+    x, y = pixels((12, 8, 8)), np.arange(12) % 3
+    arrays = {f"{s}_images": x for s in ("train", "val", "test")}
+    arrays |= {f"{s}_labels": y[:, None] for s in ("train", "val", "test")}
+    loaded = data.load(archive(tmp_path, **arrays))
+    assert loaded.train_images.shape == (24, 8, 8, 1)
+    assert loaded.class_names == ("0", "1", "2")
+    arrays = {"x_train": x, "y_train": y, "x_test": x, "y_test": y}
+    loaded = data.load(archive(tmp_path, **arrays, class_names=["a", "b", "c"]))
+    np.testing.assert_array_equal(loaded.test_images[..., 0], x)
+    assert loaded.class_names == ("a", "b", "c")
+
+
+def test_npz_that_is_refused(tmp_path):
+    x, y = pixels((12, 8, 8)), np.arange(12) % 3
+    with pytest.raises(UserError, match="holds pictures; expected train_images"):
+        data.load(archive(tmp_path, pictures=x))
+    with pytest.raises(UserError, match=r"labels run from 0 to 2, but with 2 classes"):
+        data.load(archive(tmp_path, images=x, labels=y, class_names=["a", "b"]))
+    objects = np.array([x[0], x[0, :4]], dtype=object)
+    with pytest.raises(UserError, match="no NumPy archive of plain arrays"):
+        data.load(archive(tmp_path, images=objects, labels=y))
+    with pytest.raises(UserError, match="there is no file"):
+        data.load(f"npz:{tmp_path}/none.npz")
+    (tmp_path / "text.npz").write_text("no archive")
+    with pytest.raises(UserError, match="no NumPy archive"):
+        data.load(f"npz:{tmp_path}/text.npz")
+
+
+# Arrays
+
+
+def test_arrays_of_every_type_give_the_same_pixels():
+    x, y = pixels((20, 8, 8, 3)), np.arange(20) % 2
+    want = data.from_arrays(x, y)
+    assert (len(want.train_labels), len(want.test_labels)) == (16, 4)
+    for other in (x.astype(np.int64), x.astype(np.float32) / 255, x.astype(np.float64) / 255):
+        assert data.from_arrays(other, y[:, None]).digest() == want.digest()
+    assert data.from_arrays(x.tolist(), y.tolist()).digest() == want.digest()
+    given = data.from_arrays(x, y, x[:6], y[:6], image_size=4)
+    assert given.train_images.shape == (20, 4, 4, 3)
+    assert given.test_images.shape == (6, 4, 4, 3)
+
+
+X, Y = pixels((12, 8, 8, 3)), np.arange(12) % 2
+NOT_A_NUMBER = (X / 255).astype(np.float32)
+NOT_A_NUMBER[4, 0, 0, 0] = np.nan
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((NOT_A_NUMBER, Y), "not finite .NaN or infinity., first in image 4 of 1"),
+        ((X.astype(np.float32), Y), r"floats are read as \[0, 1\].*astype\('uint8'\)"),
+        ((X.astype(np.int32) * 3, Y), "scale the pixels to 0..255"),
+        (([X[0], X[1, :4]], Y[:2]), "mixes shapes"),
+        ((X.transpose(0, 3, 1, 2), Y), r"look like \[N, C, H, W\]: use images.transpose"),
+        ((X[0, 0], Y), "has the shape"),
+        ((X, Y[:5]), r"labels has the shape \(5,\), expected \[12\]"),
+        ((X, Y - 1), "integers from 0, got -1"),
+        ((X, Y + 0.5), "has to be integers"),
+        ((X, Y * 0), r"one class only \(0\)"),
+        ((X, Y * 2), "no training image has the class 1"),
+        ((X, Y, X), "go together"),
+        ((X, Y, X[:, :4], Y), "give them one shape, or set image_size"),
+        ((np.full_like(X, 7), Y), "all of one colour"),
+    ],
+)
+def test_arrays_that_are_refused(arguments, message):
+    with pytest.raises(UserError, match=message):
+        data.from_arrays(*arguments)
+
+
+def test_labels_out_of_range_of_the_names():
+    with pytest.raises(UserError, match=r"run from 0 to 2, but with 2 classes .* lie in 0..1"):
+        data.from_arrays(X, np.arange(12) % 3, class_names=("a", "b"))
+
+
+def test_uneven_classes_are_reported_and_can_be_weighed():
+    labels = np.array([0] * 15 + [1] * 5)
+    loaded = data.from_arrays(pixels((20, 8, 8)), labels, pixels((4, 8, 8)), [0, 1, 0, 1])
+    assert "uneven: 15 training images of '0', 5 of '1'" in loaded.notes[0]
+    weights = data.balanced_weights(loaded.train_labels, 2)
+    np.testing.assert_allclose(weights, [20 / 30, 20 / 10])
+
+
+def test_preparing_a_tfds_set_runs_apart_and_says_what_failed(tmp_path, monkeypatch):
+    """The process is real; without TensorFlow, or without the set, its words reach the user."""
+    with pytest.raises(UserError, match=r"could not prepare the data set 'no_such_set'"):
+        data.load("tfds:no_such_set", str(tmp_path), prepare=True)
+    calls = []
+    monkeypatch.setattr(tfds_prepare.sys, "executable", str(tmp_path / "python"))
+    (tmp_path / "python").write_text('#!/bin/sh\necho "$3 $4" > "$4/asked"\n')
+    (tmp_path / "python").chmod(0o755)
+    calls.append(tfds_prepare.run("cifar10", str(tmp_path)))
+    assert (tmp_path / "asked").read_text() == f"cifar10 {tmp_path}\n"

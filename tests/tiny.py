@@ -1,0 +1,36 @@
+"""The digits, cut down to seconds: a run that several tests share, and so its compilation."""
+
+import json
+
+import jax
+import numpy as np
+
+from asap_jax import checkpoint, presets
+
+TRAIN, TEST = 160, 60
+
+
+def tiny():
+    """A config whose search ends in a few epochs, and whose training has two."""
+    config = presets.get_config("digits")
+    config.data.update({"train_examples": TRAIN, "test_examples": TEST})
+    config.search.update({"channels": 4, "cells": 3, "epochs": 8, "batch_size": 20})
+    config.search.candidates = ("sep_conv_3x3", "max_pool_3x3", "skip_connect")
+    config.search.alpha.learning_rate = 0.3
+    config.train.update({"channels": 4, "cells": 3, "epochs": 2, "batch_size": 40})
+    return config
+
+
+def records(workdir):
+    """metrics.jsonl without the seconds, which no two runs share."""
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    parsed = [json.loads(line) for line in lines]
+    return [{k: v for k, v in record.items() if k != "seconds"} for record in parsed]
+
+
+def last_state(workdir, stage):
+    """The newest checkpoint of a stage, as plain arrays by name."""
+    steps = [int(path.name) for path in (workdir / "checkpoints" / stage).iterdir()]
+    tree = checkpoint.restore(workdir / "checkpoints" / stage / str(max(steps)) / "state")
+    leaves = jax.tree.flatten_with_path(tree)[0]
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
