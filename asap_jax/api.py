@@ -8,6 +8,7 @@ network.predict(images)
 asap.load("runs/digits-trained").predict_proba(images)
 """
 
+import dataclasses
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -86,7 +87,7 @@ def train(
         config.genotype = str(genotype)
     callbacks = loop.Callbacks(on_step, on_epoch)
     outcome = _run(config, data, workdir, "train", callbacks, quiet)
-    return outcome.network
+    return dataclasses.replace(outcome.network, results=outcome.results)
 
 
 def run(
@@ -137,7 +138,6 @@ def _run(config, given, workdir, mode, callbacks, quiet) -> job.Outcome:
     if isinstance(given, str):
         config.data.source = given
     elif given is not None:
-        options = {key: config.data[key] for key in ("image_size", "resize", "test_share")}
-        dataset = as_dataset(given, split_seed=config.data.split_seed, **options)
+        dataset = as_dataset(given, **job.data_options(config))
         config.data.source = "arrays"
     return job.run(config, workdir, mode=mode, dataset=dataset, callbacks=callbacks, quiet=quiet)

@@ -1,5 +1,6 @@
 """Orbax, wrapped once: trees of arrays to a folder and back, and the last few states of a loop."""
 
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,14 @@ from asap_jax.errors import UserError
 
 
 def save(path: str | Path, tree) -> None:
-    """Writes a tree of arrays to the folder `path`, in place of what is there."""
+    """Writes a tree of arrays to the folder `path`; what was there is replaced when all is done."""
+    path = Path(path).absolute()
+    beside = path.with_name(path.name + ".part")
     with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(Path(path).absolute(), _host_copy(tree), force=True)
+        checkpointer.save(beside, _host_copy(tree), force=True)
+    if path.exists():
+        shutil.rmtree(path)
+    beside.rename(path)
 
 
 def restore(path: str | Path, like=None):
@@ -84,7 +90,7 @@ class Checkpoints:
         try:
             item = ocp.args.Composite(progress=ocp.args.JsonRestore())
             progress = self._manager.restore(step, args=item)["progress"]
-            self._check(progress.pop("identity", {}), where)
+            check_identity(where, progress.pop("identity", {}), self._identity)
             item = ocp.args.Composite(state=ocp.args.StandardRestore(_plain_shapes(like)))
             state = self._manager.restore(step, args=item)["state"]
         except UserError:
@@ -94,25 +100,27 @@ class Checkpoints:
                 f"the checkpoint {where} cannot be read ({' '.join(str(error).split())[:300]}): "
                 "remove that folder to go on from the one before"
             ) from error
+        check_shapes(f"the checkpoint {where}", state, _plain_shapes(like))
         return _placed(state, like), progress
-
-    def _check(self, identity, where) -> None:
-        expected = {**identity, **self._identity}
-        changed = [
-            f"{key}: {identity.get(key)} there, {expected[key]} here"
-            for key in expected
-            if identity.get(key) != expected[key]
-        ]
-        if changed:
-            raise UserError(
-                f"the checkpoint {where} belongs to another run ({'; '.join(changed)}): choose "
-                "another --workdir, or remove that folder"
-            )
 
     def close(self) -> None:
         """Waits until everything is written."""
         self._manager.wait_until_finished()
         self._manager.close()
+
+
+def check_identity(where: Path, identity: dict, expected: dict) -> None:
+    """Raises UserError if what stands at `where` belongs to something else than expected."""
+    changed = [
+        f"{key}: {identity.get(key)} there, {expected.get(key)} here"
+        for key in {**identity, **expected}
+        if identity.get(key) != expected.get(key)
+    ]
+    if changed:
+        raise UserError(
+            f"{where} belongs to another run ({'; '.join(changed)}): choose another --workdir, or "
+            "remove that one"
+        )
 
 
 def check_shapes(what: str, tree, expected) -> None:
@@ -127,7 +135,7 @@ def check_shapes(what: str, tree, expected) -> None:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise UserError(
             f"{what} does not fit: {'; '.join(wrong[:3])}{more}. Its genotype, number of classes, "
-            "channels or cells are others"
+            "channels or cells are others, or it is of another version of asap_jax"
         )
 
 
@@ -136,7 +144,7 @@ def _leaves(tree):
 
 
 def _name(path) -> str:
-    return ".".join(str(entry.key) for entry in path)
+    return jax.tree_util.keystr(path, simple=True, separator=".")
 
 
 def _is_key(leaf) -> bool:

@@ -18,7 +18,17 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from asap_jax import data, loop, memory, presets, search_loop, train_loop, trained, workdir
+from asap_jax import (
+    checkpoint,
+    data,
+    loop,
+    memory,
+    presets,
+    search_loop,
+    train_loop,
+    trained,
+    workdir,
+)
 from asap_jax.errors import UserError
 from asap_jax.genotypes import GENOTYPES, Genotype
 from asap_jax.interruption import Interruption
@@ -72,32 +82,83 @@ def run(
     """
     started = time.monotonic()
     presets.check(config)
-    if mode == "" and config.genotype:
+    if config.genotype and mode != "train":
         raise UserError(
             f"config.genotype={config.genotype} names cells to train: add --mode=train, or leave "
             "it out to search for cells"
         )
     given = find_genotype(config, folder) if mode == "train" else None
-    dataset = dataset or load_data(config)
-    check_size(config, dataset, mode)
-    if mode != "train":
-        search_loop.check(config.search, dataset)
-    if mode != "search":
-        train_loop.check(config.train, dataset)
+    start = _start(config, mode)
+    dataset = _begin_with(start, dataset or load_data(config, start and start.preparation))
+    _check_data(config, dataset, mode)
+    if config.check_memory:
+        _check_memory(config, dataset, mode, given)
     if folder is not None:
         _check_epochs(config, Path(folder))
         folder = workdir.claim(folder, json.loads(config.to_json()))
     with Interruption() as interruption:
         saving = folder and loop.Saving(folder / "checkpoints", **config.checkpoint)
         session = loop.Session(RunLog(folder, quiet), interruption, saving, callbacks)
-        return _Run(config, folder, dataset, session, started).go(mode, given)
+        return _Run(config, folder, dataset, session, start, started).go(mode, given)
+
+
+def _start(config, mode) -> trained.TrainedNetwork | None:
+    """The network that `config.train.start_from` names."""
+    if not config.train.start_from:
+        return None
+    if mode != "train":
+        raise UserError("config.train.start_from needs --mode=train and the cells of that network")
+    return trained.load(config.train.start_from)
+
+
+def _begin_with(start, dataset) -> data.Dataset:
+    """The data as the network to start from knows images."""
+    if start is None:
+        return dataset
+    dataset = data.as_dataset(dataset, preparation=start.preparation)
+    return dataclasses.replace(dataset, mean=start.mean, std=start.std)
+
+
+def _check_data(config, dataset, mode) -> None:
+    """Raises UserError for data that a stage of the run could not work with."""
+    check_size(config, dataset, mode)
+    if mode != "train":
+        search_loop.check(config.search, dataset)
+    if mode != "search":
+        train_loop.check(config.train, dataset)
+    if mode != "train" and config.searches > 1:
+        half = len(dataset.train_labels) // 2
+        if config.train.batch_size > half:
+            raise UserError(
+                f"config.train.batch_size is {config.train.batch_size}, but several searches are "
+                f"compared by trainings on one half of the images, {half}: choose at most that"
+            )
+
+
+def _check_memory(config, dataset, mode, genotype) -> None:
+    """Raises UserError for what the device cannot hold; found cells are checked when found."""
+    if mode != "train":
+        memory.check(
+            search_loop.estimate(config.search, dataset),
+            "search",
+            "lower config.search.batch_size, config.search.channels, config.data.image_size or "
+            "config.data.train_examples",
+        )
+    if genotype is not None:
+        memory.check(
+            train_loop.estimate(config.train, genotype, dataset),
+            "training",
+            "lower config.train.batch_size, config.data.image_size or config.data.train_examples, "
+            "or raise config.train.accumulate (pieces a batch is computed in), or set "
+            "config.train.remat=True on a GPU",
+        )
 
 
 class _Run:
     """One run's parts, at hand for its stages."""
 
-    def __init__(self, config, folder, dataset, session, started):
-        self.started, self.in_stages = started, 0.0
+    def __init__(self, config, folder, dataset, session, start, started):
+        self.started, self.in_stages, self.start = started, 0.0, start
         self.config, self.folder, self.dataset, self.session = config, folder, dataset, session
         self.say = session.log.say
         self.identity = {
@@ -120,7 +181,8 @@ class _Run:
         )
         for note in self.dataset.notes:
             self.say(f"note: {note}")
-        genotype, search = (given, {}) if mode == "train" else self.search()
+        searched = not self.config.genotype and self.record("search", self.config.searches - 1)
+        genotype, search = (given, {}) if given and not searched else self.search()
         if self.folder is not None:
             genotype.save(self.folder / "genotype.json")
             draw_cells(genotype, [self.folder / "cells.svg", self.folder / "cells.png"])
@@ -141,12 +203,6 @@ class _Run:
     def search(self) -> tuple[Genotype, dict]:
         """(genotype, record) of the search, or of the best of several."""
         config, records = self.config, []
-        if config.check_memory and self.record("search", config.searches - 1) is None:
-            memory.check(
-                search_loop.estimate(config.search, self.dataset),
-                "search",
-                "lower config.search.batch_size or config.search.channels",
-            )
         for index in range(config.searches):
             record = self.record("search", index)
             if record is None:
@@ -209,23 +265,17 @@ class _Run:
 
     def train(self, genotype, search) -> tuple[trained.TrainedNetwork, dict]:
         """(network of the first seed, results over all seeds)."""
-        config, records, networks = self.config, [], []
-        if config.check_memory:
-            memory.check(
-                train_loop.estimate(config.train, genotype, self.dataset),
-                "training",
-                "lower config.train.batch_size, or raise config.train.accumulate (pieces a batch "
-                "is computed in), or set config.train.remat=True on a GPU",
-            )
-        start = None
-        if config.train.start_from:
-            start = trained.load(config.train.start_from).variables
-        news = False
+        config, records, networks, news = self.config, [], [], False
+        identity = self.identity | {"genotype": genotype.to_json()}
         for index in range(config.train.seeds):
-            record = self.record("train", index)
-            if record and (record["epochs"] >= config.train.epochs or record["ended"]):
+            record = self.record("train", index, identity)
+            name = trained.network_name(index)
+            done = record and (record["epochs"] >= config.train.epochs or record["ended"])
+            if done and (self.folder / name).exists():
                 network = trained.load(self.folder, index)
             else:
+                if config.check_memory and search and not news:
+                    self.check_training_memory(genotype)
                 self.say("compiling the training step")
                 with self.timed():
                     outcome = train_loop.train(
@@ -235,15 +285,15 @@ class _Run:
                         config.seed + index,
                         self.session,
                         index=index,
-                        identity=self.identity | {"genotype": genotype.to_json()},
+                        identity=identity,
                         class_weights=self.class_weights,
-                        start=start,
+                        start=self.start and self.start.variables,
                     )
                 network, news = trained.from_outcome(outcome, self.dataset, config.train), True
                 if self.folder is not None:
-                    network.save(self.folder, trained.network_name(index))
+                    network.save(self.folder, name)
                 record = network.results | {"seed": config.seed + index, "ended": outcome.ended}
-                self.keep("train", index, record)
+                self.keep("train", index, record, identity)
             records.append(record)
             networks.append(network)
         written = self.folder and self.folder / "results.json"
@@ -253,6 +303,19 @@ class _Run:
         if written:
             workdir.write_json(written, results)
         return networks[0], results
+
+    def check_training_memory(self, genotype) -> None:
+        """After a search, the config may not change here any more: say where it may."""
+        try:
+            _check_memory(self.config, self.dataset, "train", genotype)
+        except UserError as error:
+            elsewhere = ""
+            if self.folder is not None:
+                elsewhere = (
+                    f". The search is done and kept: --mode=train --config.genotype={self.folder} "
+                    "with another --workdir trains its cells with other settings"
+                )
+            raise UserError(f"{error}{elsewhere}") from error
 
     def results(self, records, network, search) -> dict:
         accuracies = [record["test_accuracy"] for record in records]
@@ -290,38 +353,64 @@ class _Run:
         """What this start spent outside its stages: data, checks, pictures."""
         return time.monotonic() - self.started - self.in_stages
 
-    def record(self, phase, index) -> dict | None:
-        """What a stage left when it was done, or None."""
+    def record(self, phase, index, identity=None) -> dict | None:
+        """What a stage left when it was done, or None; UserError if it belongs to other data."""
         if self.folder is None:
             return None
         path = self.folder / "stages" / f"{phase}-{index}.json"
-        return workdir.read_json(path) if path.exists() else None
+        if not path.exists():
+            return None
+        record = workdir.read_json(path)
+        checkpoint.check_identity(path, record.pop("identity", {}), identity or self.identity)
+        return record
 
-    def keep(self, phase, index, record) -> None:
+    def keep(self, phase, index, record, identity=None) -> None:
         if self.folder is not None:
-            workdir.write_json(self.folder / "stages" / f"{phase}-{index}.json", record)
+            path = self.folder / "stages" / f"{phase}-{index}.json"
+            workdir.write_json(path, {**record, "identity": identity or self.identity})
         self.session.interruption.check(f"{phase} {index} is done")
 
 
 def versions() -> dict[str, str]:
-    """Of the libraries that a result depends on."""
-    return {name: metadata.version(name) for name in LIBRARIES}
+    """Of the libraries that a result depends on; "unknown" for one that is not installed."""
+
+    def version(name):
+        try:
+            return metadata.version(name)
+        except metadata.PackageNotFoundError:  # asap_jax run from a checkout
+            return "unknown"
+
+    return {name: version(name) for name in LIBRARIES}
 
 
-def load_data(config: ConfigDict) -> data.Dataset:
-    """The data set that `config.data` names."""
-    options = config.data.to_dict()
-    del options["class_weights"]
-    return data.load(options.pop("source"), options.pop("dir") or None, **options)
+def data_options(config: ConfigDict) -> dict:
+    """What `config.data` says of reading, whatever the source."""
+    apart = ("source", "dir", "prepare", "class_weights")
+    return {key: value for key, value in config.data.items() if key not in apart}
+
+
+def load_data(config: ConfigDict, preparation=None) -> data.Dataset:
+    """The data set that `config.data` names, prepared as a network asks if one is given."""
+    options = config.data
+    if options.source == "arrays":
+        raise UserError(
+            "this config was run on arrays from Python: name them there (data=...), or a source "
+            "with --config.data.source"
+        )
+    return data.load(
+        options.source,
+        options.dir or None,
+        prepare=options.prepare,
+        preparation=preparation,
+        **data_options(config),
+    )
 
 
 def check_size(config, dataset, mode="") -> None:
     """Raises UserError for images that the reductions cannot halve."""
     height, width, _ = dataset.preparation.shape
-    for part in ("search", "train"):
+    for part in (mode,) if mode else ("search", "train"):
         factor = 2 ** len(reductions(config[part].cells))
-        if part not in mode and mode:
-            continue
         if height % factor or width % factor:
             good = max(factor, round(height / factor) * factor)
             raise UserError(
@@ -333,8 +422,10 @@ def check_size(config, dataset, mode="") -> None:
 
 def _check_epochs(config, folder) -> None:
     """Raises UserError if the workdir's training has gone further than the config wants."""
+    if (folder / "config.json").exists():
+        workdir.read_config(folder)  # refuses another version's
     for path in (folder / "stages").glob("train-*.json"):
-        done = workdir.read_json(path)["epochs"]
+        done = workdir.read_json(path).get("epochs", 0)
         if done > config.train.epochs:
             raise UserError(
                 f"{folder} holds a training of {done} epochs that is done; config.train.epochs="
@@ -349,13 +440,13 @@ def find_genotype(config, folder) -> Genotype:
         return GENOTYPES[name]
     if name.startswith("{"):
         return Genotype.from_json(name)
-    path = Path(name or folder or "")
-    path = path / "genotype.json" if path.is_dir() else path
-    if not name and not path.is_file():
+    if not name and (folder is None or not (Path(folder) / "genotype.json").is_file()):
         raise UserError(
             "there are no cells to train: name some with --config.genotype (a published name, a "
             "genotype.json, a search's workdir), or search for them first"
         )
+    path = Path(name or folder)
+    path = path / "genotype.json" if path.is_dir() else path
     if not path.is_file():
         raise UserError(
             f"config.genotype is {name!r}{presets.nearest(name, GENOTYPES)}: expected a published "
@@ -368,51 +459,54 @@ def find_genotype(config, folder) -> Genotype:
 
 
 def evaluate(
-    folder: str | Path, source: str = "", split: str = "test", data_dir: str = "", quiet=False
+    folder: str | Path, source: str = "", split: str = "", data_dir: str = "", quiet: bool = False
 ) -> dict:
-    """Measures a workdir's trained network; adds a line to its evaluations.jsonl.
+    """Measures a trained network; adds a line to its folder's evaluations.jsonl.
 
     Args:
-      folder: the workdir.
+      folder: the workdir of a run, or where a network was saved.
       source: where images come from, see `data.load`; "" is what the network was trained on. They
-        are brought to the network's size and colour.
-      split: "test" or "train".
+        are brought to the network's size and colour. Their classes may be some of the network's.
+      split: one of the source's splits, or "all". By default "test"; all of a source that has no
+        splits. Of the training's own data: "test" or "train", as they were then.
       data_dir: folder of prepared tfds data sets.
       quiet: print nothing.
 
     Returns:
-      {"source", "split", "images", "accuracy", "class_accuracy" {class name: accuracy}}.
+      {"source", "split", "images", "accuracy", "class_accuracy" {class name: accuracy or None}}.
     """
-    if split not in ("test", "train"):
-        raise UserError(f"--split={split} has to be test or train")
     network = trained.load(folder)
-    config = presets.get_config()
-    record = workdir.read_config(folder)
-    presets.update(config.data, record["data"], "config.data")
-    if record["data"]["source"] == "arrays" and not source:
+    if source:
+        opened = data.open_source(source, data_dir or None)
+        split = split or ("test" if "test" in opened.splits else "all")
+        images, labels, notes = data.read_split(opened, split, network.preparation)
+        class_names = opened.class_names
+    else:
+        config = presets.get_config()
+        presets.update(config.data, workdir.read_config(folder)["data"], "config.data")
+        presets.update(config.data, {"dir": data_dir} if data_dir else {})
+        split = split or "test"
+        if split not in ("test", "train"):
+            raise UserError(f"--split={split}: of the training's own data there are test and train")
+        if config.data.source == "arrays":
+            raise UserError(
+                f"the network in {folder} was trained on arrays: name a source to measure it on "
+                "with --data, or call its accuracy(images, labels)"
+            )
+        dataset = load_data(config, network.preparation)
+        images, labels = getattr(dataset, f"{split}_images"), getattr(dataset, f"{split}_labels")
+        source, class_names, notes = config.data.source, dataset.class_names, dataset.notes
+    strange = [name for name in class_names if name not in network.class_names]
+    if strange:
         raise UserError(
-            f"the network in {folder} was trained on arrays: name a source to measure it on with "
-            "--data, or call its accuracy(images, labels)"
+            f"{source} has the classes {', '.join(strange[:10])}, which the network in {folder} "
+            f"does not know; it knows {', '.join(network.class_names[:10])} (fine_tune trains it "
+            "on others)"
         )
-    presets.update(config.data, {"source": source} if source else {})
-    presets.update(config.data, {"dir": data_dir} if data_dir else {})
-    if source:  # a subset, or its size, belongs to the training's own data
-        presets.update(config.data, {"train_examples": 0, "test_examples": 0})
-    options = config.data.to_dict()
-    for name in ("class_weights", "image_size", "color", "resize"):
-        del options[name]
-    name, where = options.pop("source"), options.pop("dir") or None
-    dataset = data.load(name, where, **options, preparation=network.preparation)
-    if dataset.class_names != network.class_names:
-        raise UserError(
-            f"{name} has the classes {', '.join(dataset.class_names[:10])}, the network in "
-            f"{folder} knows {', '.join(network.class_names[:10])}: they have to be the same, in "
-            "the same order (fine_tune trains it on others)"
-        )
-    images, labels = getattr(dataset, f"{split}_images"), getattr(dataset, f"{split}_labels")
+    labels = np.array([network.class_names.index(name) for name in class_names])[labels]
     right = network.predict_proba(images).argmax(-1) == labels
     result = {
-        "source": name,
+        "source": source,
         "split": split,
         "images": len(labels),
         "accuracy": float(right.mean()),
@@ -424,7 +518,8 @@ def evaluate(
     with open(Path(folder) / "evaluations.jsonl", "a") as file:
         file.write(json.dumps({**result, "time": time.strftime("%Y-%m-%dT%H:%M:%S")}) + "\n")
     if not quiet:
-        rows = [("accuracy", f"{100 * result['accuracy']:.2f} % of {len(labels)} images")]
+        rows = [("note", note) for note in notes]
+        rows += [("accuracy", f"{100 * result['accuracy']:.2f} % of {len(labels)} images")]
         rows += [
             (f"  {each}", "-" if value is None else f"{100 * value:.2f} %")
             for each, value in result["class_accuracy"].items()
@@ -465,6 +560,8 @@ def describe(
         "memory_available": memory.available(),
     }
     pictures = []
+    if folder is not None and config.genotype:
+        _refuse_other_cells(folder, genotype)
     if folder is not None:
         Path(folder).mkdir(parents=True, exist_ok=True)
         pictures = [Path(folder) / "cells.svg", Path(folder) / "cells.png"]
@@ -482,6 +579,16 @@ def describe(
         ]
         print(_table(rows))
     return result
+
+
+def _refuse_other_cells(folder, genotype) -> None:
+    """A run's picture shows the run's cells."""
+    path = Path(folder) / "genotype.json"
+    if path.exists() and Genotype.load(path) != genotype:
+        raise UserError(
+            f"{folder} is the workdir of a run with other cells: name another --workdir for the "
+            "picture"
+        )
 
 
 def _search_rows(config, search) -> list[tuple[str, str]]:

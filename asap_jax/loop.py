@@ -114,7 +114,7 @@ def run(
     session: Session,
     identity: dict,
     index: int = 0,
-    watch: Callable[[Any, dict], bool] | None = None,
+    watch: Callable[[Any], Callable[[Any, dict], bool]] | None = None,
 ) -> tuple[Any, Progress]:
     """Runs `step` over the batches of all epochs, from the last checkpoint on if there is one.
 
@@ -128,7 +128,8 @@ def run(
       epochs, steps: how long.
       session: log, signals, checkpoints, callbacks.
       identity: what a checkpoint has to belong to.
-      watch: (state, record of the step) -> whether to end; called after each step.
+      watch: the state at this start -> a function that is called after each step with (state,
+        record of the step) and says whether to end.
 
     Returns:
       (state, progress) at the end.
@@ -168,7 +169,7 @@ def run(
                 or record["epoch"] <= progress.epoch
             )
         )
-        clock = _Clock(progress)
+        watcher, clock = watch and watch(state), _Clock(progress)
         with session.log.bar(phase, epochs * steps, done()) as bar:
             while progress.epoch < epochs and not progress.ended:
                 order = batches(progress.epoch)
@@ -181,7 +182,7 @@ def run(
                     seen = {"phase": phase, "run": index, "epoch": progress.epoch + 1}
                     seen |= {"step": progress.step, **{k: v.item() for k, v in metrics.items()}}
                     ends = [callbacks.on_step and callbacks.on_step(seen)]
-                    ends.append(watch and watch(state, seen))
+                    ends.append(watcher and watcher(state, seen))
                     if metrics.get("finished"):
                         progress.ended = "finished"
                     elif any(ends):

@@ -9,6 +9,7 @@ checkout `--config=search:digits` names the same presets, which the package carr
 """
 
 import shlex
+import signal
 import sys
 from pathlib import Path
 
@@ -24,7 +25,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run (runs/PRESET 
 _MODE = flags.DEFINE_string(
     "mode", "", "search, train, evaluate or describe; if unset: search, then train what was found."
 )
-_SPLIT = flags.DEFINE_string("split", "test", "What --mode=evaluate measures on: test or train.")
+_SPLIT = flags.DEFINE_string("split", "", "What --mode=evaluate measures on (test if unset).")
 _DATA = flags.DEFINE_string("data", "", "Data source for --mode=evaluate, if not the training's.")
 _DATA_DIR = flags.DEFINE_string("data_dir", "", "Folder of prepared tfds sets, with --data.")
 
@@ -40,26 +41,35 @@ def _main(argv) -> None:
             f"--mode={mode}{presets.nearest(mode, job.MODES)}: modes are {', '.join(job.MODES)}, "
             "or none for a search and a training"
         )
+    for flag in () if mode == "evaluate" else (_SPLIT, _DATA, _DATA_DIR):
+        if flag.value:
+            raise UserError(
+                f"--{flag.name} belongs to --mode=evaluate; a run's data are named by "
+                "--config.data.source and --config.data.dir"
+            )
     logging.set_verbosity(logging.ERROR)  # orbax tells of each file it writes
     compile_cache.enable()
     if mode == "evaluate":
-        if _WORKDIR.value is None:
-            raise UserError("--mode=evaluate needs --workdir, the folder of a run that is done")
+        if _WORKDIR.value is None or _CONFIG.value is not None:
+            raise UserError(
+                "--mode=evaluate takes --workdir, the folder of a run that is done, and no "
+                "--config; --data names other images"
+            )
         job.evaluate(_WORKDIR.value, _DATA.value, _SPLIT.value, _DATA_DIR.value)
         return
     config = _config(mode)
-    folder = Path(_WORKDIR.value or _default_workdir())
+    folder = Path(_WORKDIR.value or _default_workdir(mode, config))
     if mode == "describe":
         job.describe(config, folder)
         return
     try:
         job.run(config, folder, mode=mode)
-    except Interrupted as stop:
-        print(
-            f"asap_jax: interrupted; {stop.where}, all saved. To go on:\n  {_again(folder)}",
-            file=sys.stderr,
-        )
-        sys.exit(128 + stop.signum)
+    except KeyboardInterrupt as stop:
+        where = "nothing to save yet"
+        if isinstance(stop, Interrupted):
+            where = f"{stop.where}, all saved"
+        print(f"asap_jax: interrupted; {where}. To go on:\n  {_again(folder)}", file=sys.stderr)
+        sys.exit(128 + getattr(stop, "signum", signal.SIGINT))
 
 
 def _config(mode):
@@ -83,11 +93,15 @@ def _again(folder) -> str:
     return shlex.join(["python", "-m", "asap_jax.main", *arguments])
 
 
-def _default_workdir() -> Path:
-    if _CONFIG.value is None:
-        return Path("runs") / "paper"
+def _default_workdir(mode, config) -> Path:
+    """runs/PRESET, with the published cells' name where some are trained."""
     preset = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[2]
-    return Path("runs") / (preset.replace(",", "-") or "paper")
+    parts = [preset.replace(",", "-") or "paper"]
+    if mode == "describe":
+        parts.append("described")
+    if config.genotype:
+        parts.append(Path(config.genotype).stem)
+    return Path("runs") / "-".join(parts)
 
 
 def run() -> None:

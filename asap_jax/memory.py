@@ -67,10 +67,12 @@ def available() -> int | None:
     stats = jax.devices()[0].memory_stats()
     if stats and "bytes_limit" in stats:
         return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
-    if jax.default_backend() != "cpu":
-        return None
-    limits = [*_proc_meminfo(), *_cgroup()]
-    return min(limits, default=None)
+    return host_available() if jax.default_backend() == "cpu" else None
+
+
+def host_available() -> int | None:
+    """Bytes that this machine, or the container, has left; None where nobody can tell."""
+    return min([*_proc_meminfo(), *_cgroup()], default=None)
 
 
 def check(needed: Estimate, what: str, advice: str, limit: int | None = None) -> None:
@@ -107,6 +109,8 @@ def _cgroup():
     try:
         limit = (folder / "memory.max").read_text().strip()
         if limit != "max":
-            yield int(limit) - int((folder / "memory.current").read_text())
-    except (OSError, ValueError):
+            stats = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+            used = int((folder / "memory.current").read_text()) - int(stats["inactive_file"])
+            yield int(limit) - used  # files that were read can be forgotten
+    except (OSError, ValueError, KeyError):
         return

@@ -272,9 +272,10 @@ def check(config: ConfigDict) -> None:
     for key in ("every_seconds", "every_steps"):
         value = config.checkpoint[key]
         require(value >= 0, f"checkpoint.{key}", value, "0 or more")
-    for key in ("train_examples", "test_examples", "image_size"):
+    for key in ("train_examples", "test_examples", "image_size", "split_seed"):
         require(config.data[key] >= 0, f"data.{key}", config.data[key], "0 or more")
-    weights = config.data.class_weights
+    share, weights = config.data.test_share, config.data.class_weights
+    require(0 < share < 1, "data.test_share", share, "above 0 and below 1")
     require(weights in CLASS_WEIGHTS, "data.class_weights", weights, " or ".join(CLASS_WEIGHTS))
     for key, value, known in (
         ("search.space", search.space, SPACES),
@@ -292,6 +293,8 @@ def check(config: ConfigDict) -> None:
         require(pad >= 0, f"{part}.augmentation.pad", pad, "0 or more pixels")
     for key, group in (("search.omega", search.omega), ("train", train)):
         require(group.learning_rate > 0, f"{key}.learning_rate", group.learning_rate, "above 0")
+        final = group.final_learning_rate
+        require(final >= 0, f"{key}.final_learning_rate", final, "0 or more")
         require(0 <= group.momentum < 1, f"{key}.momentum", group.momentum, "in [0, 1)")
         require(group.weight_decay >= 0, f"{key}.weight_decay", group.weight_decay, "0 or more")
         require(group.clip > 0, f"{key}.clip", group.clip, "above 0")

@@ -67,7 +67,12 @@ def make_strategy(config, space: SearchSpace, steps_per_epoch: int) -> Strategy:
     name = options.pop("name")
     try:
         return STRATEGIES[name](space, config.epochs, steps_per_epoch, **options)
-    except (ValueError, TypeError) as error:
+    except TypeError as error:  # options of another strategy
+        raise UserError(
+            f"config.search.strategy: {error}; to change the strategy name it in the preset, as in "
+            f"--config=search:digits,{name}"
+        ) from error
+    except ValueError as error:
         raise UserError(f"config.search.strategy: {error}") from error
 
 
@@ -173,11 +178,11 @@ def search(
     jitted = _with_data(
         make_search_step(network, strategy, optimizers, class_weights=class_weights), augmentation
     )
+    held = jnp.asarray(dataset.train_images[alpha_half]), dataset.train_labels[alpha_half]
     accuracy, evaluate = (
         make_accuracy(
             _supernet_logits(network, by_batch),
-            dataset.train_images[alpha_half],
-            dataset.train_labels[alpha_half],
+            *held,
             dataset.mean,
             dataset.std,
             config.eval_batch_size,
@@ -208,11 +213,12 @@ def search(
         session=session,
         identity=identity or {},
         index=index,
-        watch=_prune_watch(session.callbacks.on_prune, state.arch.masks, space),
+        watch=_prune_watch(session.callbacks.on_prune, space),
     )
     left = time.monotonic()
 
     def shared(mixtures):
+        session.interruption.check("search: all steps done, its cells not yet derived")
         return evaluate(state.params, state.batch_stats, mixtures)
 
     derived, gaps = {}, {}
@@ -235,24 +241,28 @@ def search(
     )
 
 
-def _prune_watch(on_prune, masks, space):
-    """Calls on_prune after each step that pruned; None if nobody listens."""
+def _prune_watch(on_prune, space):
+    """`loop.run`'s watch that calls on_prune after each step that pruned."""
     if on_prune is None:
         return None
-    seen = jax.device_get(masks)
 
-    def watch(state, record):
-        nonlocal seen
-        if record["candidates_left"] == sum(mask.sum() for mask in seen.values()):
-            return False
-        now = jax.device_get(state.arch.masks)
-        pruned = [
-            (cell, space.edges[edge], space.candidates[candidate])
-            for cell in now
-            for edge, candidate in np.argwhere(seen[cell] & ~now[cell])
-        ]
-        seen = now
-        return bool(pruned) and bool(on_prune({**record, "pruned": pruned}))
+    def watch(state):
+        seen = jax.device_get(state.arch.masks)
+
+        def look(state, record):
+            nonlocal seen
+            if record["candidates_left"] == sum(mask.sum() for mask in seen.values()):
+                return False
+            now = jax.device_get(state.arch.masks)
+            pruned = [
+                (cell, space.edges[edge], space.candidates[candidate])
+                for cell in now
+                for edge, candidate in np.argwhere(seen[cell] & ~now[cell])
+            ]
+            seen = now
+            return bool(pruned) and bool(on_prune({**record, "pruned": pruned}))
+
+        return look
 
     return watch
 

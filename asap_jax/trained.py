@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from PIL import Image
 
 from asap_jax import checkpoint, data, loop, presets, train_loop, workdir
 from asap_jax.data.augment import normalise
@@ -71,6 +72,11 @@ class TrainedNetwork:
         """Share of `images` (see `predict_proba`) whose class is that in `labels` [N]."""
         probabilities = self.predict_proba(images)
         labels = check_labels("labels", labels, len(probabilities))
+        if labels.max() >= len(self.class_names):
+            raise UserError(
+                f"labels go up to {labels.max()}, but the network knows {len(self.class_names)} "
+                "classes, from 0"
+            )
         return float(np.mean(probabilities.argmax(-1) == labels))
 
     def fine_tune(
@@ -102,6 +108,8 @@ class TrainedNetwork:
         Returns:
           The new network. Its `results` hold test_accuracy, epochs and seconds.
         """
+        if save_to is not None and (Path(save_to) / "config.json").exists():
+            raise UserError(f"save_to={save_to} is the workdir of a run: choose another folder")
         dataset = data.as_dataset(new_data, preparation=self.preparation)
         dataset = dataclasses.replace(dataset, mean=self.mean, std=self.std)
         config = presets.get_config()
@@ -172,15 +180,23 @@ class TrainedNetwork:
         return tuple(np.concatenate(each) for each in zip(*parts, strict=True))
 
     def _pixels(self, images) -> np.ndarray:
-        if isinstance(images, Sequence) and not isinstance(images, str):
+        if isinstance(images, str | Path | Image.Image):
+            raise UserError("one image has to be given in a list: [image]")
+        if not isinstance(images, Sequence):
+            images = np.asarray(images)
+            if images.ndim == 3 and images.shape[-1] in (3, 4):
+                raise UserError(
+                    f"the array {images.shape} looks like one image: give images[None], or a list"
+                )
+            return prepare_all(check_images("images", images), self.preparation)
+        pixels = []
+        for index, image in enumerate(images):
             try:
-                pixels = [prepare(image, self.preparation) for image in images]
-            except (OSError, ValueError, TypeError) as error:
-                raise UserError(f"cannot read one of the images: {error}") from error
-            return np.stack(pixels) if pixels else np.empty((0, *self.preparation.shape), np.uint8)
-        if isinstance(images, str | Path):
-            raise UserError("give the paths of images as a list")
-        return prepare_all(check_images("images", images), self.preparation)
+                pixels.append(prepare(image, self.preparation))
+            except Exception as error:  # Pillow's decoders raise whatever a broken file makes them
+                what = image if isinstance(image, str | Path) else f"number {index}"
+                raise UserError(f"cannot read the image {what}: {error}") from error
+        return np.stack(pixels) if pixels else np.empty((0, *self.preparation.shape), np.uint8)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))

@@ -9,8 +9,9 @@ from asap_jax.errors import UserError
 
 VERSION = 1
 
-# What another start in the same workdir may ask for anew; every other key has to stay.
-MAY_CHANGE = ("data.dir", "data.prepare", "checkpoint.*", "train.epochs")
+# What another start in the same workdir may ask for anew; every other key has to stay. The data may
+# have moved (so may the path of a folder or npz source): that it is the same, every stage checks.
+MAY_CHANGE = ("data.dir", "data.prepare", "checkpoint.*", "check_memory", "train.epochs")
 
 
 def claim(path: str | Path, config: dict) -> Path:
@@ -26,9 +27,17 @@ def claim(path: str | Path, config: dict) -> Path:
     path = Path(path)
     if path.exists() and not path.is_dir():
         raise UserError(f"--workdir={path} is a file: name a folder, new or of the same config")
+    if not (path / "config.json").exists() and (path / "network.json").exists():
+        raise UserError(
+            f"--workdir={path} holds a saved network and no run: choose another --workdir"
+        )
     before = read_config(path) if (path / "config.json").exists() else None
     if before is not None:
-        changed = [text for key, text in differences(before, config) if not _may_change(key)]
+        changed = [
+            f"{key}: {old!r} there, {new!r} here"
+            for key, old, new in differences(before, config)
+            if not _may_change(key, old, new)
+        ]
         if changed:
             raise UserError(
                 f"the workdir {path} holds a run of another config ({'; '.join(changed)}): choose "
@@ -55,21 +64,24 @@ def read_config(path: str | Path) -> dict:
     return record
 
 
-def differences(old, new, prefix="") -> list[tuple[str, str]]:
-    """(key, 'key: old -> new') of each leaf that differs."""
+def differences(old, new, prefix="") -> list[tuple]:
+    """(key, old value, new value) of each leaf that differs."""
     if isinstance(old, dict) and isinstance(new, dict):
         return [
-            pair
+            triple
             for key in sorted(old.keys() | new.keys())
             if old.get(key) != new.get(key)
-            for pair in differences(
+            for triple in differences(
                 old.get(key), new.get(key), f"{prefix}.{key}" if prefix else key
             )
         ]
-    return [(prefix, f"{prefix}: {old!r} there, {new!r} here")]
+    return [(prefix, old, new)]
 
 
-def _may_change(key: str) -> bool:
+def _may_change(key: str, old, new) -> bool:
+    if key == "data.source":  # a folder or an archive may have moved
+        kinds = {old.partition(":")[0], new.partition(":")[0]}
+        return kinds in ({"folder"}, {"npz"})
     return any(fnmatch.fnmatch(key, pattern) for pattern in MAY_CHANGE)
 
 

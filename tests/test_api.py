@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ import asap_jax
 from asap_jax import job, presets, workdir
 from asap_jax.data.augment import normalise
 from asap_jax.errors import UserError
+from asap_jax.interruption import Interrupted
 
 
 def test_callbacks_follow_and_may_stop(tmp_path):
@@ -54,10 +56,21 @@ def test_without_a_workdir_nothing_is_written(tmp_path, monkeypatch):
 
 
 def test_several_searches_and_seeds(tmp_path):
-    """Two searches, the better derived network trained with two seeds; cut between, gone on."""
+    """Two searches, the better derived network trained with two seeds; cut here and there."""
     config = tiny()
     presets.update(config, {"searches": 2, "selection": {"epochs": 1}, "train": {"seeds": 2}})
-    outcome = job.run(config, tmp_path, quiet=True)
+    cuts = {("select", 1, 1), ("train", 1, 2)}
+
+    def cut(record):
+        at = (record["phase"], record["run"], record["step"])
+        if at in cuts:
+            cuts.remove(at)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    for _ in range(2):
+        with pytest.raises(Interrupted):
+            asap_jax.run(config, workdir=tmp_path, on_step=cut, quiet=True)
+    outcome = asap_jax.run(config, workdir=tmp_path, on_step=cut, quiet=True)
     results = outcome.results
     stages = sorted(path.stem for path in (tmp_path / "stages").iterdir())
     assert stages == ["search-0", "search-1", "select-0", "select-1", "train-0", "train-1"]
@@ -128,10 +141,14 @@ def test_images_of_any_size_and_kind_are_prepared_as_in_training(trained, tmp_pa
     np.testing.assert_allclose(network.predict_proba(mixed)[:3], want[:3], rtol=1e-5)
     with pytest.raises(UserError, match="floats are read as"):
         network.predict(small.astype(np.float32))
-    with pytest.raises(UserError, match="cannot read one of the images"):
+    with pytest.raises(UserError, match=r"cannot read the image .*none.png"):
         network.predict([tmp_path / "none.png"])
     with pytest.raises(UserError, match="list is empty"):
         network.predict([])
+    with pytest.raises(UserError, match=r"looks like one image: give images\[None\]"):
+        network.predict(color[0])
+    with pytest.raises(UserError, match="labels go up to 10"):
+        network.accuracy(small, [0, 1, 2, 3, 10])
 
 
 def test_fine_tuning_swaps_the_classifier_and_trains_on(trained, tmp_path):
@@ -156,6 +173,8 @@ def test_fine_tuning_swaps_the_classifier_and_trains_on(trained, tmp_path):
     again = asap_jax.load(tmp_path)
     jax.tree.map(np.testing.assert_array_equal, again.variables, tuned.variables)
     assert tuned.results["test_accuracy"] > 0.5
+    with pytest.raises(UserError, match=r"save_to=.* is the workdir of a run"):
+        network.fine_tune((dataset.train_images, dataset.train_labels), save_to=folder)
     with pytest.raises(UserError, match=r"unknown config key config.train.epoch \(did you mean"):
         network.fine_tune((dataset.train_images, dataset.train_labels), epoch=3)
 
@@ -213,12 +232,36 @@ def test_evaluate_measures_on_any_split_or_source(trained, tmp_path, capsys):
     elsewhere = asap_jax.evaluate(folder, f"npz:{tmp_path}/digits.npz", quiet=True)
     assert elsewhere["images"] == TEST
     assert abs(elsewhere["accuracy"] - on_test["accuracy"]) < 0.2
+    every = asap_jax.evaluate(folder, f"npz:{tmp_path}/digits.npz", "all", quiet=True)
+    assert every["images"] == TEST + 160
+    with pytest.raises(UserError, match="no split 'val': it has train, test"):
+        asap_jax.evaluate(folder, f"npz:{tmp_path}/digits.npz", "val")
     lines = (folder / "evaluations.jsonl").read_text().splitlines()
-    assert [json.loads(line)["split"] for line in lines] == ["test", "train", "test"]
-    np.savez(tmp_path / "two.npz", images=dataset.train_images, labels=dataset.train_labels % 2)
-    with pytest.raises(UserError, match=r"the network in .* knows 0, 1, 2"):
-        asap_jax.evaluate(folder, f"npz:{tmp_path}/two.npz", quiet=True)
-    with pytest.raises(UserError, match="--split=all has to be test or train"):
+    assert [json.loads(line)["split"] for line in lines] == ["test", "train", "test", "all"]
+
+
+def test_evaluate_maps_some_of_the_classes_by_name(trained, tmp_path, capsys):
+    """A folder without splits is measured whole; its classes are two of the network's ten."""
+    folder, _, dataset = trained
+    for name in ("7", "3"):
+        (tmp_path / name).mkdir()
+        chosen = dataset.test_images[dataset.test_labels == int(name)]
+        for i, image in enumerate(chosen):
+            Image.fromarray(image[..., 0]).save(tmp_path / name / f"{i}.png")
+    result = asap_jax.evaluate(folder, f"folder:{tmp_path}")
+    capsys.readouterr()
+    assert result["split"] == "all"
+    assert result["images"] == sum(np.isin(dataset.test_labels, (3, 7)))
+    on_test = asap_jax.evaluate(folder, quiet=True)["class_accuracy"]
+    assert result["class_accuracy"] == {n: on_test[n] if n in "37" else None for n in on_test}
+    (tmp_path / "7").rename(tmp_path / "seven")
+    with pytest.raises(UserError, match=r"the classes seven, which the network in .* not know"):
+        asap_jax.evaluate(folder, f"folder:{tmp_path}")
+
+
+def test_a_split_of_the_trainings_own_data_is_test_or_train(trained):
+    folder, _, _ = trained
+    with pytest.raises(UserError, match="there are test and train"):
         asap_jax.evaluate(folder, split="all")
 
 
@@ -231,6 +274,12 @@ def test_describe_tells_size_cost_memory_and_draws(trained, tmp_path):
     assert told["multiply_adds"] == outcome.results["multiply_adds"]
     assert told["memory"]["activations"] > told["memory"]["state"] > 0
     assert (tmp_path / "cells.svg").exists()
+    folder = trained[0]
+    before = (folder / "cells.svg").read_bytes()
+    config.genotype = "DARTS_V2"
+    with pytest.raises(UserError, match="the workdir of a run with other cells"):
+        asap_jax.describe(config, folder, quiet=True)
+    assert (folder / "cells.svg").read_bytes() == before
     config.genotype = "ASAPP"
     with pytest.raises(UserError, match="did you mean 'ASAP'"):
         asap_jax.describe(config, tmp_path, quiet=True)
@@ -272,6 +321,46 @@ def test_arrays_and_overrides_reach_the_config():
         asap_jax.search(np.zeros((3, 8, 8)))
     with pytest.raises(UserError, match=r"config\.search\.epochs cannot be"):
         asap_jax.search("digits", epochs="many")
-    images = np.zeros((40, 8, 8), np.uint8)
+    with pytest.raises(UserError, match=r"or .images, labels. with or without"):
+        asap_jax.search("digits", data=(1, 2, 3))
+    images = np.arange(40 * 64, dtype=np.uint8).reshape(40, 8, 8)
     with pytest.raises(UserError, match="each half of the 32 training images holds only 16"):
         asap_jax.search("digits", data=(images, np.arange(40) % 2), quiet=True)
+
+
+def test_several_seeds_are_in_the_results_of_train(trained):
+    network = asap_jax.train("ASAP", tiny(), epochs=1, seeds=2, quiet=True)
+    assert len(network.results["test_accuracies"]) == 2
+
+
+def test_cells_come_from_a_file_or_a_workdir(trained, tmp_path):
+    folder, outcome, _ = trained
+    config = tiny()
+    for place in (folder, folder / "genotype.json"):
+        config.genotype = str(place)
+        assert job.find_genotype(config, tmp_path) == outcome.genotype
+    (tmp_path / "genotype.json").write_text("{}")
+    config.genotype = str(tmp_path)
+    with pytest.raises(UserError, match="a genotype file is a JSON object"):
+        job.find_genotype(config, None)
+
+
+def test_a_search_is_trained_in_its_own_workdir(tmp_path):
+    """Mode by mode it is the run without a mode."""
+    job.run(tiny(), tmp_path, mode="search", quiet=True)
+    assert not (tmp_path / "results.json").exists()
+    outcome = job.run(tiny(), tmp_path, mode="train", quiet=True)
+    assert outcome.results["candidates_left"] == 28
+    assert outcome.results["epochs"] == {"search": 4, "train": 2}
+
+
+def test_a_training_is_stopped_by_a_callback(tmp_path):
+    network = asap_jax.train(
+        "ASAP",
+        tiny(),
+        workdir=tmp_path,
+        on_step=lambda record: record["step"] == 3,
+        quiet=True,
+    )
+    assert network.results["epochs"]["train"] == 1
+    assert records(tmp_path)[-1]["steps"] == 3

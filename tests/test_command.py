@@ -3,9 +3,12 @@
 import contextlib
 import io
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import jax
@@ -123,8 +126,25 @@ def test_another_config_is_refused_and_nothing_is_lost(finished):
         (lambda c: c.search.strategy.update(grace_temperature=0.0), "grace_temperature"),
         (lambda c: c.update(seed=-1), "config.seed is -1"),
         (lambda c: c.train.update(drop_path=1.0), "train.drop_path"),
-        (lambda c: c.data.update(source="tfds:nothing"), "finds no data set"),
+        (lambda c: c.data.update(source="tfds:nothing"), "has no data set"),
         (lambda c: c.data.update(test_examples=10**6), "test_examples"),
+        (lambda c: c.data.update(split_seed=-1), "data.split_seed is -1"),
+        (lambda c: c.data.update(test_share=1.0), "data.test_share is 1.0"),
+        (lambda c: c.data.update(color="red"), "data.color is 'red'"),
+        (lambda c: c.data.update(resize="squeeze"), "data.resize is 'squeeze'"),
+        (lambda c: c.data.update(class_weights="even"), "data.class_weights is 'even'"),
+        (lambda c: c.data.update(image_size=10), "nearest good size is 8"),
+        (lambda c: c.search.strategy.update(name="darts"), "search:digits,darts"),
+        (lambda c: c.train.update(accumulate=3), "a divisor of config.train.batch_size"),
+        (lambda c: c.train.update(average=1.0), "train.average is 1.0"),
+        (lambda c: c.train.update(final_learning_rate=-0.1), "final_learning_rate is -0.1"),
+        (lambda c: c.train.update(start_from="x"), "start_from needs --mode=train"),
+        (lambda c: c.update(genotype="ASAP"), "add --mode=train"),
+        (lambda c: c.update(searches=0), "config.searches is 0"),
+        (
+            lambda c: (c.update(searches=2), c.train.update(batch_size=100)),
+            "one half of the images",
+        ),
     ],
 )
 def test_impossible_values_are_refused(change, message, tmp_path):
@@ -155,6 +175,12 @@ def command(*arguments, cwd=ROOT):
         ((f"{CONFIG}:digits", "--wrokdir=x"), "did you mean 'workdir'"),
         (("--config=configs/serach.py:digits",), "serach.py"),
         ((), "--config is missing"),
+        (("--mode=trian", f"{CONFIG}:digits"), "did you mean 'train'"),
+        (("--mode=train", f"{CONFIG}:digits", "--workdir=none"), "there are no cells to train"),
+        (("--mode=train", f"{CONFIG}:digits", "--config.genotype=DARTS"), "expected a published"),
+        (("--mode=evaluate",), "--mode=evaluate takes --workdir"),
+        (("--mode=evaluate", "--workdir=none"), "there is no trained network at none"),
+        (("--split=train", f"{CONFIG}:digits"), "--split belongs to --mode=evaluate"),
     ],
 )
 def test_bad_flags_are_one_paragraph_and_exit_code_2(arguments, message):
@@ -174,6 +200,35 @@ def test_a_refused_run_exits_with_2_outside_the_checkout(tmp_path):
     assert done.returncode == 2
     assert "holds only 718" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_wheel_holds_all_it_needs(tmp_path):
+    """Built, unpacked, and run outside the checkout."""
+    source, site = tmp_path / "source", tmp_path / "site"
+    shutil.copytree(ROOT / "asap_jax", source / "asap_jax")
+    for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    build = "import sys; from setuptools import build_meta; build_meta.build_wheel(sys.argv[1])"
+    subprocess.run(
+        [sys.executable, "-c", build, str(tmp_path)], cwd=source, check=True, capture_output=True
+    )
+    (wheel,) = tmp_path.glob("*.whl")
+    zipfile.ZipFile(wheel).extractall(site)
+    code = "import asap_jax; print(asap_jax.__file__, len(asap_jax.GENOTYPES))"
+    arguments = (("-c", code), ("-m", "asap_jax.main", "--config=search:digits,drats"))
+    done = [
+        subprocess.run(
+            [sys.executable, *each],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(site)},
+            capture_output=True,
+            text=True,
+        )
+        for each in arguments
+    ]
+    assert done[0].stdout.split() == [str(site / "asap_jax" / "__init__.py"), "17"]
+    assert done[1].returncode == 2
+    assert "did you mean 'darts'" in done[1].stderr
 
 
 def test_presets():

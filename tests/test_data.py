@@ -191,7 +191,7 @@ def test_tfds_reads_a_prepared_folder(tmp_path):
     ("source", "message"),
     [
         ("tfds:cifar10", "not prepared at .*data.prepare=True"),
-        ("tfds:no_such_set", "finds no data set 'no_such_set'"),
+        ("tfds:no_such_set", "has no data set 'no_such_set' to read"),
         ("folders", "unknown data source 'folders'"),
     ],
 )

@@ -17,7 +17,7 @@ def dataset():
     return job.load_data(tiny())
 
 
-def compiled(step, state, *batches) -> memory.Estimate:
+def compiled(step, state, *batches) -> int:
     analysis = jax.jit(step, donate_argnums=0).lower(state, *batches).compile().memory_analysis()
     return analysis.temp_size_in_bytes + analysis.argument_size_in_bytes
 

@@ -1,6 +1,7 @@
 """Runs that are cut and go on: real signals to real processes, and what may change between."""
 
 import json
+import os
 import shlex
 import shutil
 import signal
@@ -9,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from tiny import last_state, records, tiny
@@ -16,6 +18,7 @@ from tiny import last_state, records, tiny
 import asap_jax
 from asap_jax import data, job
 from asap_jax.errors import UserError
+from asap_jax.interruption import Interrupted
 
 HERE = Path(__file__).parent
 SEARCH_STEPS, TRAIN_STEPS = 16, 8  # the tiny search is decided in its fourth epoch
@@ -98,14 +101,14 @@ def test_the_command_says_how_to_go_on(tmp_path):
         "--config.search.candidates=('sep_conv_3x3','max_pool_3x3','skip_connect')",
         "--config.search.alpha.learning_rate=0.3",
         "--config.train.channels=4",
-        "--config.train.epochs=400",
+        "--config.train.epochs=150",
         "--config.train.batch_size=40",
     ]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path
     )
     for line in process.stdout:
-        if line.startswith("train   3/400"):
+        if line.startswith("train   3/150"):
             process.send_signal(signal.SIGTERM)
             break
     _, stderr = process.communicate(timeout=120)
@@ -114,16 +117,11 @@ def test_the_command_says_how_to_go_on(tmp_path):
     assert "Traceback" not in stderr
     again = shlex.split(stderr.strip().splitlines()[-1])
     assert again[:3] == ["python", "-m", "asap_jax.main"]
-    # To finish sooner: the number of epochs may change.
     again = [sys.executable, *again[1:]]
-    again = [re if "train.epochs" not in re else "--config.train.epochs=80" for re in again]
     done = subprocess.run(again, capture_output=True, text=True, cwd=tmp_path, timeout=300)
-    assert done.returncode in (0, 2), done.stderr
-    if done.returncode == 2:  # the signal came late: more than 80 epochs were done
-        assert "raise config.train.epochs" in done.stderr
-    else:
-        assert "train 0 goes on after" in done.stdout
-        assert json.loads((tmp_path / "a run/results.json").read_text())["epochs"]["train"] == 80
+    assert done.returncode == 0, done.stderr
+    assert "train 0 goes on after" in done.stdout
+    assert json.loads((tmp_path / "a run/results.json").read_text())["epochs"]["train"] == 150
 
 
 @pytest.fixture
@@ -136,7 +134,7 @@ def test_a_finished_run_is_not_run_again(copy, capsys):
     before = (copy / "results.json").read_text()
     started = time.monotonic()
     outcome = job.run(tiny(), copy)
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < 60
     assert "compiling" not in capsys.readouterr().out
     assert outcome.results == json.loads(before)
     assert (copy / "results.json").read_text() == before
@@ -178,6 +176,64 @@ def test_a_checkpoint_of_other_data_is_refused(copy):
     )
     with pytest.raises(UserError, match=r"belongs to another run \(data: .* there, .* here\)"):
         job.run(tiny(), copy, dataset=changed, quiet=True)
+
+
+def test_a_finished_stage_of_other_data_is_refused(copy):
+    """What the search found on these images is not trained on others."""
+    dataset = job.load_data(tiny())
+    changed = data.from_arrays(
+        255 - dataset.train_images,
+        dataset.train_labels,
+        dataset.test_images,
+        dataset.test_labels,
+    )
+    with pytest.raises(UserError, match=r"stages/search-0.json belongs to another run \(data: "):
+        job.run(tiny(), copy, dataset=changed, quiet=True)
+
+
+def test_a_network_that_was_deleted_is_made_again_from_its_checkpoint(copy):
+    before = asap_jax.load(copy).variables
+    shutil.rmtree(copy / "network")
+    job.run(tiny(), copy, quiet=True)
+    jax.tree.map(np.testing.assert_array_equal, asap_jax.load(copy).variables, before)
+
+
+def test_on_prune_tells_each_candidate_once_over_all_starts(tmp_path):
+    told = []
+
+    def cut(record):
+        told.extend(record["pruned"])
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted):
+        asap_jax.search(tiny(), workdir=tmp_path, on_prune=cut, quiet=True)
+    first = len(told)
+    asap_jax.search(
+        tiny(), workdir=tmp_path, on_prune=lambda record: told.extend(record["pruned"]), quiet=True
+    )
+    assert 0 < first < len(told) == len(set(told)) == 2 * 14 * 2
+
+
+def test_cut_with_every_option_of_training(tmp_path):
+    """Auxiliary head, drop-path, moving average, pieces: cut in an epoch, equal all the same."""
+    config = tiny()
+    config.train.update({"auxiliary_weight": 0.4, "drop_path": 0.3, "average": 0.9})
+    config.train.update({"accumulate": 2, "epochs": 2})
+    config.data.class_weights = "balanced"
+
+    def cut(record):
+        if (record["epoch"], record["step"]) == (1, 2):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    asap_jax.train("ASAP", config, workdir=tmp_path / "whole", quiet=True)
+    with pytest.raises(KeyboardInterrupt):
+        asap_jax.train("ASAP", config, workdir=tmp_path / "cut", on_step=cut, quiet=True)
+    asap_jax.train("ASAP", config, workdir=tmp_path / "cut", quiet=True)
+    got, want = (last_state(tmp_path / name, "train-0") for name in ("cut", "whole"))
+    assert got.keys() == want.keys()
+    for name in want:
+        np.testing.assert_array_equal(got[name], want[name], err_msg=name)
+    assert records(tmp_path / "cut") == records(tmp_path / "whole")
 
 
 def test_a_checkpoint_of_other_cells_is_refused(copy):

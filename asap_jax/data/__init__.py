@@ -1,27 +1,33 @@
 """From a config to arrays: sources, splits, batches; `augment` runs on the device."""
 
 from asap_jax.data.batches import epoch_order, evaluation_batches
-from asap_jax.data.dataset import Dataset, balanced_weights, from_arrays
-from asap_jax.data.sources import load
+from asap_jax.data.dataset import Dataset, balanced_weights
+from asap_jax.data.sources import from_arrays, load, open_source, read_split
 from asap_jax.data.splits import halves, stratified
+from asap_jax.errors import UserError
 
 
 def as_dataset(given, **options) -> Dataset:
     """A `Dataset` from whatever form the data comes in.
 
     Args:
-      given: a `Dataset`; the name of a source (see `load`); or arrays (images, labels) or (images,
-        labels, test_images, test_labels), as a tuple (see `from_arrays`).
+      given: a `Dataset`, taken as it is; the name of a source (see `load`); or arrays, as a tuple
+        (images, labels) or (images, labels, test_images, test_labels), see `from_arrays`.
       options: of `load` or `from_arrays`.
     """
+    if isinstance(given, str):
+        return load(given, **options)
     if isinstance(given, Dataset):
         preparation = options.get("preparation") or given.preparation
         if preparation == given.preparation:
             return given
         arrays = (given.train_images, given.train_labels, given.test_images, given.test_labels)
         return from_arrays(*arrays, class_names=given.class_names, preparation=preparation)
-    if isinstance(given, str):
-        return load(given, **options)
+    if not isinstance(given, tuple | list) or len(given) not in (2, 4):
+        raise UserError(
+            "data has to be a source's name, a Dataset, or (images, labels) with or without "
+            f"(..., test_images, test_labels); got {type(given).__name__}"
+        )
     return from_arrays(*given, **options)
 
 
@@ -34,5 +40,7 @@ __all__ = [
     "from_arrays",
     "halves",
     "load",
+    "open_source",
+    "read_split",
     "stratified",
 ]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from asap_jax.data.images import RESIZE, Preparation, prepare
+from asap_jax.data.images import Preparation, prepare
 from asap_jax.data.splits import stratified
 from asap_jax.errors import UserError
 
@@ -41,67 +41,6 @@ class Dataset:
         return sha.hexdigest()[:16]
 
 
-def from_arrays(
-    images,
-    labels,
-    test_images=None,
-    test_labels=None,
-    *,
-    class_names=None,
-    image_size: int = 0,
-    resize: str = "stretch",
-    test_share: float = 0.2,
-    split_seed: int = 0,
-    preparation: Preparation | None = None,
-) -> Dataset:
-    """A data set from arrays.
-
-    Args:
-      images: [N, H, W] or [N, H, W, C], C 1 or 3; uint8, other integers in 0..255, or floats in
-        [0, 1], which are rounded to 255 steps.
-      labels: [N] or [N, 1] integers from 0.
-      test_images, test_labels: the same for the test; without them a share of `images` is held out.
-      class_names: a name per class; else the labels' numbers.
-      image_size: side that the images are resized to; 0 keeps their own.
-      resize: "stretch" or "crop", see `Preparation`.
-      test_share: share of the images held out where no test images are given, class by class.
-      split_seed: of that split.
-      preparation: that of a trained network, in place of `image_size` and `resize`.
-
-    Raises:
-      UserError: shapes, types or values that no training could use.
-    """
-    images, labels = check_images("images", images), check_labels("labels", labels, len(images))
-    if (test_images is None) != (test_labels is None):
-        raise UserError("test_images and test_labels go together: one of them is missing")
-    if test_images is None:
-        train, test = hold_out(labels, test_share, split_seed)
-        test_images, test_labels = images[test], labels[test]
-        images, labels = images[train], labels[train]
-    else:
-        test_images = check_images("test_images", test_images)
-        test_labels = check_labels("test_labels", test_labels, len(test_images))
-        if test_images.shape[1:] != images.shape[1:] and not (image_size or preparation):
-            raise UserError(
-                f"the training images are {images.shape[1:]} and the test images "
-                f"{test_images.shape[1:]}: give them one shape, or set image_size"
-            )
-    if class_names is None:
-        class_names = tuple(map(str, range(int(max(labels.max(), test_labels.max())) + 1)))
-    if preparation is None:
-        check_resize(resize)
-        side = (image_size, image_size) if image_size else images.shape[1:3]
-        preparation = Preparation(*side, "grey" if images.shape[-1] == 1 else "rgb", resize)
-    return finish(
-        prepare_all(images, preparation),
-        labels,
-        prepare_all(test_images, preparation),
-        test_labels,
-        tuple(map(str, class_names)),
-        preparation,
-    )
-
-
 def finish(
     train_images,
     train_labels,
@@ -114,19 +53,9 @@ def finish(
 ) -> Dataset:
     """Checks the classes, adds the statistics where none are published, reports an imbalance."""
     classes = len(class_names)
-    if classes < 2:
-        raise UserError(
-            f"the data has one class only ({', '.join(class_names) or 'none'}): classification "
-            "needs at least two"
-        )
     for part, labels in (("training", train_labels), ("test", test_labels)):
         if not len(labels):
             raise UserError(f"there are no {part} images")
-        if labels.min() < 0 or labels.max() >= classes:
-            raise UserError(
-                f"the {part} labels run from {labels.min()} to {labels.max()}, but with {classes} "
-                f"classes they have to lie in 0..{classes - 1}"
-            )
     counts = np.bincount(train_labels, minlength=classes)
     if not counts.all():
         empty = [name for name, count in zip(class_names, counts, strict=True) if not count]
@@ -165,10 +94,10 @@ def balanced_weights(labels, classes: int) -> np.ndarray:
 def hold_out(labels, share: float, seed: int) -> list[np.ndarray]:
     """Indices of the rest and of a share of the images, every class in proportion."""
     count = round(share * len(labels))
-    if not 0 < share < 1 or not 0 < count < len(labels):
+    if not 0 < count < len(labels):
         raise UserError(
-            f"test_share is {share}: of {len(labels)} images that leaves none to train on or none "
-            "to test; choose a share between 0 and 1"
+            f"config.data.test_share is {share}: of {len(labels)} images that leaves none to train "
+            "on or none to test; choose a share between 0 and 1"
         )
     return stratified(labels, [len(labels) - count, count], seed)
 
@@ -245,11 +174,6 @@ def check_labels(name: str, labels, count: int) -> np.ndarray:
     return labels.astype(np.int32)
 
 
-def check_resize(resize: str) -> None:
-    if resize not in RESIZE:
-        raise UserError(f"data.resize is {resize!r}, but has to be one of {', '.join(RESIZE)}")
-
-
 def _statistics(images):
     """Mean and standard deviation of each channel, in [0, 1], from a histogram of the pixels."""
     levels = np.arange(256) / 255
@@ -258,6 +182,6 @@ def _statistics(images):
         share = np.bincount(images[..., channel].ravel(), minlength=256) / images[..., 0].size
         mean.append(float(share @ levels))
         std.append(float(np.sqrt(share @ (levels - mean[-1]) ** 2)))
-    if min(std) == 0:
+    if max(std) == 0:
         raise UserError("the training images are all of one colour: nothing to learn from")
-    return tuple(mean), tuple(std)
+    return tuple(mean), tuple(s or 1.0 for s in std)

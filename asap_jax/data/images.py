@@ -42,8 +42,18 @@ def size(image) -> tuple[int, int]:
     """(height, width) of a Pillow image as it will be seen, or of an array."""
     if not isinstance(image, Image.Image):
         return image.shape[:2]
-    turned = _has_exif(image) and image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+    turned = _orientation(image) >= 5
     return image.size if turned else image.size[::-1]
+
+
+def _orientation(image) -> int:
+    """How the camera was held; 1 is upright. Broken metadata say nothing, TIFF turns by itself."""
+    if not _has_exif(image) or image.format == "TIFF":
+        return 1
+    try:
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # Pillow's parsers of metadata raise whatever they meet
+        return 1
 
 
 def _has_exif(image) -> bool:
@@ -54,8 +64,8 @@ def _has_exif(image) -> bool:
 def prepare(image, preparation: Preparation) -> np.ndarray:
     """uint8 [H, W, C] of any image.
 
-    Transparent pixels lie on black. 16-bit images keep their upper eight bits, those of floats are
-    read as [0, 1]. A photograph is turned the way its camera was held. Resizing is bilinear and
+    Transparent pixels lie on black. 16-bit images keep their upper eight bits, those of floats have
+    to lie in [0, 1]. A photograph is turned the way its camera was held. Resizing is bilinear and
     averages where it shrinks. An animation gives its first frame.
 
     Args:
@@ -64,7 +74,7 @@ def prepare(image, preparation: Preparation) -> np.ndarray:
 
     Raises:
       OSError: a file that Pillow cannot read.
-      ValueError: an array of another shape or type.
+      ValueError: an array of another shape or type, pixels out of range.
     """
     if isinstance(image, str | Path):
         with Image.open(image) as opened:
@@ -74,7 +84,7 @@ def prepare(image, preparation: Preparation) -> np.ndarray:
         if image.dtype == np.uint8 and image.shape == preparation.shape:
             return image
         image = _from_array(image)
-    if _has_exif(image):
+    if _orientation(image) != 1:
         image = ImageOps.exif_transpose(image)
     image = _eight_bit(image)
     image = _colored(image, preparation.color)
@@ -100,10 +110,21 @@ def _from_array(array) -> Image.Image:
 def _eight_bit(image) -> Image.Image:
     """Pillow clips its deep modes to 255 when it converts them; here they are scaled."""
     if image.mode == "F":
-        return Image.fromarray(np.round(255 * np.clip(np.asarray(image), 0, 1)).astype(np.uint8))
+        pixels = np.asarray(image)
+        if not np.isfinite(pixels).all() or pixels.min() < 0 or pixels.max() > 1:
+            raise ValueError(
+                f"its floating-point pixels run from {pixels.min():g} to {pixels.max():g}, "
+                "expected [0, 1]"
+            )
+        return Image.fromarray(np.round(255 * pixels).astype(np.uint8))
     if image.mode.startswith("I"):
-        deep = np.asarray(image).astype(np.int64)
-        return Image.fromarray((np.clip(deep, 0, 65535) >> 8).astype(np.uint8))
+        pixels = np.asarray(image).astype(np.int64)
+        if pixels.min() < 0 or pixels.max() > 65535:
+            raise ValueError(
+                f"its pixels run from {pixels.min()} to {pixels.max()}, expected 0 to 65,535"
+            )
+        shallow = image.mode == "I" and pixels.max() < 256
+        return Image.fromarray((pixels if shallow else pixels >> 8).astype(np.uint8))
     return image
 
 

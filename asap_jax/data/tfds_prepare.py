@@ -4,10 +4,17 @@ Generating a tfds data set needs TensorFlow (the extra `prepare`), reading one d
 apart keeps TensorFlow, its threads and its memory out of the training.
 """
 
+import importlib.util
 import subprocess
 import sys
 
 from asap_jax.errors import UserError
+
+HINT = (
+    "To download and prepare it once, add --config.data.prepare=True (needs TensorFlow: "
+    "pip install 'asap_jax[prepare]'); or let --config.data.dir point at a folder that holds "
+    "it prepared, in the array_record format."
+)
 
 _CODE = """
 import sys
@@ -18,26 +25,18 @@ builder.download_and_prepare()
 """
 
 
-def hint(name: str, data_dir: str | None) -> str:
-    """What a user does about a set that is not there."""
-    return (
-        "To download and prepare it once, add --config.data.prepare=True (needs TensorFlow: "
-        "pip install 'asap_jax[prepare]'); or let --config.data.dir point at a folder that holds "
-        "it prepared, in the array_record format."
-    )
-
-
 def run(name: str, data_dir: str | None) -> None:
     """Prepares the data set `name` in `data_dir`; raises UserError with what the process said."""
-    done = subprocess.run(
-        [sys.executable, "-c", _CODE, name, data_dir or ""],
-        stderr=subprocess.PIPE,
-        text=True,
-        check=False,
+    process = subprocess.Popen(
+        [sys.executable, "-c", _CODE, name, data_dir or ""], stderr=subprocess.PIPE, text=True
     )
-    if done.returncode == 0:
+    last = "no message"
+    for line in process.stderr:  # tfds shows its progress there
+        sys.stderr.write(line)
+        last = line.strip() or last
+    if process.wait() == 0:
         return
-    last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-    if "No module named 'tensorflow'" in done.stderr or "tensorflow" in last.lower():
-        last += " (TensorFlow is needed to prepare: pip install 'asap_jax[prepare]')"
+    if importlib.util.find_spec("tensorflow") is None:
+        last += " (TensorFlow, which preparing needs, is not installed: pip install "
+        last += "'asap_jax[prepare]')"
     raise UserError(f"tfds could not prepare the data set {name!r}: {last}")
