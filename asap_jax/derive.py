@@ -27,6 +27,40 @@ def strongest(alphas, masks, space: SearchSpace, inputs_per_node: int | None) ->
     return Genotype(cells["normal"], concat, cells["reduce"], concat)
 
 
+def most_probable(alphas, space: SearchSpace) -> Genotype:
+    """Every edge's strongest candidate, and all edges, but for those that choose `none`."""
+
+    def chosen(cell):
+        choice = np.asarray(alphas[cell]).argmax(-1)
+        return np.eye(len(space.candidates), dtype=bool)[choice]
+
+    return all_living({cell: chosen(cell) for cell in CELL_TYPES}, space)
+
+
+def all_living(masks, space: SearchSpace) -> Genotype:
+    """Whatever candidates live, none or several an edge; `none` is left out.
+
+    Args:
+      masks: {cell type: [E, O] bool}.
+      space: the edges and candidates they stand for.
+    """
+
+    def nodes(mask):
+        return tuple(
+            tuple(
+                (name, space.edges[e][0])
+                for e in space.incoming(target)
+                for o, name in enumerate(space.candidates)
+                if mask[e, o] and name != "none"
+            )
+            for target in range(2, space.nodes + 2)
+        )
+
+    masks = {cell: np.asarray(jax.device_get(mask)) for cell, mask in masks.items()}
+    concat = tuple(range(2, space.nodes + 2))
+    return Genotype(nodes(masks["normal"]), concat, nodes(masks["reduce"]), concat)
+
+
 def _cell(alphas, mask, space, inputs_per_node) -> tuple[Node, ...]:
     weights = np.asarray(masked_softmax(alphas, np.ones_like(mask)))
     named = np.array([name != "none" for name in space.candidates])

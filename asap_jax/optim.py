@@ -18,6 +18,25 @@ def sgd(learning_rate, momentum=0.9, weight_decay=3e-4, clip=5.0, nesterov=False
     )
 
 
+def virtual_sgd(learning_rate, momentum=0.9, weight_decay=3e-4):
+    """The step that DARTS looks ahead by: `sgd`'s, its momentum included, but without the clip.
+
+    Returns (params, gradients, state of `sgd`, step) -> params, differentiable in the gradients.
+    """
+
+    def step(params, gradients, state, count):
+        trace = optax.tree_utils.tree_get(state, "trace")
+        rate = learning_rate(count)
+        return jax.tree.map(
+            lambda w, g, m: w - rate * (momentum * m + g + weight_decay * w),
+            params,
+            gradients,
+            trace,
+        )
+
+    return step
+
+
 def adam(learning_rate=1e-3, b1=0.5, b2=0.999, weight_decay=1e-3):
     """Adam with coupled weight decay: DARTS' optimizer of the alphas."""
     return optax.chain(

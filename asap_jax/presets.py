@@ -171,11 +171,59 @@ def _with_asap(config: ConfigDict) -> None:
     """ASAP: what every size starts with."""
 
 
+def _with_asap_pac(config: ConfigDict) -> None:
+    """ASAP under Theorem 2's schedule."""
+    config.search.strategy = ConfigDict(
+        {"name": "asap_pac", "delta": 0.1, "gradient_bound": 0.01, "grace": 0.1}
+    )
+
+
 def _with_darts(config: ConfigDict) -> None:
-    """DARTS, first order, in its own space of eight candidates."""
-    config.search.strategy = ConfigDict({"name": "darts"})
+    """DARTS, in its own space of eight candidates; order "second" or "exact" looks a step ahead."""
+    config.search.strategy = ConfigDict({"name": "darts", "order": "first"})
+    _as_darts(config)
+
+
+def _with_snas(config: ConfigDict) -> None:
+    """SNAS, in DARTS' space."""
+    config.search.strategy = ConfigDict(
+        {"name": "snas", "initial_temperature": 1.0, "final_temperature": 0.03}
+    )
+    _as_darts(config)
+
+
+def _with_gdas(config: ConfigDict) -> None:
+    """GDAS, in DARTS' space."""
+    config.search.strategy = ConfigDict(
+        {"name": "gdas", "initial_temperature": 10.0, "final_temperature": 0.1}
+    )
+    _as_darts(config)
+
+
+def _as_darts(config: ConfigDict) -> None:
+    """DARTS' space and its learning rate of alpha, 0.3 of ASAP's."""
     config.search.space = "darts"
     config.search.alpha.learning_rate = max(3e-4, 0.3 * config.search.alpha.learning_rate)
+
+
+def _with_edas(config: ConfigDict) -> None:
+    """EDAS."""
+    config.search.strategy = ConfigDict({"name": "edas"})
+
+
+def _with_gradual(name: str, power: float, start: float, **options) -> Callable:
+    def change(config: ConfigDict) -> None:
+        config.search.strategy = ConfigDict(
+            {
+                "name": name,
+                "power": power,  # p of eq. 13: 1 or 3
+                "start": start,  # t0, as a share of the epochs
+                "sparsity": placeholder(float),  # s_f; unset: 1 - 1 / N
+                **options,
+            }
+        )
+
+    return change
 
 
 def _with_random(config: ConfigDict) -> None:
@@ -193,7 +241,14 @@ SIZES: dict[str, Callable[[], ConfigDict]] = {
 }
 METHODS: dict[str, Callable[[ConfigDict], None]] = {
     "asap": _with_asap,
+    "asap_pac": _with_asap_pac,
     "darts": _with_darts,
+    "snas": _with_snas,
+    "gdas": _with_gdas,
+    "edas": _with_edas,
+    "magnitude": _with_gradual("magnitude", 1.0, 0.4),
+    "accum_grad": _with_gradual("accum_grad", 1.0, 0.4),
+    "nap": _with_gradual("nap", 3.0, 0.1, relaxation="identity"),
     "random": _with_random,
 }
 

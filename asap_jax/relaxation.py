@@ -39,6 +39,20 @@ def masked_softmax(alphas, mask, temperature=1.0):
     return jax.nn.softmax(logits, axis=-1)
 
 
+def gumbel_softmax(key, alphas, mask, temperature):
+    """A sample of the Gumbel-softmax (concrete) distribution: softmax((alphas + G) / temperature).
+
+    Args:
+      key: of the sample.
+      alphas: [E, O] logits.
+      mask: [E, O] bool; candidates that do not live get exactly 0.
+      temperature: near 0 samples are one-hot, drawn with the softmax's probabilities.
+    """
+    return masked_softmax(
+        alphas + jax.random.gumbel(key, alphas.shape, alphas.dtype), mask, temperature
+    )
+
+
 def normalised_entropy(weights):
     """Mean entropy of the edges' weights over ln N (figure 7): 1 is uniform, 0 decided."""
     terms = jnp.where(weights > 0, weights * jnp.log(jnp.where(weights > 0, weights, 1)), 0)

@@ -32,6 +32,68 @@ def decay_to(initial: float, final: float, epochs: int) -> float:
     return (final / initial) ** (1 / epochs)
 
 
+def exponential_by_epoch(
+    initial: float, final: float, epochs: int, steps_per_epoch: int
+) -> Schedule:
+    """initial at the first epoch, final at the last, a constant factor an epoch."""
+
+    def value(step):
+        share = epoch_of(step, steps_per_epoch) / max(epochs - 1, 1)
+        return initial * jnp.power(jnp.float32(final / initial), jnp.minimum(share, 1))
+
+    return value
+
+
+def linear_between(initial: float, final: float, epochs: int, steps_per_epoch: int) -> Schedule:
+    """initial at the first epoch, final at the last, a constant difference an epoch."""
+
+    def value(step):
+        share = epoch_of(step, steps_per_epoch) / max(epochs - 1, 1)
+        return initial + (final - initial) * jnp.minimum(share, 1)
+
+    return value
+
+
+def gradual_sparsity(
+    final: float, start: int, end: int, power: float, steps_per_epoch: int
+) -> Schedule:
+    """s_t of eq. 13 (Zhu and Gupta, 2017), t = epoch + 1, one pruning an epoch: 0 up to t = start,
+
+    final + (0 - final) * (1 - (t - start) / (end - start))^power, and `final` from t = end on.
+    """
+
+    def sparsity(step):
+        t = epoch_of(step, steps_per_epoch) + 1
+        share = jnp.clip((t - start) / (end - start), 0, 1)
+        return final - final * (1 - share) ** power
+
+    return sparsity
+
+
+def pac_temperature(candidates: int, bound: float, delta: float) -> Schedule:
+    """T of Theorem 2 with nu = 1 / N, so that rho = 1: bound sqrt(8/t log(pi^2 N t^2 / (3 delta))).
+
+    Args:
+      candidates: N.
+      bound: eta L, the learning rate times the bound of the gradients.
+      delta: probability with which the result may not be the best candidate.
+
+    Returns:
+      t (from 1, int or array) -> T.
+    """
+
+    def temperature(t):
+        t = jnp.maximum(t, 1).astype(jnp.float32)
+        return bound * jnp.sqrt(8 / t * jnp.log(jnp.pi**2 * candidates * t**2 / (3 * delta)))
+
+    return temperature
+
+
+def pac_log_threshold(candidates: int) -> Schedule:
+    """log theta of Theorem 2 with nu = 1 / N: -log N - t. (theta itself underflows at t = 104.)"""
+    return lambda t: -jnp.log(jnp.float32(candidates)) - jnp.maximum(t, 1)
+
+
 def constant(value: float) -> Schedule:
     """The same value at each step: the paper's threshold, 0.4 / N."""
     return lambda step: jnp.full((), value, jnp.float32)

@@ -114,6 +114,7 @@ def build(config, dataset: data.Dataset) -> Parts:
         Optimizers(
             optim.sgd(rate, omega.momentum, omega.weight_decay, omega.clip),
             strategy.alpha_optimizer or optim.adam(**config.alpha),
+            optim.virtual_sgd(rate, omega.momentum, omega.weight_decay),
         ),
         steps,
     )

@@ -25,10 +25,14 @@ class Batch(NamedTuple):
 
 
 class Optimizers(NamedTuple):
-    """optax transformations of the network's weights and of the architecture parameters."""
+    """optax transformations of the network's weights and of the architecture parameters.
+
+    virtual_step: see `bilevel.Point`; None where no method looks ahead.
+    """
 
     omega: optax.GradientTransformation
     alpha: optax.GradientTransformation
+    virtual_step: Callable | None = None
 
 
 @flax.struct.dataclass
@@ -131,12 +135,18 @@ def make_search_step(
             train,
             val,
             key,
+            optimizers.virtual_step,
         )
 
     def omega_step(state, train, val, key):
         (value, (batch_stats, logits)), gradients = strategy.omega_gradient(
             loss_at(state.arch, state.step), point(state, train, val, key)
         )
+        state = move_omega(state, gradients, batch_stats, key)
+        correct = jnp.mean(logits.argmax(-1) == train.labels)
+        return state, mean({"train_loss": value, "train_accuracy": correct})
+
+    def move_omega(state, gradients, batch_stats, key):
         mixtures = strategy.mixture(state.arch, state.step, key)
         params, omega_opt = optim.update_where(
             optimizers.omega,
@@ -145,25 +155,43 @@ def make_search_step(
             state.omega_opt,
             state.params,
         )
-        state = state.replace(params=params, batch_stats=batch_stats, omega_opt=omega_opt)
-        correct = jnp.mean(logits.argmax(-1) == train.labels)
-        return state, mean({"train_loss": value, "train_accuracy": correct})
+        return state.replace(params=params, batch_stats=batch_stats, omega_opt=omega_opt)
 
     def alpha_step(state, train, val, key):
         (value, (batch_stats, _)), gradients = strategy.alpha_gradient(
             loss_at(state.arch, state.step), point(state, train, val, key)
         )
+        state = move_alphas(state, gradients, key)
+        return state.replace(batch_stats=batch_stats), {"val_loss": mean(value)}
+
+    def move_alphas(state, gradients, key):
         gradients = mean(gradients)
         alphas, alpha_opt = optim.update_where(
             optimizers.alpha,
-            strategy.live(state.arch),
+            strategy.live(state.arch, state.step, key),
             gradients,
             state.alpha_opt,
             state.arch.alphas,
         )
         arch = strategy.prune(state.arch._replace(alphas=alphas), gradients, state.step)
-        state = state.replace(arch=arch, batch_stats=batch_stats, alpha_opt=alpha_opt)
-        return state, {"val_loss": mean(value)}
+        return state.replace(arch=arch, alpha_opt=alpha_opt)
+
+    def joint_step(state, train, val, key):
+        (value, (batch_stats, logits)), (g_params, g_alphas) = strategy.omega_gradient(
+            loss_at(state.arch, state.step), point(state, train, val, key)
+        )
+        moved = lax.cond(
+            strategy.learns(state.step),
+            lambda state: move_alphas(state, g_alphas, key),
+            lambda state: state,
+            state,
+        )
+        # omega's move is that of the point where both gradients were taken.
+        after = move_omega(state, g_params, batch_stats, key)
+        after = after.replace(arch=moved.arch, alpha_opt=moved.alpha_opt)
+        correct = jnp.mean(logits.argmax(-1) == train.labels)
+        metrics = mean({"train_loss": value, "train_accuracy": correct})
+        return after, metrics | {"val_loss": jnp.full((), jnp.nan, train.images.dtype)}
 
     def maybe_alpha_step(state, train, val, key):
         if strategy.alpha_gradient is None:
@@ -177,7 +205,10 @@ def make_search_step(
 
     def step(state, train, val):
         key_omega, key_alpha, *_ = step_keys(state.key, state.step)
-        if strategy.alpha_first:
+        alpha_metrics = {}
+        if strategy.single_level:
+            state, metrics = joint_step(state, train, val, key_alpha)
+        elif strategy.alpha_first:
             state, alpha_metrics = maybe_alpha_step(state, train, val, key_alpha)
             state, metrics = omega_step(state, train, val, key_omega)
         else:

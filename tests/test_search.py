@@ -27,12 +27,22 @@ from asap_jax.spaces import CELL_TYPES
 SPACE = SearchSpace(("dil_conv_3x3", "max_pool_3x3", "skip_connect"), nodes=2)
 NETWORK = Supernet(SPACE, 3, channels=4, cells=3)
 OPTIMIZERS = Optimizers(
-    optim.sgd(optax.constant_schedule(0.05)), optim.adam(0.05, weight_decay=1e-3)
+    optim.sgd(optax.constant_schedule(0.05)),
+    optim.adam(0.05, weight_decay=1e-3),
+    optim.virtual_sgd(optax.constant_schedule(0.05)),
 )
 EPOCHS, STEPS = 4, 3
 IMAGE = (8, 8, 1)
 # ASAP: T = 1.04, 0.832, 0.666, 0.532 over four epochs of three steps, one of them grace.
-OPTIONS = {"asap": {"decay": 0.8, "threshold": 0.95}, "random": {"samples": 3}}
+OPTIONS = {
+    "asap": {"decay": 0.8, "threshold": 0.95},
+    "asap_pac": {"gradient_bound": 0.3},
+    "magnitude": {"start": 0.25, "power": 3},
+    "random": {"samples": 3},
+}
+# The first two differ from another method only in what they rank by, or in a schedule.
+SLOW = ("magnitude", "asap_pac", "darts second", "darts exact")
+KEEP_ALL_EDGES = ("snas", "nap")  # whatever the number of inputs asked for
 RNG = np.random.default_rng(0)
 BATCHES = [
     Batch(
@@ -43,14 +53,22 @@ BATCHES = [
 
 
 def make(name):
-    return STRATEGIES[name](SPACE, EPOCHS, STEPS, **OPTIONS.get(name, {}))
+    name, _, order = name.partition(" ")
+    options = {"order": order} if order else OPTIONS.get(name, {})
+    return STRATEGIES[name](SPACE, EPOCHS, STEPS, **options)
 
 
 def start(strategy, seed=0):
     return init_state(NETWORK, strategy, OPTIMIZERS, jax.random.key(seed), IMAGE)
 
 
-@pytest.fixture(scope="module", params=STRATEGIES)
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW))
+        for name in (*STRATEGIES, "darts second", "darts exact")
+    ],
+)
 def history(request):
     """(strategy, jitted step, states before and after each of 12 steps, metrics)."""
     strategy = make(request.param)
@@ -86,7 +104,8 @@ def test_inactive_candidates_are_not_touched(history):
     touched = 0
     for i, (before, after) in enumerate(itertools.pairwise(states)):
         key = step_keys(before.key, i).omega
-        mixtures = strategy.mixture(before.arch, before.step, key)
+        seen = after.arch if strategy.alpha_first else before.arch  # by the omega step
+        mixtures = strategy.mixture(seen, before.step, key)
         for mixture in mixtures.values():
             assert (mixture.weights[~mixture.active] == 0).all()
         live = live_parameters(NETWORK, before.params, mixtures)
@@ -110,7 +129,9 @@ def test_pruned_alphas_are_frozen(history):
     strategy, _, states, _ = history
     dead_alphas = 0
     for before, after in itertools.pairwise(states):
-        dead = jax.tree.map(jnp.logical_not, strategy.live(before.arch))
+        key = step_keys(before.key, before.step).alpha
+        live = strategy.live(before.arch, before.step, key)
+        dead = jax.tree.map(jnp.logical_not, live)
         for mask, old, new in zip(
             *map(jax.tree.leaves, (dead, before.arch.alphas, after.arch.alphas)), strict=True
         ):
@@ -128,8 +149,9 @@ def test_the_same_key_repeats_the_search_bit_for_bit(history):
     jax.tree.map(np.testing.assert_array_equal, state.arch, states[4].arch)
 
 
-def test_derivation_gives_a_network(history):
+def test_derivation_gives_a_network(history, request):
     strategy, _, states, _ = history
+    name = request.node.callspec.params["history"]
     seen = []
 
     def evaluate(mixtures):
@@ -139,7 +161,11 @@ def test_derivation_gives_a_network(history):
     for inputs in (2, None):
         genotype = strategy.derive(states[-1].arch, inputs, jax.random.key(0), evaluate)
         sizes = [len(node) for node in genotype.normal + genotype.reduce]
-        assert sizes == ([2, 2] * 2 if inputs else [2, 3] * 2)
+        if name == "nap":  # any number of inputs, as many candidates as edges in all
+            assert sum(sizes[:2]) == sum(sizes[2:]) == len(SPACE.edges)
+        else:
+            every = inputs is None or name in KEEP_ALL_EDGES
+            assert sizes == ([2, 3] * 2 if every else [2, 2] * 2)
         EvalNetwork(genotype, 3, channels=4, cells=3).init(
             jax.random.key(0), jnp.zeros((1, *IMAGE))
         )

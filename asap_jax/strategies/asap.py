@@ -1,11 +1,10 @@
 """ASAP: Architecture Search, Anneal and Prune (Noy et al., 2019, arXiv:1904.04123)."""
 
-import jax.numpy as jnp
+from functools import partial
 
-from asap_jax import bilevel, derive, pruning, schedules
-from asap_jax.relaxation import Mixture, masked_softmax
-from asap_jax.spaces import CELL_TYPES, SearchSpace
-from asap_jax.strategies.base import Architecture, Strategy
+from asap_jax import pruning, schedules
+from asap_jax.spaces import SearchSpace
+from asap_jax.strategies.base import Strategy, derive_strongest, softmax_mixture, zero_alphas
 
 
 def asap(
@@ -64,20 +63,9 @@ def asap(
     candidates = len(space.candidates)
     temperature = schedules.exponential_temperature(initial_temperature, decay, steps_per_epoch)
     theta = schedules.constant(threshold / candidates)
-    shape = (len(space.edges), candidates)
-
-    def init(key):
-        return Architecture(
-            {cell: jnp.zeros(shape) for cell in CELL_TYPES},
-            {cell: jnp.ones(shape, bool) for cell in CELL_TYPES},
-        )
 
     def mixture(arch, step, key):
-        t = temperature(step)
-        return {
-            cell: Mixture(masked_softmax(alphas, arch.masks[cell], t), arch.masks[cell])
-            for cell, alphas in arch.alphas.items()
-        }
+        return softmax_mixture(arch, temperature(step))
 
     def prune(arch, gradients, step):
         weights = mixture(arch, step, None)
@@ -88,14 +76,11 @@ def asap(
         return arch._replace(masks=masks)
 
     return Strategy(
-        init=init,
+        init=partial(zero_alphas, space),
         mixture=mixture,
+        derive=derive_strongest(space),
         prune=prune,
         finished=lambda arch: pruning.decided(arch.masks),
-        derive=lambda arch, inputs, key, evaluate: derive.strongest(
-            arch.alphas, arch.masks, space, inputs
-        ),
         readings=lambda step: {"temperature": temperature(step), "threshold": theta(step)},
-        alpha_gradient=bilevel.first_order,
         learns=lambda step: temperature(step) < grace_temperature,
     )

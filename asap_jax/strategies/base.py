@@ -5,8 +5,9 @@ The supernet and the search step know no method by name. What a method may decid
 - its architecture parameters, any tree (`init`): alphas, an edge's betas, strengths, a controller;
 - how they become mixture weights (`mixture`), with the step for annealing and a key for sampling;
   `active` says what is computed at all, `edge_weights` scales whole edges;
-- whether and how they learn (`alpha_gradient`, `learns`, `alpha_first`, `alpha_optimizer`), and
-  how omega does, where that is not by the plain training loss (`omega_gradient`): see `bilevel`;
+- whether and how they learn (`alpha_gradient`, `learns`, `alpha_first`, `single_level`,
+  `alpha_optimizer`), and how omega does, where that is not by the plain training loss
+  (`omega_gradient`): see `bilevel`;
 - which candidates leave, or come back (`prune`): it sees the gradients and keeps its own `extra`
   state, momenta and counters included;
 - when to stop (`finished`) and what was found (`derive`), the shared weights' accuracy at hand.
@@ -20,11 +21,13 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
-from asap_jax import bilevel
+from asap_jax import bilevel, derive
 from asap_jax.genotypes import Genotype
-from asap_jax.relaxation import Mixture
+from asap_jax.relaxation import Mixture, masked_softmax
+from asap_jax.spaces import CELL_TYPES, SearchSpace
 
 Evaluate = Callable[[dict[str, Mixture]], float]
 
@@ -55,24 +58,74 @@ class Strategy(NamedTuple):
     alpha_gradient: one of `bilevel`, or None if there is nothing to learn.
     learns: step -> scalar bool: whether this step has an alpha step.
     alpha_first: the alpha step comes before the omega step (DARTS), or after it (Algorithm 1).
+    single_level: alphas and omega learn from one loss on the omega batch, at one point and with one
+      sample; `alpha_gradient` and `omega_gradient` are then `bilevel.single_level`.
     omega_gradient: one of `bilevel`.
     alpha_optimizer: an optimizer of the method's own, or None for the config's Adam.
-    live: Architecture -> tree like its alphas of bools that broadcast against them: what an alpha
-      step may change. The masks, if the alphas are one array a cell type.
+    live: (Architecture, step, key of the alpha step) -> tree like its alphas of bools that
+      broadcast against them: what an alpha step may change. The masks, if the alphas are one array
+      a cell type.
     masks_may_grow, edges_may_empty: what the contract test lets a method do.
     """
 
     init: Callable[[jax.Array], Architecture]
     mixture: Callable[[Architecture, jax.Array, jax.Array], dict[str, Mixture]]
-    prune: Callable[[Architecture, Any, jax.Array], Architecture]
-    finished: Callable[[Architecture], jax.Array]
     derive: Callable[[Architecture, int | None, jax.Array, Evaluate], Genotype]
-    readings: Callable[[jax.Array], dict[str, jax.Array]]
-    alpha_gradient: Callable | None
-    learns: Callable[[jax.Array], jax.Array]
+    prune: Callable[[Architecture, Any, jax.Array], Architecture] = lambda arch, g, step: arch
+    finished: Callable[[Architecture], jax.Array] = lambda arch: jnp.bool_(False)
+    readings: Callable[[jax.Array], dict[str, jax.Array]] = lambda step: {}
+    alpha_gradient: Callable | None = bilevel.first_order
+    learns: Callable[[jax.Array], jax.Array] = lambda step: jnp.bool_(True)
     alpha_first: bool = False
+    single_level: bool = False
     omega_gradient: Callable = bilevel.omega_of_train
     alpha_optimizer: optax.GradientTransformation | None = None
-    live: Callable[[Architecture], Any] = lambda arch: arch.masks
+    live: Callable[[Architecture, jax.Array, jax.Array], Any] = lambda arch, step, key: arch.masks
     masks_may_grow: bool = False
     edges_may_empty: bool = False
+
+
+# What many methods share.
+
+
+def full_masks(space: SearchSpace) -> dict[str, jax.Array]:
+    """Every candidate lives."""
+    return {cell: jnp.ones(_shape(space), bool) for cell in CELL_TYPES}
+
+
+def zero_alphas(space: SearchSpace, key) -> Architecture:
+    """ASAP's start: all candidates equal, {cell type: [E, O]} of 0."""
+    del key
+    return Architecture({cell: jnp.zeros(_shape(space)) for cell in CELL_TYPES}, full_masks(space))
+
+
+def normal_alphas(space: SearchSpace, key) -> Architecture:
+    """DARTS' start: 1e-3 times a normal draw."""
+    alphas = {
+        cell: 1e-3 * jax.random.normal(k, _shape(space)) for cell, k in cell_keys(key).items()
+    }
+    return Architecture(alphas, full_masks(space))
+
+
+def softmax_mixture(arch: Architecture, temperature=1.0) -> dict[str, Mixture]:
+    """A softmax over the candidates that live (eq. 3)."""
+    return {
+        cell: Mixture(masked_softmax(alphas, arch.masks[cell], temperature), arch.masks[cell])
+        for cell, alphas in arch.alphas.items()
+    }
+
+
+def derive_strongest(space: SearchSpace) -> Callable:
+    """`Strategy.derive` by `derive.strongest`: DARTS' and ASAP's rule."""
+    return lambda arch, inputs, key, evaluate: derive.strongest(
+        arch.alphas, arch.masks, space, inputs
+    )
+
+
+def cell_keys(key) -> dict[str, jax.Array]:
+    """A random key for each cell type."""
+    return dict(zip(CELL_TYPES, jax.random.split(key, len(CELL_TYPES)), strict=True))
+
+
+def _shape(space) -> tuple[int, int]:
+    return len(space.edges), len(space.candidates)

@@ -1,12 +1,14 @@
 """Random search with weight sharing (Li and Talwalkar, 2019, arXiv:1902.07638)."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 
-from asap_jax.genotypes import Genotype
+from asap_jax import derive
 from asap_jax.relaxation import Mixture, one_hot_mixture
-from asap_jax.spaces import CELL_TYPES, SearchSpace
-from asap_jax.strategies.base import Architecture, Strategy
+from asap_jax.spaces import SearchSpace
+from asap_jax.strategies.base import Strategy, cell_keys, zero_alphas
 
 
 def random(
@@ -47,40 +49,23 @@ def random(
 
     def mixture(arch, step, key):
         mixtures = {}
-        for cell, k in zip(CELL_TYPES, jax.random.split(key, len(CELL_TYPES)), strict=True):
+        for cell, k in cell_keys(key).items():
             chosen = sample(k, inputs_per_node)
             mixtures[cell] = Mixture(chosen.astype(jnp.float32), chosen)
         return mixtures
 
     def genotype(key, inputs_per_node):
-        cells = {}
-        for cell, k in zip(CELL_TYPES, jax.random.split(key, len(CELL_TYPES)), strict=True):
-            chosen = jax.device_get(sample(k, inputs_per_node))
-            cells[cell] = tuple(
-                tuple(
-                    (space.candidates[chosen[e].argmax()], space.edges[e][0])
-                    for e in space.incoming(target)
-                    if chosen[e].any()
-                )
-                for target in range(2, space.nodes + 2)
-            )
-        concat = tuple(range(2, space.nodes + 2))
-        return Genotype(cells["normal"], concat, cells["reduce"], concat)
+        chosen = {cell: sample(k, inputs_per_node) for cell, k in cell_keys(key).items()}
+        return derive.all_living(chosen, space)
 
     def best_of_sample(arch, inputs, key, evaluate):
         drawn = [genotype(k, inputs) for k in jax.random.split(key, samples)]
         return max(drawn, key=lambda found: evaluate(one_hot_mixture(found, space)))
 
     return Strategy(
-        init=lambda key: Architecture(
-            {cell: jnp.zeros(shape) for cell in CELL_TYPES},
-            {cell: jnp.ones(shape, bool) for cell in CELL_TYPES},
-        ),
+        init=partial(zero_alphas, space),
         mixture=mixture,
-        prune=lambda arch, gradients, step: arch,
-        finished=lambda arch: jnp.bool_(False),
         derive=best_of_sample,
-        readings=lambda step: {},
         alpha_gradient=None,
         learns=lambda step: jnp.bool_(False),
     )

@@ -1,0 +1,75 @@
+"""ASAP with the schedule of its Theorem 2 (Noy et al., 2019, section 3.4 and appendix)."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from asap_jax import pruning, schedules
+from asap_jax.spaces import CELL_TYPES, SearchSpace
+from asap_jax.strategies.base import Strategy, derive_strongest, softmax_mixture, zero_alphas
+
+
+def asap_pac(
+    space: SearchSpace,
+    epochs: int,
+    steps_per_epoch: int,
+    *,
+    delta: float = 0.1,
+    gradient_bound: float = 0.01,
+    grace: float = 0.1,
+) -> Strategy:
+    """Algorithm 1 under the temperature and threshold for which the paper proves (0, delta)-PAC.
+
+    theta_t = e^-t / N and T(t) = eta L sqrt(8/t log(pi^2 N t^2 / (3 delta))), t counting alpha
+    steps from 1 (nu = 1/N, so rho = 1). The proof wants plain gradient descent with gradients
+    bounded by L: alphas learn by SGD without decay, each gradient clipped to L. T is proportional
+    to eta, and so are the alphas: eta is set to 1. The bound is careful: at the paper's 11,700
+    alpha steps T is still about 0.13 eta L, so few candidates are cut in a search of usual length;
+    see docs/theory.md.
+
+    Args:
+      space: edges and candidates.
+      epochs: length of the search.
+      steps_per_epoch: omega steps in an epoch.
+      delta: probability with which the survivor may not be the best.
+      gradient_bound: L.
+      grace: share of the epochs in which only omega learns.
+    """
+    if not 0 < delta < 1:
+        raise ValueError(f"delta has to lie between 0 and 1, got {delta}")
+    if gradient_bound <= 0:
+        raise ValueError(f"gradient_bound has to be above 0, got {gradient_bound}")
+    if not 0 <= grace < 1:
+        raise ValueError(f"grace has to lie in [0, 1), as a share of the epochs; got {grace}")
+    candidates = len(space.candidates)
+    begin = round(grace * epochs) * steps_per_epoch
+    temperature = schedules.pac_temperature(candidates, gradient_bound, delta)
+    log_threshold = schedules.pac_log_threshold(candidates)
+
+    def t(step):
+        return step - begin + 1
+
+    def mixture(arch, step, key):
+        return softmax_mixture(arch, temperature(t(step)))
+
+    def prune(arch, gradients, step):
+        masks = {}
+        for cell in CELL_TYPES:
+            mask = arch.masks[cell]
+            logits = jnp.where(mask, arch.alphas[cell] / temperature(t(step)), -jnp.inf)
+            log_weights = jax.nn.log_softmax(logits, -1)
+            masks[cell] = pruning.prune_below(mask, log_weights, log_threshold(t(step)))
+        return arch._replace(masks=masks)
+
+    return Strategy(
+        init=partial(zero_alphas, space),
+        mixture=mixture,
+        derive=derive_strongest(space),
+        prune=prune,
+        finished=lambda arch: pruning.decided(arch.masks),
+        readings=lambda step: {"temperature": temperature(t(step))},
+        learns=lambda step: step >= begin,
+        alpha_optimizer=optax.chain(optax.clip(gradient_bound), optax.sgd(1.0)),
+    )

@@ -1,0 +1,60 @@
+"""GDAS: Searching for a Robust Neural Architecture in Four GPU Hours (Dong and Yang, 2019,
+
+arXiv:1910.04465)."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from asap_jax import schedules
+from asap_jax.relaxation import Mixture, gumbel_softmax
+from asap_jax.spaces import SearchSpace
+from asap_jax.strategies.base import Strategy, cell_keys, derive_strongest, normal_alphas
+
+
+def gdas(
+    space: SearchSpace,
+    epochs: int,
+    steps_per_epoch: int,
+    *,
+    initial_temperature: float = 10.0,
+    final_temperature: float = 0.1,
+) -> Strategy:
+    """One sampled candidate an edge, by a hard Gumbel-softmax; straight-through gradients.
+
+    Only the sampled candidates are computed, and only they get gradients of their own; the alphas
+    of the others learn through the softmax's normalisation. (The authors' code also adds the
+    zero-valued weight of each unsampled candidate to the sum, a gradient without a forward value;
+    left out here.)
+
+    Args:
+      space: edges and candidates; `none` may be sampled but is never derived.
+      epochs: over which the temperature falls, by a constant difference an epoch.
+      steps_per_epoch: omega steps in an epoch.
+      initial_temperature, final_temperature: tau in the first and in the last epoch.
+    """
+    if not 0 < final_temperature <= initial_temperature:
+        raise ValueError(
+            f"final_temperature has to lie above 0 and not above initial_temperature, got "
+            f"{final_temperature} and {initial_temperature}"
+        )
+    temperature = schedules.linear_between(
+        initial_temperature, final_temperature, epochs, steps_per_epoch
+    )
+
+    def mixture(arch, step, key):
+        mixtures = {}
+        for cell, k in cell_keys(key).items():
+            soft = gumbel_softmax(k, arch.alphas[cell], arch.masks[cell], temperature(step))
+            hard = jax.nn.one_hot(soft.argmax(-1), soft.shape[-1], dtype=soft.dtype)
+            mixtures[cell] = Mixture(hard + (soft - lax.stop_gradient(soft)), hard > 0)
+        return mixtures
+
+    return Strategy(
+        init=partial(normal_alphas, space),
+        mixture=mixture,
+        derive=derive_strongest(space),
+        readings=lambda step: {"temperature": jnp.float32(temperature(step))},
+    )

@@ -1,0 +1,101 @@
+"""Theorem 2 of the ASAP paper as an experiment: Algorithm 1's pruning on arms of known worth."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from asap_jax import pruning, schedules
+
+LEARNING_RATE = 1.0  # eta; temperatures are in units of eta * L, with L = 1
+
+
+class Rule(NamedTuple):
+    """When an arm is cut: log softmax(alpha / T(t)) < log theta(t), t from 1."""
+
+    temperature: Callable
+    log_threshold: Callable
+
+
+def pac_rule(arms: int, delta: float, scale: float = 1.0) -> Rule:
+    """Theorem 2's schedule; `scale` other than 1 breaks its temperature, for a control."""
+    temperature = schedules.pac_temperature(arms, LEARNING_RATE, delta)
+    return Rule(lambda t: scale * temperature(t), schedules.pac_log_threshold(arms))
+
+
+def exponential_rule(
+    arms: int, learning_rate: float = 1e-3, steps_per_epoch: int = 260, epochs: int = 50
+) -> Rule:
+    """The schedule that the paper searches with: T = 1.3 * 0.95^epoch, theta = 0.4 / N.
+
+    Its temperature belongs to alphas that move by `learning_rate` a step, so it is divided by that.
+    After `epochs` the temperature stays.
+    """
+    annealed = schedules.exponential_temperature(1.3, 0.95, steps_per_epoch)
+
+    def temperature(t):
+        return annealed(jnp.minimum(t - 1, epochs * steps_per_epoch - 1)) / learning_rate
+
+    return Rule(temperature, lambda t: jnp.log(0.4 / arms))
+
+
+class Trials(NamedTuple):
+    """What many runs ended with: share that lost the best arm, share undecided, mean steps."""
+
+    wrong: float
+    undecided: float
+    steps: float
+
+
+def simulate(key, rule: Rule, arms: int, gap: float, trials: int, max_steps: int) -> Trials:
+    """Runs Algorithm 1's pruning on `arms` arms until one is left.
+
+    Each step moves alpha_i by eta times an independent draw of -1 or 1, of mean gap / 2 for the
+    first arm and -gap / 2 for the others: gradients bounded by L = 1. Weights are compared as
+    logarithms, since theta underflows.
+
+    Args:
+      key: of the draws.
+      rule: the schedule.
+      arms: N.
+      gap: between the best arm's mean and the others', in (0, 2).
+      trials: independent runs.
+      max_steps: where a run that is not decided is given up.
+
+    Returns:
+      `Trials`. A run is wrong if the best arm was cut.
+    """
+    means = jnp.where(jnp.arange(arms) == 0, gap / 2, -gap / 2)
+
+    @jax.jit
+    def all_trials(key):
+        def undecided(carry):
+            t, _, alive, _ = carry
+            return (t <= max_steps) & (alive.sum(-1) > 1).any()
+
+        def step(carry):
+            t, alphas, alive, taken = carry
+            up = jax.random.bernoulli(jax.random.fold_in(key, t), (1 + means) / 2, (trials, arms))
+            open_runs = alive.sum(-1, keepdims=True) > 1
+            alphas = alphas + LEARNING_RATE * jnp.where(alive, 2.0 * up - 1, 0)
+            logits = jnp.where(alive, alphas / rule.temperature(t), -jnp.inf)
+            log_weights = jax.nn.log_softmax(logits, -1)
+            kept = pruning.prune_below(alive, log_weights, rule.log_threshold(t))
+            return t + 1, alphas, jnp.where(open_runs, kept, alive), taken + open_runs[:, 0]
+
+        start = (
+            jnp.int32(1),
+            jnp.zeros((trials, arms)),
+            jnp.ones((trials, arms), bool),
+            jnp.zeros(trials, jnp.int32),
+        )
+        _, _, alive, taken = lax.while_loop(undecided, step, start)
+        return (
+            jnp.mean(~alive[:, 0]),
+            jnp.mean(alive.sum(-1) > 1),
+            jnp.mean(taken.astype(jnp.float32)),
+        )
+
+    return Trials(*(float(value) for value in all_trials(key)))

@@ -1,0 +1,321 @@
+"""What makes each method itself."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from asap_jax import STRATEGIES, SearchSpace, bilevel, optim, pruning, schedules, theory
+from asap_jax.relaxation import gumbel_softmax, one_hot_mixture
+from asap_jax.spaces import ASAP, CELL_TYPES, DARTS
+
+SPACE = SearchSpace(("dil_conv_3x3", "max_pool_3x3", "skip_connect"), nodes=2)
+EDGES, CANDIDATES = len(SPACE.edges), len(SPACE.candidates)
+KEY = jax.random.key(0)
+RNG = np.random.default_rng(0)
+
+
+def random_alphas(space=SPACE):
+    shape = (len(space.edges), len(space.candidates))
+    return {cell: jnp.asarray(RNG.normal(size=shape), jnp.float32) for cell in CELL_TYPES}
+
+
+# Second-order DARTS, on a small smooth problem in float64.
+
+
+def bilevel_problem():
+    """(loss, point) of two coupled smooth losses; omega [5], alphas [3]."""
+    rng = np.random.default_rng(1)
+    weights = {half: jnp.asarray(rng.normal(size=(5, 3))) for half in ("train", "val")}
+
+    def loss(params, alphas, batch_stats, batch, key):
+        mixed = jnp.tanh(batch @ jax.nn.softmax(alphas)) * params
+        return jnp.sum(jnp.sin(mixed) + 0.3 * params**2), (batch_stats, mixed)
+
+    rate = schedules.cosine_by_epoch(0.2, 0.1, 10, 1)
+    omega = optim.sgd(rate, momentum=0.9, weight_decay=0.01)
+    params = jnp.asarray(rng.normal(size=5))
+    state = omega.init(params)
+    _, state = omega.update(jnp.asarray(rng.normal(size=5)), state, params)  # some momentum
+    return loss, bilevel.Point(
+        params,
+        jnp.asarray(rng.normal(size=3)),
+        {},
+        state,
+        jnp.int32(4),
+        weights["train"],
+        weights["val"],
+        KEY,
+        optim.virtual_sgd(rate, 0.9, 0.01),
+    )
+
+
+def unrolled_loss(loss, point, alphas):
+    """L_val(omega - xi (momentum m + dL_train + decay omega), alpha), by hand."""
+    gradient = jax.grad(lambda w: loss(w, alphas, {}, point.train, KEY)[0])(point.params)
+    xi = 0.1 + 0.1 * (1 + np.cos(np.pi * 4 / 10)) / 2
+    trace = jnp.asarray(
+        next(leaf for leaf in jax.tree.leaves(point.omega_opt) if leaf.shape == point.params.shape)
+    )
+    moved = point.params - xi * (0.9 * trace + gradient + 0.01 * point.params)
+    return loss(moved, alphas, {}, point.val, KEY)[0]
+
+
+def test_exact_second_order_is_the_derivative_of_the_unrolled_loss():
+    with jax.enable_x64(True):
+        loss, point = bilevel_problem()
+        (value, _), got = bilevel.second_order_exact(loss, point)
+        assert value == pytest.approx(float(unrolled_loss(loss, point, point.alphas)), rel=1e-6)
+        for i in range(3):
+            step = 1e-5 * jnp.eye(3)[i]
+            ahead, behind = (
+                unrolled_loss(loss, point, point.alphas + sign * step) for sign in (1, -1)
+            )
+            assert got[i] == pytest.approx(float((ahead - behind) / 2e-5), rel=1e-5, abs=1e-8)
+        _, plain = bilevel.first_order(loss, point)
+        assert np.abs(got - plain).max() > 1e-2  # the problem tells them apart
+
+
+def test_the_finite_difference_converges_to_it():
+    with jax.enable_x64(True):
+        loss, point = bilevel_problem()
+        _, exact = bilevel.second_order_exact(loss, point)
+        errors = [
+            float(np.abs(bilevel.second_order(loss, point, epsilon)[1] - exact).max())
+            for epsilon in (0.1, 0.01, 0.001)
+        ]
+        assert errors[1] < errors[0] / 50  # quadratic in epsilon
+        assert errors[2] < errors[1] / 50
+        assert errors[2] < 1e-7
+
+
+# SNAS and GDAS
+
+
+def test_snas_samples_follow_the_gumbel_softmax_law():
+    """Of two candidates, log(w1 / w2) is logistic around the alphas' difference, over lambda."""
+    strategy = STRATEGIES["snas"](SearchSpace(("max_pool_3x3", "skip_connect"), nodes=1), 10, 5)
+    arch = strategy.init(KEY)
+    difference = 0.8
+    alphas = {c: a.at[:, 0].set(difference) for c, a in arch.alphas.items()}
+    step = jnp.int32(5 * 4)
+    temperature = float(strategy.readings(step)["temperature"])
+    assert temperature == pytest.approx(0.03 ** (4 / 9), rel=1e-5)
+    draw = jax.jit(
+        jax.vmap(
+            lambda k: strategy.mixture(arch._replace(alphas=alphas), step, k)["normal"].weights
+        )
+    )
+    weights = np.asarray(draw(jax.random.split(KEY, 4000)), np.float64)[:, 0]
+    np.testing.assert_allclose(weights.sum(-1), 1, rtol=1e-5)
+    ratio = np.sort(np.log(np.maximum(weights[:, 0], 1e-38) / np.maximum(weights[:, 1], 1e-38)))
+    law = 1 / (1 + np.exp(-(temperature * ratio - difference)))
+    distance = np.abs(law - (np.arange(4000) + 0.5) / 4000).max()
+    assert distance < 1.63 / np.sqrt(4000)  # Kolmogorov-Smirnov at 1 %
+
+
+def test_snas_keeps_all_edges_but_those_that_choose_none():
+    strategy = STRATEGIES["snas"](DARTS, 10, 5)
+    arch = strategy.init(KEY)
+    alphas = random_alphas(DARTS)
+    alphas = {c: a.at[0, 0].set(9.0) for c, a in alphas.items()}  # `none` on the first edge
+    found = strategy.derive(arch._replace(alphas=alphas), 2, KEY, None)
+    choice = np.asarray(alphas["normal"]).argmax(-1)
+    assert sum(len(node) for node in found.normal) == (choice != 0).sum()
+    assert all(source != 0 for _, source in found.normal[0])
+
+
+def test_gdas_samples_one_candidate_with_straight_through_gradients():
+    strategy = STRATEGIES["gdas"](SPACE, 11, 5)
+    assert float(strategy.readings(jnp.int32(0))["temperature"]) == pytest.approx(10)
+    assert float(strategy.readings(jnp.int32(54))["temperature"]) == pytest.approx(0.1, rel=1e-4)
+    alphas, arch, step = random_alphas(), strategy.init(KEY), jnp.int32(25)
+    mixture = strategy.mixture(arch._replace(alphas=alphas), step, KEY)["normal"]
+    assert (mixture.active.sum(-1) == 1).all()
+    np.testing.assert_allclose(mixture.weights, mixture.active, atol=1e-6)
+    assert (mixture.weights[~mixture.active] == 0).all()
+    cotangent = jnp.asarray(RNG.normal(size=(EDGES, CANDIDATES)), jnp.float32)
+
+    def hard(alphas):
+        moved = arch._replace(alphas={**arch.alphas, "normal": alphas})
+        return jnp.sum(cotangent * strategy.mixture(moved, step, KEY)["normal"].weights)
+
+    def soft(alphas):
+        key = jax.random.split(KEY, 2)[0]
+        tau = strategy.readings(step)["temperature"]
+        return jnp.sum(cotangent * gumbel_softmax(key, alphas, arch.masks["normal"], tau))
+
+    got, want = (jax.grad(f)(alphas["normal"]) for f in (hard, soft))
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-6)
+    # Sampled as often as the softmax says, whatever the temperature.
+    draw = jax.vmap(
+        lambda k: strategy.mixture(arch._replace(alphas=alphas), step, k)["normal"].active
+    )
+    share = draw(jax.random.split(KEY, 4000)).mean(0)
+    np.testing.assert_allclose(share, jax.nn.softmax(alphas["normal"]), atol=0.035)
+
+
+# EDAS
+
+
+def test_edas_relaxes_one_edge_and_moves_only_its_alphas():
+    strategy = STRATEGIES["edas"](SPACE, 4, 3)
+    arch = strategy.init(KEY)._replace(alphas=random_alphas())
+    seen = np.zeros((2, EDGES), int)
+    for key in jax.random.split(KEY, 300):
+        mixtures = strategy.mixture(arch, jnp.int32(0), key)
+        live = strategy.live(arch, jnp.int32(0), key)
+        relaxed = np.stack([np.asarray(mixtures[c].active.sum(-1) > 1) for c in CELL_TYPES])
+        assert relaxed.sum() == 1
+        for i, cell in enumerate(CELL_TYPES):
+            np.testing.assert_array_equal(live[cell], np.repeat(relaxed[i][:, None], CANDIDATES, 1))
+            clamped = np.asarray(mixtures[cell].weights)[~relaxed[i]]
+            best = np.asarray(arch.alphas[cell]).argmax(-1)[~relaxed[i]]
+            np.testing.assert_array_equal(clamped, np.eye(CANDIDATES)[best])
+            soft = np.asarray(mixtures[cell].weights)[relaxed[i]]
+            np.testing.assert_allclose(
+                soft, jax.nn.softmax(arch.alphas[cell])[relaxed[i]], rtol=1e-6
+            )
+        seen += relaxed
+    assert seen.min() > 10  # 30 on average
+
+
+# Gradual pruning
+
+
+def kept_by_equation_13(epochs, power, start, total, final):
+    t = np.arange(1, epochs + 1)
+    t0 = round(start * epochs)
+    share = np.clip((t - t0) / (epochs - t0), 0, 1)
+    return np.round(total * (1 - (final + (0 - final) * (1 - share) ** power))).astype(int)
+
+
+@pytest.mark.parametrize("name", ["magnitude", "accum_grad", "nap"])
+@pytest.mark.parametrize("power", [1, 3])
+def test_equation_13_prunes_the_exact_number(name, power):
+    epochs, steps, total = 50, 2, len(ASAP.edges) * 7
+    strategy = STRATEGIES[name](ASAP, epochs, steps, power=power, start=0.4)
+    arch = strategy.init(KEY)
+    prune = jax.jit(strategy.prune)
+    counts = []
+    for step in range(epochs * steps):
+        alphas = random_alphas(ASAP)
+        arch = prune(arch._replace(alphas=alphas), alphas, jnp.int32(step))
+        if step % steps == 0:
+            counts.append(int(arch.masks["normal"].sum()))
+    expected = kept_by_equation_13(epochs, power, 0.4, total, 1 - 1 / 7)
+    if name == "nap":
+        np.testing.assert_array_equal(counts, expected)
+        assert (arch.masks["normal"].sum(-1) != 1).any()
+    else:  # never an edge's last
+        assert (arch.masks["normal"].sum(-1) >= 1).all()
+        np.testing.assert_array_equal(counts, expected)
+        assert bool(strategy.finished(arch))
+    assert counts[19] == total
+    assert counts[-1] == len(ASAP.edges)
+
+
+def test_accumulated_gradients_decide_whatever_the_alphas_say():
+    strategy = STRATEGIES["accum_grad"](SPACE, 10, 1, start=0.0)
+    arch = strategy.init(KEY)
+    gradients = {c: jnp.tile(jnp.asarray([0.1, -3.0, 1.0]), (EDGES, 1)) for c in CELL_TYPES}
+    for step in range(10):
+        alphas = {c: jnp.tile(jnp.asarray([9.0, -9.0, 0.0]), (EDGES, 1)) for c in CELL_TYPES}
+        arch = strategy.prune(arch._replace(alphas=alphas), gradients, jnp.int32(step))
+    for cell in CELL_TYPES:
+        np.testing.assert_array_equal(arch.masks[cell], np.tile([False, True, False], (EDGES, 1)))
+        np.testing.assert_allclose(arch.extra[cell][:, 1], 30.0, rtol=1e-5)
+
+
+def test_keep_best_protects_each_edge():
+    scores = jnp.asarray([[5.0, 4.0, 3.0], [0.1, 0.2, 0.05]])
+    mask = jnp.ones((2, 3), bool)
+    kept = pruning.keep_best(mask, scores, 3)
+    np.testing.assert_array_equal(kept, [[True, True, False], [False, True, False]])
+    np.testing.assert_array_equal(pruning.keep_best(mask, scores, 0).sum(-1), [1, 1])
+    kept = pruning.keep_best_of_cell(mask, scores, 3)
+    np.testing.assert_array_equal(kept, [[True] * 3, [False] * 3])
+    tied = pruning.keep_best(mask, jnp.zeros((2, 3)), 3)
+    np.testing.assert_array_equal(tied, [[True, True, False], [True, False, False]])
+
+
+@pytest.mark.parametrize("relaxation", ["identity", "sigmoid"])
+def test_naps_nodes_differ_in_their_inputs(relaxation):
+    strategy = STRATEGIES["nap"](ASAP, 10, 1, relaxation=relaxation)
+    arch = strategy.init(KEY)
+    first = strategy.mixture(arch, jnp.int32(0), KEY)["normal"].weights
+    np.testing.assert_allclose(first, 1 / 7 if relaxation == "identity" else 0.5, rtol=1e-6)
+    alphas = random_alphas(ASAP)
+    arch = strategy.prune(arch._replace(alphas=alphas), alphas, jnp.int32(9))
+    weights = strategy.mixture(arch, jnp.int32(9), KEY)["normal"].weights
+    assert (weights[~arch.masks["normal"]] == 0).all()
+    assert weights.sum(-1).max() > 1.0  # not normalised over an edge
+    found = strategy.derive(arch, 2, KEY, None)
+    sizes = [len(node) for node in found.normal + found.reduce]
+    assert sum(sizes) == 2 * len(ASAP.edges)
+    assert len(set(sizes)) > 2
+    mixture = one_hot_mixture(found, ASAP)["normal"]
+    np.testing.assert_array_equal(mixture.active, arch.masks["normal"])
+
+
+# Theorem 2
+
+
+def test_pac_schedule_at_hand_computed_values():
+    """N = 7, delta = 0.1, eta L = 1."""
+    temperature = schedules.pac_temperature(7, 1.0, 0.1)
+    for t, want in ((1, 6.5966), (100, 1.0826), (11_700, 0.1286)):
+        formula = np.sqrt(8 / t * np.log(np.pi**2 * 7 * t**2 / 0.3))
+        assert formula == pytest.approx(want, abs=1e-4)
+        assert float(temperature(jnp.int32(t))) == pytest.approx(formula, rel=1e-5)
+    assert float(schedules.pac_log_threshold(7)(200)) == pytest.approx(-np.log(7) - 200)
+
+
+def test_asap_pac_compares_logarithms():
+    """At t = 200 theta is 0 in float32, and still tells two candidates apart."""
+    strategy = STRATEGIES["asap_pac"](SPACE, 1000, 1, gradient_bound=1.0, grace=0.0)
+    arch, step = strategy.init(KEY), jnp.int32(199)
+    temperature = float(strategy.readings(step)["temperature"])
+    limit = temperature * (200 + np.log(3))
+    logs = jnp.tile(jnp.asarray([0.0, -1.02 * limit, -0.98 * limit]), (EDGES, 1))
+    pruned = strategy.prune(arch._replace(alphas=dict.fromkeys(CELL_TYPES, logs)), None, step)
+    np.testing.assert_array_equal(pruned.masks["normal"], np.tile([True, False, True], (EDGES, 1)))
+    assert not bool(STRATEGIES["asap_pac"](SPACE, 10, 5, grace=0.2).learns(jnp.int32(9)))
+    assert bool(STRATEGIES["asap_pac"](SPACE, 10, 5, grace=0.2).learns(jnp.int32(10)))
+
+
+@pytest.mark.parametrize(("arms", "gap", "delta"), [(2, 0.8, 0.1), (7, 0.8, 0.1), (7, 1.2, 0.3)])
+def test_the_survivor_is_the_best_arm_as_often_as_the_theorem_promises(arms, gap, delta):
+    kept = theory.simulate(KEY, theory.pac_rule(arms, delta), arms, gap, 1000, 4000)
+    assert kept.undecided == 0
+    assert kept.wrong <= delta
+
+
+def test_a_colder_temperature_breaks_the_bound():
+    rule = theory.pac_rule(7, 0.1, scale=0.1)
+    assert theory.simulate(KEY, rule, 7, 0.4, 1000, 4000).wrong > 0.2
+
+
+def test_arms_without_a_difference_are_not_decided_by_the_theorem():
+    still = theory.simulate(KEY, theory.pac_rule(3, 0.1), 3, 0.0, 200, 500)
+    assert still.undecided > 0.9
+    assert still.steps == pytest.approx(500, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("darts", {"order": "third"}, "order has to be one of first, second, exact"),
+        ("snas", {"final_temperature": 2.0}, "final_temperature"),
+        ("gdas", {"final_temperature": 0.0}, "final_temperature"),
+        ("magnitude", {"power": 2}, "power has to be 1 or 3"),
+        ("accum_grad", {"start": 1.0}, "start has to lie"),
+        ("nap", {"relaxation": "softmax"}, "relaxation has to be"),
+        ("nap", {"sparsity": 1.0}, "sparsity has to lie"),
+        ("asap_pac", {"delta": 0.0}, "delta has to lie"),
+        ("asap_pac", {"gradient_bound": 0.0}, "gradient_bound has to be"),
+    ],
+)
+def test_options_out_of_range_are_refused(name, options, message):
+    with pytest.raises(ValueError, match=message):
+        STRATEGIES[name](SPACE, 4, 3, **options)
