@@ -1,5 +1,11 @@
-"""Theorem 2 of the ASAP paper as an experiment: Algorithm 1's pruning on arms of known worth."""
+"""Theorem 2 of the ASAP paper as an experiment: Algorithm 1's pruning on arms of known worth.
 
+    python -m asap_jax.theory --plot=docs/theory.svg
+
+prints the table of docs/theory.md and draws its plot.
+"""
+
+import argparse
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -99,3 +105,62 @@ def simulate(key, rule: Rule, arms: int, gap: float, trials: int, max_steps: int
         )
 
     return Trials(*(float(value) for value in all_trials(key)))
+
+
+CASES = ((2, 0.4), (7, 0.4), (7, 0.8), (20, 0.8))  # arms, gap
+
+
+def table(trials: int, max_steps: int) -> str:
+    """Markdown: the share of runs that lost the best arm, for several arms, gaps and schedules."""
+    rules = (
+        ("Theorem 2, delta 0.1", lambda arms: pac_rule(arms, 0.1)),
+        ("Theorem 2, delta 0.3", lambda arms: pac_rule(arms, 0.3)),
+        ("control: T / 10, delta 0.1", lambda arms: pac_rule(arms, 0.1, 0.1)),
+        ("1.3 * 0.95^epoch, 0.4 / N", exponential_rule),
+    )
+    lines = [
+        "| schedule | arms | gap | best arm lost | undecided | mean steps |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, rule in rules:
+        for arms, gap in CASES:
+            key = jax.random.key(arms)
+            got = simulate(key, rule(arms), arms, gap, trials, max_steps)
+            lines.append(
+                f"| {name} | {arms} | {gap} | {100 * got.wrong:.2f} % | "
+                f"{100 * got.undecided:.1f} % | {got.steps:.0f} |"
+            )
+    return "\n".join(lines)
+
+
+def draw(path: str, arms: int = 7, delta: float = 0.1) -> None:
+    """Draws T, theta and beta over the steps, logarithmically: T / (eta L), -log theta, beta."""
+    from matplotlib.figure import Figure
+
+    t = jnp.arange(1, 11_701)
+    temperature = schedules.pac_temperature(arms, LEARNING_RATE, delta)(t)
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axis = figure.subplots()
+    axis.loglog(t, temperature, label="T(t) / (eta L)")
+    axis.loglog(t, temperature / 2, "--", label="beta_t / (eta L) = T / 2")
+    axis.loglog(t, -schedules.pac_log_threshold(arms)(t), label="-log theta_t")
+    axis.set_xlabel("alpha steps t")
+    axis.set_title(f"Theorem 2, N = {arms}, delta = {delta}, nu = 1/N", loc="left", fontsize=10)
+    axis.grid(True, which="major", color="#dddddd")
+    axis.legend()
+    figure.savefig(path, metadata={"Date": None} if path.endswith(".svg") else None)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Theorem 2 as an experiment.")
+    parser.add_argument("--trials", type=int, default=4000)
+    parser.add_argument("--max-steps", type=int, default=13_000)
+    parser.add_argument("--plot", help="file to draw T, theta and beta into (.svg, .png)")
+    options = parser.parse_args()
+    if options.plot:
+        draw(options.plot)
+    print(table(options.trials, options.max_steps))
+
+
+if __name__ == "__main__":
+    main()

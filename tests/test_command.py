@@ -99,6 +99,17 @@ def _leaves(tree):
     return [x for v in tree.values() for x in (_leaves(v) if isinstance(v, dict) else [v])]
 
 
+def test_evaluate_and_describe_by_command(finished):
+    workdir, results, _ = finished
+    done = command("--mode=evaluate", f"--workdir={workdir}", "--split=train")
+    assert done.returncode == 0, done.stderr
+    assert "of 160 images" in done.stdout
+    done = command("--mode=describe", f"--workdir={workdir}")
+    assert done.returncode == 0, done.stderr
+    assert f"{results['parameters']:,}\n" in done.stdout
+    assert "activations" in done.stdout
+
+
 def test_another_config_is_refused_and_nothing_is_lost(finished):
     workdir, _, _ = finished
     before = {path: path.stat().st_mtime_ns for path in workdir.iterdir()}
