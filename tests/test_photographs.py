@@ -43,7 +43,8 @@ def folder(tmp_path_factory):
 def test_a_folder_of_photographs_is_searched_trained_and_loaded(folder, tmp_path):
     config = presets.get_config("small")
     config.data.source, config.data.image_size = f"folder:{folder}", 32
-    config.search.epochs, config.train.epochs = 3, 4
+    config.search.epochs, config.train.epochs = 5, 4
+    config.search.alpha.learning_rate = 0.1
     outcome = asap_jax.run(config, workdir=tmp_path, quiet=True)
     assert outcome.search["candidates_left"] == 28
     assert outcome.results["test_accuracy"] > 0.15  # ten classes
