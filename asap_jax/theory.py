@@ -107,7 +107,7 @@ def simulate(key, rule: Rule, arms: int, gap: float, trials: int, max_steps: int
     return Trials(*(float(value) for value in all_trials(key)))
 
 
-CASES = ((2, 0.4), (7, 0.4), (7, 0.8), (20, 0.8))  # arms, gap
+CASES = ((2, 0.4), (7, 0.4), (7, 0.8), (20, 0.8), (7, 0.05))  # arms, gap
 
 
 def table(trials: int, max_steps: int) -> str:

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from tiny import tiny
 
-from asap_jax import GENOTYPES, Genotype, checkpoint, job, presets, search_loop
+from asap_jax import GENOTYPES, Genotype, checkpoint, job, metrics, presets, search_loop
 from asap_jax.errors import UserError
 from asap_jax.report.cells import draw_cells
 
@@ -58,6 +58,27 @@ def test_what_is_printed(finished):
     assert f"test accuracy            {100 * results['test_accuracy']:.2f} %" in printed
     assert "gap supernet -> derived" in printed
     assert str(workdir) in printed
+
+
+class Terminal(io.StringIO):
+    """What a person watches."""
+
+    def isatty(self):
+        return True
+
+
+def test_a_bar_tells_the_time_left_where_somebody_watches(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setenv("COLUMNS", "100")
+    with metrics.RunLog(None).bar("search", 8, done=2) as bar:
+        bar.mininterval = 0
+        bar.update()
+    shown = sys.stderr.getvalue()
+    assert re.search(r"search: +38%.* 3/8 \[\d+:\d+<\d+:\d+, +[\d.]+(step/s|s/step)\]", shown)
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    with metrics.RunLog(None).bar("search", 8) as bar:
+        bar.update()
+    assert sys.stderr.getvalue() == ""
 
 
 def test_results(finished):

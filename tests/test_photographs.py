@@ -46,7 +46,7 @@ def test_a_folder_of_photographs_is_searched_trained_and_loaded(folder, tmp_path
     config.search.epochs, config.train.epochs = 5, 4
     config.search.alpha.learning_rate = 0.1
     outcome = asap_jax.run(config, workdir=tmp_path, quiet=True)
-    assert outcome.search["candidates_left"] == 28
+    assert outcome.search["candidates_left"] < 40  # of 196; 28 edges
     assert outcome.results["test_accuracy"] > 0.15  # ten classes
     network = asap_jax.load(tmp_path)
     files = sorted(folder.glob("test/*/*"))
