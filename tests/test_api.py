@@ -172,7 +172,7 @@ def test_fine_tuning_swaps_the_classifier_and_trains_on(trained, tmp_path):
     assert tuned.module.genotype == network.module.genotype
     again = asap_jax.load(tmp_path)
     jax.tree.map(np.testing.assert_array_equal, again.variables, tuned.variables)
-    assert tuned.results["test_accuracy"] > 0.5
+    assert seen[-1]["train_loss"] < seen[0]["train_loss"]
     with pytest.raises(UserError, match=r"save_to=.* is the workdir of a run"):
         network.fine_tune((dataset.train_images, dataset.train_labels), save_to=folder)
     with pytest.raises(UserError, match=r"unknown config key config.train.epoch \(did you mean"):
