@@ -5,7 +5,7 @@ from asap_jax.data import Dataset
 from asap_jax.errors import UserError
 from asap_jax.export import from_torch, to_torch
 from asap_jax.genotypes import GENOTYPES, Genotype
-from asap_jax.job import describe, evaluate
+from asap_jax.inspection import describe, evaluate
 from asap_jax.networks import EvalNetwork, Supernet, count_parameters, multiply_adds
 from asap_jax.ops import OPERATIONS, Context, Layer
 from asap_jax.relaxation import Mixture

@@ -30,10 +30,11 @@ from asap_jax import (
     workdir,
 )
 from asap_jax.errors import UserError
-from asap_jax.genotypes import GENOTYPES, Genotype
+from asap_jax.genotypes import Genotype
+from asap_jax.inputs import check_size, find_genotype, load_data
 from asap_jax.interruption import Interruption
-from asap_jax.metrics import RunLog
-from asap_jax.networks import count_parameters, multiply_adds, reductions
+from asap_jax.metrics import RunLog, table
+from asap_jax.networks import count_parameters, multiply_adds
 from asap_jax.report.cells import draw_cells
 
 LIBRARIES = ("asap_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -187,11 +188,11 @@ class _Run:
             genotype.save(self.folder / "genotype.json")
             draw_cells(genotype, [self.folder / "cells.svg", self.folder / "cells.png"])
         if mode == "search":
-            self.say(_table(_search_rows(self.config, search)) + self.files())
+            self.say(table(_search_rows(self.config, search)) + self.files())
             return Outcome(genotype, search, None, {})
         network, results = self.train(genotype, search)
         rows = [*_search_rows(self.config, search), *_train_rows(results)]
-        self.say(_table(rows) + self.files())
+        self.say(table(rows) + self.files())
         return Outcome(genotype, search, network, results)
 
     def files(self) -> str:
@@ -383,43 +384,6 @@ def versions() -> dict[str, str]:
     return {name: version(name) for name in LIBRARIES}
 
 
-def data_options(config: ConfigDict) -> dict:
-    """What `config.data` says of reading, whatever the source."""
-    apart = ("source", "dir", "prepare", "class_weights")
-    return {key: value for key, value in config.data.items() if key not in apart}
-
-
-def load_data(config: ConfigDict, preparation=None) -> data.Dataset:
-    """The data set that `config.data` names, prepared as a network asks if one is given."""
-    options = config.data
-    if options.source == "arrays":
-        raise UserError(
-            "this config was run on arrays from Python: name them there (data=...), or a source "
-            "with --config.data.source"
-        )
-    return data.load(
-        options.source,
-        options.dir or None,
-        prepare=options.prepare,
-        preparation=preparation,
-        **data_options(config),
-    )
-
-
-def check_size(config, dataset, mode="") -> None:
-    """Raises UserError for images that the reductions cannot halve."""
-    height, width, _ = dataset.preparation.shape
-    for part in (mode,) if mode else ("search", "train"):
-        factor = 2 ** len(reductions(config[part].cells))
-        if height % factor or width % factor:
-            good = max(factor, round(height / factor) * factor)
-            raise UserError(
-                f"the images are {height}x{width}, but the reductions of config.{part}.cells="
-                f"{config[part].cells} need a multiple of {factor}: the nearest good size is "
-                f"{good} (--config.data.image_size={good})"
-            )
-
-
 def _check_epochs(config, folder) -> None:
     """Raises UserError if the workdir's training has gone further than the config wants."""
     if (folder / "config.json").exists():
@@ -431,164 +395,6 @@ def _check_epochs(config, folder) -> None:
                 f"{folder} holds a training of {done} epochs that is done; config.train.epochs="
                 f"{config.train.epochs} asks for fewer: choose another --workdir"
             )
-
-
-def find_genotype(config, folder) -> Genotype:
-    """The cells that `config.genotype` names: published ones, a file, a workdir; or `folder`'s."""
-    name = config.genotype
-    if name in GENOTYPES:
-        return GENOTYPES[name]
-    if name.startswith("{"):
-        return Genotype.from_json(name)
-    if not name and (folder is None or not (Path(folder) / "genotype.json").is_file()):
-        raise UserError(
-            "there are no cells to train: name some with --config.genotype (a published name, a "
-            "genotype.json, a search's workdir), or search for them first"
-        )
-    path = Path(name or folder)
-    path = path / "genotype.json" if path.is_dir() else path
-    if not path.is_file():
-        raise UserError(
-            f"config.genotype is {name!r}{presets.nearest(name, GENOTYPES)}: expected a published "
-            f"name ({', '.join(GENOTYPES)}), a genotype.json, or a workdir that holds one"
-        )
-    try:
-        return Genotype.load(path)
-    except (ValueError, TypeError, OSError) as error:
-        raise UserError(f"{path}: {error}") from error
-
-
-def evaluate(
-    folder: str | Path, source: str = "", split: str = "", data_dir: str = "", quiet: bool = False
-) -> dict:
-    """Measures a trained network; adds a line to its folder's evaluations.jsonl.
-
-    Args:
-      folder: the workdir of a run, or where a network was saved.
-      source: where images come from, see `data.load`; "" is what the network was trained on. They
-        are brought to the network's size and colour. Their classes may be some of the network's.
-      split: one of the source's splits, or "all". By default "test"; all of a source that has no
-        splits. Of the training's own data: "test" or "train", as they were then.
-      data_dir: folder of prepared tfds data sets.
-      quiet: print nothing.
-
-    Returns:
-      {"source", "split", "images", "accuracy", "class_accuracy" {class name: accuracy or None}}.
-    """
-    network = trained.load(folder)
-    if source:
-        opened = data.open_source(source, data_dir or None)
-        split = split or ("test" if "test" in opened.splits else "all")
-        images, labels, notes = data.read_split(opened, split, network.preparation)
-        class_names = opened.class_names
-    else:
-        config = presets.get_config()
-        presets.update(config.data, workdir.read_config(folder)["data"], "config.data")
-        presets.update(config.data, {"dir": data_dir} if data_dir else {})
-        split = split or "test"
-        if split not in ("test", "train"):
-            raise UserError(f"--split={split}: of the training's own data there are test and train")
-        if config.data.source == "arrays":
-            raise UserError(
-                f"the network in {folder} was trained on arrays: name a source to measure it on "
-                "with --data, or call its accuracy(images, labels)"
-            )
-        dataset = load_data(config, network.preparation)
-        images, labels = getattr(dataset, f"{split}_images"), getattr(dataset, f"{split}_labels")
-        source, class_names, notes = config.data.source, dataset.class_names, dataset.notes
-    strange = [name for name in class_names if name not in network.class_names]
-    if strange:
-        raise UserError(
-            f"{source} has the classes {', '.join(strange[:10])}, which the network in {folder} "
-            f"does not know; it knows {', '.join(network.class_names[:10])} (fine_tune trains it "
-            "on others)"
-        )
-    labels = np.array([network.class_names.index(name) for name in class_names])[labels]
-    right = network.predict_proba(images).argmax(-1) == labels
-    result = {
-        "source": source,
-        "split": split,
-        "images": len(labels),
-        "accuracy": float(right.mean()),
-        "class_accuracy": {
-            each: float(right[labels == i].mean()) if (labels == i).any() else None
-            for i, each in enumerate(network.class_names)
-        },
-    }
-    with open(Path(folder) / "evaluations.jsonl", "a") as file:
-        file.write(json.dumps({**result, "time": time.strftime("%Y-%m-%dT%H:%M:%S")}) + "\n")
-    if not quiet:
-        rows = [("note", note) for note in notes]
-        rows += [("accuracy", f"{100 * result['accuracy']:.2f} % of {len(labels)} images")]
-        rows += [
-            (f"  {each}", "-" if value is None else f"{100 * value:.2f} %")
-            for each, value in result["class_accuracy"].items()
-        ]
-        print(_table(rows))
-    return result
-
-
-def describe(
-    config: ConfigDict, folder: str | Path | None, dataset=None, quiet: bool = False
-) -> dict:
-    """Parameters, multiply-adds, memory and a picture of the network that a training would build.
-
-    Args:
-      config: its `genotype` names the cells, or the workdir holds them.
-      folder: the workdir; gets cells.svg and cells.png. None draws nothing.
-      dataset: in place of the one that `config.data` names.
-      quiet: print nothing.
-
-    Returns:
-      {"genotype", "parameters", "auxiliary_parameters", "multiply_adds", "memory" (bytes a part),
-      "memory_available" (bytes or None)}.
-    """
-    presets.check(config)
-    genotype = find_genotype(config, folder)
-    dataset = dataset or load_data(config)
-    check_size(config, dataset, "train")
-    network = train_loop.make_network(config.train, genotype, len(dataset.class_names))
-    shape = dataset.preparation.shape
-    params = train_loop.variable_shapes(network, shape)["params"]
-    needed = train_loop.estimate(config.train, genotype, dataset)
-    result = {
-        "genotype": json.loads(genotype.to_json()),
-        "parameters": count_parameters(params),
-        "auxiliary_parameters": count_parameters(params.get("auxiliary_head", {})),
-        "multiply_adds": multiply_adds(network, shape),
-        "memory": needed._asdict(),
-        "memory_available": memory.available(),
-    }
-    pictures = []
-    if folder is not None and config.genotype:
-        _refuse_other_cells(folder, genotype)
-    if folder is not None:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        pictures = [Path(folder) / "cells.svg", Path(folder) / "cells.png"]
-        draw_cells(genotype, pictures)
-    if not quiet:
-        left = result["memory_available"]
-        rows = [
-            ("images", f"{shape[0]}x{shape[1]}x{shape[2]}, {len(dataset.class_names)} classes"),
-            ("parameters", f"{result['parameters']:,}"),
-            ("auxiliary head", f"{result['auxiliary_parameters']:,} more while training"),
-            ("multiply-adds", f"{result['multiply_adds']:,}"),
-            ("memory to train", f"{needed} at batch {config.train.batch_size}, estimated"),
-            ("memory there is", "unknown" if left is None else memory.readable(left)),
-            *(("picture", str(path)) for path in pictures),
-        ]
-        print(_table(rows))
-    return result
-
-
-def _refuse_other_cells(folder, genotype) -> None:
-    """A run's picture shows the run's cells."""
-    path = Path(folder) / "genotype.json"
-    if path.exists() and Genotype.load(path) != genotype:
-        raise UserError(
-            f"{folder} is the workdir of a run with other cells: name another --workdir for the "
-            "picture"
-        )
 
 
 def _search_rows(config, search) -> list[tuple[str, str]]:
@@ -615,8 +421,3 @@ def _train_rows(results) -> list[tuple[str, str]]:
         ("multiply-adds", f"{results['multiply_adds']:,}"),
         ("test accuracy", accuracy),
     ]
-
-
-def _table(rows) -> str:
-    width = max(len(name) for name, _ in rows)
-    return "\n" + "\n".join(f"  {name:<{width}}  {value}" for name, value in rows)

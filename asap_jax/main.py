@@ -33,7 +33,10 @@ _DATA_DIR = flags.DEFINE_string("data_dir", "", "Folder of prepared tfds sets, w
 def _main(argv) -> None:
     if len(argv) > 1:
         raise UserError(f"unexpected argument {argv[1]!r}: options are written --name=value")
-    from asap_jax import job  # late: a misspelt flag should not wait for matplotlib and tfds
+    from asap_jax import (  # late: a misspelt flag should not wait for matplotlib and tfds
+        inspection,
+        job,
+    )
 
     mode = _MODE.value
     if mode and mode not in job.MODES:
@@ -55,12 +58,12 @@ def _main(argv) -> None:
                 "--mode=evaluate takes --workdir, the folder of a run that is done, and no "
                 "--config; --data names other images"
             )
-        job.evaluate(_WORKDIR.value, _DATA.value, _SPLIT.value, _DATA_DIR.value)
+        inspection.evaluate(_WORKDIR.value, _DATA.value, _SPLIT.value, _DATA_DIR.value)
         return
     config = _config(mode)
     folder = Path(_WORKDIR.value or _default_workdir(mode, config))
     if mode == "describe":
-        job.describe(config, folder)
+        inspection.describe(config, folder)
         return
     try:
         job.run(config, folder, mode=mode)

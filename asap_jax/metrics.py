@@ -73,3 +73,9 @@ def _plain(value):
     if hasattr(value, "item"):
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def table(rows: list[tuple[str, str]]) -> str:
+    """Rows of (name, value), the values under each other."""
+    width = max(len(name) for name, _ in rows)
+    return "\n" + "\n".join(f"  {name:<{width}}  {value}" for name, value in rows)

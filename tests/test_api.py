@@ -13,7 +13,7 @@ from PIL import Image
 from tiny import TEST, records, tiny
 
 import asap_jax
-from asap_jax import job, presets, workdir
+from asap_jax import inputs, job, presets, workdir
 from asap_jax.data.augment import normalise
 from asap_jax.errors import UserError
 from asap_jax.interruption import Interrupted
@@ -83,7 +83,7 @@ def test_several_searches_and_seeds(tmp_path):
     each = results["test_accuracies"]
     assert results["test_accuracy"] == pytest.approx(np.mean(each))
     assert results["test_accuracy_deviation"] == pytest.approx(np.std(each, ddof=1))
-    dataset = job.load_data(config)
+    dataset = inputs.load_data(config)
     for index in (0, 1):
         network = asap_jax.load(tmp_path, index)
         accuracy = network.accuracy(dataset.test_images, dataset.test_labels)
@@ -94,7 +94,7 @@ def test_several_searches_and_seeds(tmp_path):
 def trained(tmp_path_factory):
     """(workdir, outcome, data set) of a tiny run."""
     folder = tmp_path_factory.mktemp("trained")
-    return folder, asap_jax.run(tiny(), workdir=folder, quiet=True), job.load_data(tiny())
+    return folder, asap_jax.run(tiny(), workdir=folder, quiet=True), inputs.load_data(tiny())
 
 
 def test_a_workdir_loads_in_one_line(trained):
@@ -287,7 +287,7 @@ def test_describe_tells_size_cost_memory_and_draws(trained, tmp_path):
 
 def test_published_cells_train_by_name_with_average_pieces_and_weights(tmp_path):
     """An odd mix of options at once; the run's own description of itself."""
-    dataset = job.load_data(tiny())
+    dataset = inputs.load_data(tiny())
     config = tiny()
     config.data.class_weights = "balanced"
     network = asap_jax.train(
@@ -338,11 +338,11 @@ def test_cells_come_from_a_file_or_a_workdir(trained, tmp_path):
     config = tiny()
     for place in (folder, folder / "genotype.json"):
         config.genotype = str(place)
-        assert job.find_genotype(config, tmp_path) == outcome.genotype
+        assert inputs.find_genotype(config, tmp_path) == outcome.genotype
     (tmp_path / "genotype.json").write_text("{}")
     config.genotype = str(tmp_path)
     with pytest.raises(UserError, match="a genotype file is a JSON object"):
-        job.find_genotype(config, None)
+        inputs.find_genotype(config, None)
 
 
 def test_a_search_is_trained_in_its_own_workdir(tmp_path):

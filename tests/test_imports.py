@@ -26,8 +26,8 @@ LAYERS = [
     {"search_step"},
     {"train_step", "presets"},
     {"search_loop", "train_loop", "command_line"},
-    {"trained"},
-    {"job"},
+    {"trained", "inputs"},
+    {"job", "inspection"},
     {"api", "main"},
 ]
 
@@ -70,7 +70,17 @@ def test_direction():
 
 
 def test_networks_know_no_strategy_and_only_the_host_sees_configs():
-    host = {"api", "command_line", "job", "main", "presets", "metrics", "trained"}
+    host = {
+        "api",
+        "command_line",
+        "inputs",
+        "inspection",
+        "job",
+        "main",
+        "presets",
+        "metrics",
+        "trained",
+    }
     for path in PACKAGE.rglob("*.py"):
         module, names = module_name(path), list(imports(path))
         if module in ("ops", "cells", "networks", "edge_scan", "relaxation"):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 from tiny import tiny
 
-from asap_jax import GENOTYPES, data, job, memory, search_loop, train_loop
+from asap_jax import GENOTYPES, data, inputs, job, memory, search_loop, train_loop
 from asap_jax.errors import UserError
 from asap_jax.search_step import Batch, init_state, make_search_step
 from asap_jax.train_step import init_state as init_train_state
@@ -14,7 +14,7 @@ from asap_jax.train_step import make_train_step
 
 @pytest.fixture(scope="module")
 def dataset():
-    return job.load_data(tiny())
+    return inputs.load_data(tiny())
 
 
 def compiled(step, state, *batches) -> int:

@@ -16,7 +16,7 @@ import pytest
 from tiny import last_state, records, tiny
 
 import asap_jax
-from asap_jax import data, job
+from asap_jax import data, inputs, job
 from asap_jax.errors import UserError
 from asap_jax.interruption import Interrupted
 
@@ -138,7 +138,7 @@ def test_a_finished_run_is_not_run_again(copy, capsys):
     assert "compiling" not in capsys.readouterr().out
     assert outcome.results == json.loads(before)
     assert (copy / "results.json").read_text() == before
-    dataset = job.load_data(tiny())
+    dataset = inputs.load_data(tiny())
     accuracy = outcome.network.accuracy(dataset.test_images, dataset.test_labels)
     assert accuracy == outcome.results["test_accuracy"]
 
@@ -168,7 +168,7 @@ def test_what_may_change_is_said_and_the_rest_is_refused_by_name(copy):
 
 def test_a_checkpoint_of_other_data_is_refused(copy):
     (copy / "stages/train-0.json").unlink()
-    dataset = job.load_data(tiny())
+    dataset = inputs.load_data(tiny())
     images = dataset.train_images.copy()
     images[0] = 255 - images[0]
     changed = data.from_arrays(
@@ -180,7 +180,7 @@ def test_a_checkpoint_of_other_data_is_refused(copy):
 
 def test_a_finished_stage_of_other_data_is_refused(copy):
     """What the search found on these images is not trained on others."""
-    dataset = job.load_data(tiny())
+    dataset = inputs.load_data(tiny())
     changed = data.from_arrays(
         255 - dataset.train_images,
         dataset.train_labels,

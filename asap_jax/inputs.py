@@ -1,0 +1,72 @@
+"""What a config names, found and checked: the data, their size, the cells to train."""
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from asap_jax import data, presets
+from asap_jax.errors import UserError
+from asap_jax.genotypes import GENOTYPES, Genotype
+from asap_jax.networks import reductions
+
+
+def data_options(config: ConfigDict) -> dict:
+    """What `config.data` says of reading, whatever the source."""
+    apart = ("source", "dir", "prepare", "class_weights")
+    return {key: value for key, value in config.data.items() if key not in apart}
+
+
+def load_data(config: ConfigDict, preparation=None) -> data.Dataset:
+    """The data set that `config.data` names, prepared as a network asks if one is given."""
+    options = config.data
+    if options.source == "arrays":
+        raise UserError(
+            "this config was run on arrays from Python: name them there (data=...), or a source "
+            "with --config.data.source"
+        )
+    return data.load(
+        options.source,
+        options.dir or None,
+        prepare=options.prepare,
+        preparation=preparation,
+        **data_options(config),
+    )
+
+
+def check_size(config, dataset, mode="") -> None:
+    """Raises UserError for images that the reductions cannot halve."""
+    height, width, _ = dataset.preparation.shape
+    for part in (mode,) if mode else ("search", "train"):
+        factor = 2 ** len(reductions(config[part].cells))
+        if height % factor or width % factor:
+            good = max(factor, round(height / factor) * factor)
+            raise UserError(
+                f"the images are {height}x{width}, but the reductions of config.{part}.cells="
+                f"{config[part].cells} need a multiple of {factor}: the nearest good size is "
+                f"{good} (--config.data.image_size={good})"
+            )
+
+
+def find_genotype(config, folder) -> Genotype:
+    """The cells that `config.genotype` names: published ones, a file, a workdir; or `folder`'s."""
+    name = config.genotype
+    if name in GENOTYPES:
+        return GENOTYPES[name]
+    if name.startswith("{"):
+        return Genotype.from_json(name)
+    if not name and (folder is None or not (Path(folder) / "genotype.json").is_file()):
+        raise UserError(
+            "there are no cells to train: name some with --config.genotype (a published name, a "
+            "genotype.json, a search's workdir), or search for them first"
+        )
+    path = Path(name or folder)
+    path = path / "genotype.json" if path.is_dir() else path
+    if not path.is_file():
+        raise UserError(
+            f"config.genotype is {name!r}{presets.nearest(name, GENOTYPES)}: expected a published "
+            f"name ({', '.join(GENOTYPES)}), a genotype.json, or a workdir that holds one"
+        )
+    try:
+        return Genotype.load(path)
+    except (ValueError, TypeError, OSError) as error:
+        raise UserError(f"{path}: {error}") from error

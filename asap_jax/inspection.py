@@ -1,0 +1,149 @@
+"""Looking at networks: how a trained one does on any images, what an untrained one will cost."""
+
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from asap_jax import data, memory, presets, train_loop, trained, workdir
+from asap_jax.errors import UserError
+from asap_jax.genotypes import Genotype
+from asap_jax.inputs import check_size, find_genotype, load_data
+from asap_jax.metrics import table
+from asap_jax.networks import count_parameters, multiply_adds
+from asap_jax.report.cells import draw_cells
+
+
+def evaluate(
+    folder: str | Path, source: str = "", split: str = "", data_dir: str = "", quiet: bool = False
+) -> dict:
+    """Measures a trained network; adds a line to its folder's evaluations.jsonl.
+
+    Args:
+      folder: the workdir of a run, or where a network was saved.
+      source: where images come from, see `data.load`; "" is what the network was trained on. They
+        are brought to the network's size and colour. Their classes may be some of the network's.
+      split: one of the source's splits, or "all". By default "test"; all of a source that has no
+        splits. Of the training's own data: "test" or "train", as they were then.
+      data_dir: folder of prepared tfds data sets.
+      quiet: print nothing.
+
+    Returns:
+      {"source", "split", "images", "accuracy", "class_accuracy" {class name: accuracy or None}}.
+    """
+    network = trained.load(folder)
+    if source:
+        opened = data.open_source(source, data_dir or None)
+        split = split or ("test" if "test" in opened.splits else "all")
+        images, labels, notes = data.read_split(opened, split, network.preparation)
+        class_names = opened.class_names
+    else:
+        config = presets.get_config()
+        presets.update(config.data, workdir.read_config(folder)["data"], "config.data")
+        presets.update(config.data, {"dir": data_dir} if data_dir else {})
+        split = split or "test"
+        if split not in ("test", "train"):
+            raise UserError(f"--split={split}: of the training's own data there are test and train")
+        if config.data.source == "arrays":
+            raise UserError(
+                f"the network in {folder} was trained on arrays: name a source to measure it on "
+                "with --data, or call its accuracy(images, labels)"
+            )
+        dataset = load_data(config, network.preparation)
+        images, labels = getattr(dataset, f"{split}_images"), getattr(dataset, f"{split}_labels")
+        source, class_names, notes = config.data.source, dataset.class_names, dataset.notes
+    strange = [name for name in class_names if name not in network.class_names]
+    if strange:
+        raise UserError(
+            f"{source} has the classes {', '.join(strange[:10])}, which the network in {folder} "
+            f"does not know; it knows {', '.join(network.class_names[:10])} (fine_tune trains it "
+            "on others)"
+        )
+    labels = np.array([network.class_names.index(name) for name in class_names])[labels]
+    right = network.predict_proba(images).argmax(-1) == labels
+    result = {
+        "source": source,
+        "split": split,
+        "images": len(labels),
+        "accuracy": float(right.mean()),
+        "class_accuracy": {
+            each: float(right[labels == i].mean()) if (labels == i).any() else None
+            for i, each in enumerate(network.class_names)
+        },
+    }
+    with open(Path(folder) / "evaluations.jsonl", "a") as file:
+        file.write(json.dumps({**result, "time": time.strftime("%Y-%m-%dT%H:%M:%S")}) + "\n")
+    if not quiet:
+        rows = [("note", note) for note in notes]
+        rows += [("accuracy", f"{100 * result['accuracy']:.2f} % of {len(labels)} images")]
+        rows += [
+            (f"  {each}", "-" if value is None else f"{100 * value:.2f} %")
+            for each, value in result["class_accuracy"].items()
+        ]
+        print(table(rows))
+    return result
+
+
+def describe(
+    config: ConfigDict, folder: str | Path | None, dataset=None, quiet: bool = False
+) -> dict:
+    """Parameters, multiply-adds, memory and a picture of the network that a training would build.
+
+    Args:
+      config: its `genotype` names the cells, or the workdir holds them.
+      folder: the workdir; gets cells.svg and cells.png. None draws nothing.
+      dataset: in place of the one that `config.data` names.
+      quiet: print nothing.
+
+    Returns:
+      {"genotype", "parameters", "auxiliary_parameters", "multiply_adds", "memory" (bytes a part),
+      "memory_available" (bytes or None)}.
+    """
+    presets.check(config)
+    genotype = find_genotype(config, folder)
+    dataset = dataset or load_data(config)
+    check_size(config, dataset, "train")
+    network = train_loop.make_network(config.train, genotype, len(dataset.class_names))
+    shape = dataset.preparation.shape
+    params = train_loop.variable_shapes(network, shape)["params"]
+    needed = train_loop.estimate(config.train, genotype, dataset)
+    result = {
+        "genotype": json.loads(genotype.to_json()),
+        "parameters": count_parameters(params),
+        "auxiliary_parameters": count_parameters(params.get("auxiliary_head", {})),
+        "multiply_adds": multiply_adds(network, shape),
+        "memory": needed._asdict(),
+        "memory_available": memory.available(),
+    }
+    pictures = []
+    if folder is not None and config.genotype:
+        _refuse_other_cells(folder, genotype)
+    if folder is not None:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        pictures = [Path(folder) / "cells.svg", Path(folder) / "cells.png"]
+        draw_cells(genotype, pictures)
+    if not quiet:
+        left = result["memory_available"]
+        rows = [
+            ("images", f"{shape[0]}x{shape[1]}x{shape[2]}, {len(dataset.class_names)} classes"),
+            ("parameters", f"{result['parameters']:,}"),
+            ("auxiliary head", f"{result['auxiliary_parameters']:,} more while training"),
+            ("multiply-adds", f"{result['multiply_adds']:,}"),
+            ("memory to train", f"{needed} at batch {config.train.batch_size}, estimated"),
+            ("memory there is", "unknown" if left is None else memory.readable(left)),
+            *(("picture", str(path)) for path in pictures),
+        ]
+        print(table(rows))
+    return result
+
+
+def _refuse_other_cells(folder, genotype) -> None:
+    """A run's picture shows the run's cells."""
+    path = Path(folder) / "genotype.json"
+    if path.exists() and Genotype.load(path) != genotype:
+        raise UserError(
+            f"{folder} is the workdir of a run with other cells: name another --workdir for the "
+            "picture"
+        )
