@@ -7,7 +7,7 @@ from asap_jax.export import from_torch, to_torch
 from asap_jax.genotypes import GENOTYPES, Genotype
 from asap_jax.inspection import describe, evaluate
 from asap_jax.networks import EvalNetwork, Supernet, count_parameters, multiply_adds
-from asap_jax.ops import OPERATIONS, Context, Layer
+from asap_jax.ops import OPERATIONS, Context, Layer, register
 from asap_jax.relaxation import Mixture
 from asap_jax.spaces import SPACES, SearchSpace
 from asap_jax.strategies import STRATEGIES, Strategy
@@ -35,6 +35,7 @@ __all__ = [
     "from_torch",
     "load",
     "multiply_adds",
+    "register",
     "run",
     "search",
     "to_torch",

@@ -6,17 +6,19 @@ import jax.numpy as jnp
 from jax import lax
 
 from asap_jax import edge_scan
-from asap_jax.genotypes import Genotype
+from asap_jax.genotypes import Node
 from asap_jax.ops import (
     OPERATIONS,
     Context,
     Layer,
     candidate,
     draw,
+    draw_kept,
     factorized_reduce,
     relu_conv_norm,
 )
-from asap_jax.spaces import SearchSpace
+from asap_jax.relaxation import Mixture
+from asap_jax.spaces import SKELETONS, SearchSpace
 
 
 def run_layer(module: nn.Module, name: str, layer: Layer, x, context: Context):
@@ -49,57 +51,86 @@ class SearchCell(nn.Module):
 
     Parameters and statistics of the edges stand under `stride1` and `stride2`, each
     {candidate: tree of [edges, ...]}, the edges in the space's order.
+
+    Attributes:
+      partial_channels: K: the candidates see the first 1 / K of an edge's channels.
     """
 
     space: SearchSpace
     channels: int
-    reduction: bool
-    reduction_prev: bool
+    reduction: bool = False
+    reduction_prev: bool = False
+    partial_channels: int = 1
 
     @nn.compact
-    def __call__(self, s0, s1, weights, active, context: Context):
-        """Maps the outputs of the two cells before to this cell's.
+    def __call__(self, states, mixture: Mixture, context: Context):
+        """Maps the outputs of the cells before to this cell's.
 
         Args:
-          s0, s1: [N, H, W, C_0], [N, H, W, C_1]; s0 of twice the size after a reduction.
-          weights, active: [E, O], see `relaxation.Mixture`.
+          states: in the "darts" skeleton (s0, s1), each [N, H, W, C_i], s0 of twice the size after
+            a reduction; else the one map [N, H, W, channels] that enters.
+          mixture: of the cell's type.
           context: how to run the layers.
 
         Returns:
-          [N, H, W, nodes * channels], or half the size if this is a reduction cell.
+          "darts": [N, H, W, nodes * channels], half the size if this is a reduction cell;
+          "nasbench201": [N, H, W, channels].
         """
-        s0, s1 = _preprocess(self, s0, s1, self.channels, self.reduction_prev, False, context)
-        inputs = jnp.stack([s0, s1])
+        if self.space.skeleton == "darts":
+            states = _preprocess(self, *states, self.channels, self.reduction_prev, False, context)
+        inputs = jnp.stack(states)
+        shape = (self.space.nodes, *inputs.shape[1:])
         if self.reduction:
-            batch, height, width, channels = s0.shape
-            shape = (self.space.nodes + 2, batch, height // 2, width // 2, channels)
-            nodes = jnp.zeros(shape, s0.dtype)
+            count, batch, height, width, channels = inputs.shape
+            shape = (count + self.space.nodes, batch, height // 2, width // 2, channels)
+            nodes = jnp.zeros(shape, inputs.dtype)
         else:
-            nodes = jnp.concatenate([inputs, jnp.zeros((self.space.nodes, *s0.shape), s0.dtype)])
+            nodes = jnp.concatenate([inputs, jnp.zeros(shape, inputs.dtype)])
         for stride, indices in self.space.by_stride(self.reduction).items():
             if indices:
-                nodes = self._add_edges(stride, indices, inputs, nodes, weights, active, context)
-        return jnp.concatenate(list(nodes[2:]), -1)
+                nodes = self._add_edges(stride, indices, inputs, nodes, mixture, context)
+        if self.space.skeleton == "nasbench201":
+            return nodes[-1]
+        return jnp.concatenate(list(nodes[self.space.inputs :]), -1)
 
-    def _add_edges(self, stride, indices, inputs, nodes, weights, active, context):
-        layers = {name: candidate(name, self.channels, stride) for name in self.space.candidates}
+    def _add_edges(self, stride, indices, inputs, nodes, mixture, context):
+        width = self.channels // self.partial_channels
+        normed = SKELETONS[self.space.skeleton].normed_pools
+        layers = {name: candidate(name, width, stride, normed) for name in self.space.candidates}
         name = f"stride{stride}"
         params = self.param(name, lambda key: edge_scan.stack_params(layers, len(indices), key))
         stats = self.variable(
             "batch_stats", name, lambda: edge_scan.stack_stats(layers, len(indices))
         )
+        dropout = mixture.skip_dropout if stride == 1 else None
         edges = edge_scan.Edges(
             tuple(layers.items()),
             tuple(self.space.edges[e][0] for e in indices),
             tuple(self.space.edges[e][1] for e in indices),
             in_place=stride == 1,
             context=context,
+            share=self.partial_channels,
+            dropped=() if dropout is None else ("skip_connect",),
         )
         if self.is_initializing():
             return nodes  # the shapes are known: nothing to compute for a start
         rows = jnp.asarray(indices)
+        edge_weights = None
+        if self.partial_channels > 1:
+            edge_weights = jnp.ones(len(indices), inputs.dtype)
+            if mixture.edge_weights is not None:
+                edge_weights = mixture.edge_weights[rows].astype(inputs.dtype)
+        if dropout is not None:
+            keys = jax.random.split(dropout.key, len(indices))
+            rates = jnp.broadcast_to(dropout.rate, len(indices)).astype(inputs.dtype)
+            dropout = jax.random.key_data(keys), rates
         variables = edge_scan.Variables(
-            params, stats.value, weights[rows].astype(inputs.dtype), active[rows]
+            params,
+            stats.value,
+            mixture.scaled[rows].astype(inputs.dtype),
+            mixture.active[rows],
+            edge_weights,
+            dropout,
         )
         scan = edge_scan.scan_edges_reference if context.reference else edge_scan.scan_edges
         nodes, new_stats = scan(edges, variables, inputs, nodes)
@@ -109,29 +140,34 @@ class SearchCell(nn.Module):
 
 
 class EvalCell(nn.Module):
-    """A cell with just the operations of a genotype; parameters stand under `edge<i>`, in order."""
+    """A cell with just the operations of a genotype; parameters stand under `edge<i>`, in order.
 
-    genotype: Genotype
+    Attributes:
+      nodes, concat: of the genotype's cell type.
+      skeleton: the genotype's.
+    """
+
+    nodes: tuple[Node, ...]
+    concat: tuple[int, ...]
     channels: int
-    reduction: bool
-    reduction_prev: bool
+    reduction: bool = False
+    reduction_prev: bool = False
+    skeleton: str = "darts"
 
     @nn.compact
-    def __call__(self, s0, s1, drop_path, context: Context):
+    def __call__(self, states, drop_path, context: Context):
         """As `SearchCell`; `drop_path` is the probability that an edge drops a sample (scalar).
 
         Returns [N, H, W, len(concat) * channels].
         """
-        s0, s1 = _preprocess(self, s0, s1, self.channels, self.reduction_prev, True, context)
-        nodes, concat = self.genotype.normal, self.genotype.normal_concat
-        if self.reduction:
-            nodes, concat = self.genotype.reduce, self.genotype.reduce_concat
+        if self.skeleton == "darts":
+            states = _preprocess(self, *states, self.channels, self.reduction_prev, True, context)
+        states, inputs, edge = list(states), len(states), 0
         shrink = 2 if self.reduction else 1
-        states, edge = [s0, s1], 0
-        for node in nodes:
-            total = jnp.zeros_like(s0[:, ::shrink, ::shrink])
+        for node in self.nodes:
+            total = jnp.zeros_like(states[0][:, ::shrink, ::shrink])
             for op, source in node:
-                stride = 2 if self.reduction and source < 2 else 1
+                stride = 2 if self.reduction and source < inputs else 1
                 layer = OPERATIONS[op](self.channels, stride, True)
                 y = run_layer(self, f"edge{edge}", layer, states[source], context)
                 if drop_path is not None and not (op == "skip_connect" and stride == 1):
@@ -139,15 +175,10 @@ class EvalCell(nn.Module):
                 total += y
                 edge += 1
             states.append(total)
-        return jnp.concatenate([states[node] for node in concat], -1)
+        return jnp.concatenate([states[node] for node in self.concat], -1)
 
 
 def _drop_samples(y, probability, key, context):
     """Zeroes whole samples of y [N, ...] with `probability`, and scales the others by 1 / keep."""
-    samples, first = y.shape[0], 0
-    if context.axis_name is not None:  # every device draws the whole batch's and takes its part
-        first = lax.axis_index(context.axis_name) * samples
-        samples = samples * lax.axis_size(context.axis_name)
-    keep = jax.random.bernoulli(key, 1 - probability, (samples, 1, 1, 1))
-    keep = lax.dynamic_slice_in_dim(keep, first, y.shape[0])
+    keep = draw_kept(key, probability, (y.shape[0], 1, 1, 1), context)
     return y * keep / (1 - probability)

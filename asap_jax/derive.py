@@ -5,26 +5,42 @@ import numpy as np
 
 from asap_jax.genotypes import Genotype, Node
 from asap_jax.relaxation import masked_softmax
-from asap_jax.spaces import CELL_TYPES, SearchSpace
+from asap_jax.spaces import SKELETONS, SearchSpace
 
 EDGES = {"top2": 2, "all": None}  # config name -> inputs a node keeps
 
 
-def strongest(alphas, masks, space: SearchSpace, inputs_per_node: int | None) -> Genotype:
+def strongest(
+    alphas, masks, space: SearchSpace, inputs_per_node: int | None, edge_weights=None
+) -> Genotype:
     """Each edge's strongest living candidate; of each node's edges the strongest few.
 
     An edge is ranked by its candidate's weight in the softmax over all N alphas at T = 1, where a
-    pruned candidate still counts with the alpha it was frozen at. `none` is never chosen. Ties go
-    to the lower index. With `inputs_per_node` 2 this is DARTS' rule; None keeps every edge.
+    pruned candidate still counts with the alpha it was frozen at. `none` is never chosen; in a
+    skeleton that says so, an edge on which it is strongest is left out. Ties go to the lower index.
+    With `inputs_per_node` 2 this is DARTS' rule; None keeps every edge.
 
     Args:
       alphas, masks: {cell type: [E, O]}.
       space: the edges and candidates they stand for.
       inputs_per_node: edges a node keeps, or None for all.
+      edge_weights: {cell type: [E]}, factors of the edges' ranks; None for none (PC-DARTS).
     """
-    cells = {cell: _cell(alphas[cell], masks[cell], space, inputs_per_node) for cell in CELL_TYPES}
-    concat = tuple(range(2, space.nodes + 2))
-    return Genotype(cells["normal"], concat, cells["reduce"], concat)
+
+    def ranked(cell):
+        weights = masked_softmax(alphas[cell], np.ones_like(masks[cell]))
+        return weights if edge_weights is None else weights * edge_weights[cell][:, None]
+
+    return of_weights({c: ranked(c) for c in space.cell_types}, masks, space, inputs_per_node)
+
+
+def of_weights(weights, masks, space: SearchSpace, inputs_per_node: int | None) -> Genotype:
+    """As `strongest`, by weights {cell type: [E, O]} in place of alphas."""
+    cells = {
+        cell: _cell(np.asarray(weights[cell]), masks[cell], space, inputs_per_node)
+        for cell in space.cell_types
+    }
+    return _genotype(cells, space)
 
 
 def most_probable(alphas, space: SearchSpace) -> Genotype:
@@ -34,7 +50,7 @@ def most_probable(alphas, space: SearchSpace) -> Genotype:
         choice = np.asarray(alphas[cell]).argmax(-1)
         return np.eye(len(space.candidates), dtype=bool)[choice]
 
-    return all_living({cell: chosen(cell) for cell in CELL_TYPES}, space)
+    return all_living({cell: chosen(cell) for cell in space.cell_types}, space)
 
 
 def all_living(masks, space: SearchSpace) -> Genotype:
@@ -53,21 +69,39 @@ def all_living(masks, space: SearchSpace) -> Genotype:
                 for o, name in enumerate(space.candidates)
                 if mask[e, o] and name != "none"
             )
-            for target in range(2, space.nodes + 2)
+            for target in space.intermediate
         )
 
-    masks = {cell: np.asarray(jax.device_get(mask)) for cell, mask in masks.items()}
-    concat = tuple(range(2, space.nodes + 2))
-    return Genotype(nodes(masks["normal"]), concat, nodes(masks["reduce"]), concat)
+    masks = jax.device_get(masks)
+    return _genotype({cell: nodes(np.asarray(masks[cell])) for cell in space.cell_types}, space)
 
 
-def _cell(alphas, mask, space, inputs_per_node) -> tuple[Node, ...]:
-    weights = np.asarray(masked_softmax(alphas, np.ones_like(mask)))
+def skips(genotype: Genotype) -> dict[str, int]:
+    """{cell type: number of skip connections}."""
+    return {
+        cell: sum(op == "skip_connect" for node in nodes for op, _ in node)
+        for cell, (nodes, _) in genotype.cells.items()
+    }
+
+
+def _genotype(cells, space) -> Genotype:
+    """The cells put together; a "darts" cell gives all its nodes, a "nasbench201" cell its last."""
+    concat = tuple(space.intermediate)
+    if "reduce" not in SKELETONS[space.skeleton].cell_types:
+        return Genotype(cells["normal"], concat[-1:], skeleton=space.skeleton)
+    return Genotype(cells["normal"], concat, cells["reduce"], concat, space.skeleton)
+
+
+def _cell(weights, mask, space, inputs_per_node) -> tuple[Node, ...]:
     named = np.array([name != "none" for name in space.candidates])
-    eligible = np.where(np.asarray(jax.device_get(mask)) & named, weights, -np.inf)
+    living = np.where(np.asarray(jax.device_get(mask)), weights, -np.inf)
+    if SKELETONS[space.skeleton].derives_none:
+        nothing = ~named[living.argmax(-1)]
+        living = np.where(nothing[:, None], -np.inf, living)
+    eligible = np.where(named, living, -np.inf)
     choice, strength = eligible.argmax(-1), eligible.max(-1)
     nodes = []
-    for target in range(2, space.nodes + 2):
+    for target in space.intermediate:
         incoming = [e for e in space.incoming(target) if np.isfinite(strength[e])]
         kept = sorted(incoming, key=lambda e: -strength[e])[:inputs_per_node]
         nodes.append(tuple((space.candidates[choice[e]], space.edges[e][0]) for e in sorted(kept)))

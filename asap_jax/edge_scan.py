@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from asap_jax.ops import Context, Layer, draw
+from asap_jax.ops import Context, Layer, draw, draw_kept
 
 
 class Edges(NamedTuple):
@@ -29,6 +29,10 @@ class Edges(NamedTuple):
     sources, targets: node indices, [E], by rising target.
     in_place: the edges lead from nodes of the cell to later ones (stride 1), or from the maps
       that enter it to its nodes (stride 2).
+    context: how to run the layers.
+    share: the candidates see the first 1 / share of the channels; the others pass by, and all are
+      shuffled (PC-DARTS).
+    dropped: candidates whose output goes through dropout.
     """
 
     layers: tuple[tuple[str, Layer], ...]
@@ -36,6 +40,8 @@ class Edges(NamedTuple):
     targets: tuple[int, ...]
     in_place: bool
     context: Context
+    share: int = 1
+    dropped: tuple[str, ...] = ()
 
 
 class Variables(NamedTuple):
@@ -44,12 +50,16 @@ class Variables(NamedTuple):
     params, stats: {candidate: tree of [E, ...]}; candidates without any are left out.
     weights: [E, O].
     active: [E, O] bool.
+    edge_weights: [E], what the channels that pass by are multiplied by; None if share is 1.
+    dropout: (key data [E, ...] uint32, rates [E]), or None if nothing is dropped.
     """
 
     params: Mapping
     stats: Mapping
     weights: jax.Array
     active: jax.Array
+    edge_weights: jax.Array | None = None
+    dropout: tuple[jax.Array, jax.Array] | None = None
 
 
 def stack_params(layers: Mapping[str, Layer], edges: int, key):
@@ -87,8 +97,8 @@ def scan_edges(edges: Edges, variables: Variables, inputs, nodes):
     def add_edge(nodes, edge):
         v, source, target = edge
         x = (nodes if edges.in_place else inputs)[source]
-        y, stats = _mixed(edges, v, x, nodes.shape[1:])
-        return nodes.at[target].add(y), stats
+        y, stats = _mixed(edges, v, _part(edges, x), _part(edges, nodes[target]).shape)
+        return nodes.at[target].add(_join(edges, y, v.edge_weights, x)), stats
 
     return lax.scan(add_edge, nodes, (variables, *_indices(edges)))
 
@@ -99,14 +109,17 @@ def scan_edges_reference(edges: Edges, variables: Variables, inputs, nodes):
     for e, (source, target) in enumerate(zip(edges.sources, edges.targets, strict=True)):
         v = jax.tree.map(lambda leaf, e=e: leaf[e], variables)
         x = (nodes if edges.in_place else inputs)[source]
-        stats = dict(v.stats)
+        stats, total = dict(v.stats), 0.0
         for o, (name, layer) in enumerate(edges.layers):
-            y, new = layer.apply(v.params.get(name, {}), v.stats.get(name, {}), x, edges.context)
-            nodes = nodes.at[target].add(v.weights[o] * y)
+            y, new = layer.apply(
+                v.params.get(name, {}), v.stats.get(name, {}), _part(edges, x), edges.context
+            )
+            total += v.weights[o] * _dropped(edges, name, v, y)
             if new:
                 stats[name] = jax.tree.map(
                     lambda n, s, live=v.active[o]: jnp.where(live, n, s), new, stats[name]
                 )
+        nodes = nodes.at[target].add(_join(edges, total, v.edge_weights, x))
         new_stats.append(stats)
     return nodes, jax.tree.map(lambda *leaves: jnp.stack(leaves), *new_stats)
 
@@ -115,14 +128,44 @@ def _indices(edges):
     return jnp.asarray(edges.sources), jnp.asarray(edges.targets)
 
 
+def _part(edges, x):
+    """The channels of x [..., C] that the candidates see."""
+    return x if edges.share == 1 else x[..., : x.shape[-1] // edges.share]
+
+
+def _join(edges, mixed, edge_weight, x):
+    """An edge's output [N, h, w, C]: the mixed channels beside those of x that pass by, shuffled.
+
+    Where the edge halves its map, what passes by is max-pooled 2 x 2.
+    """
+    if edges.share == 1:
+        return mixed
+    batch, height, width, channels = mixed.shape
+    rest = x[..., channels:]
+    if height < x.shape[1]:
+        rest = rest.reshape(batch, height, 2, width, 2, -1).max((2, 4))
+    y = jnp.concatenate([mixed, edge_weight * rest], -1)
+    groups = y.reshape(batch, height, width, edges.share, channels)
+    return groups.swapaxes(-1, -2).reshape(y.shape)
+
+
+def _dropped(edges, name, v, y):
+    """y, with the dropout that the candidate has while training."""
+    if name not in edges.dropped or not edges.context.train:
+        return y
+    key_data, rate = v.dropout
+    keep = draw_kept(jax.random.wrap_key_data(key_data), rate, y.shape, edges.context)
+    return y * keep / (1 - rate)
+
+
 def _mixed(edges, v, x, shape):
     """One mixed operation: (sum of weight * candidate(x) over the active ones, new statistics)."""
     total, new_stats = jnp.zeros(shape, x.dtype), dict(v.stats)
     for o, (name, layer) in enumerate(edges.layers):
 
-        def compute(params, stats, x, weight, layer=layer):
+        def compute(params, stats, x, weight, layer=layer, name=name):
             y, new = layer.apply(params, stats, x, edges.context)
-            return weight * y, new
+            return weight * _dropped(edges, name, v, y), new
 
         def skip(params, stats, x, weight):
             return jnp.zeros(shape, x.dtype), stats
@@ -150,17 +193,30 @@ def _backward(edges, residuals, cotangents):
 def _pull_back(edges, variables, maps, g_nodes):
     def pull_edge(g_sources, edge):
         v, source, target = edge
-        g = (g_sources if edges.in_place else g_nodes)[target]
-        g_params, g_weights, g_x = _mixed_gradient(edges, v, maps[source], g)
-        return g_sources.at[source].add(g_x), (g_params, g_weights)
+        g, x = (g_sources if edges.in_place else g_nodes)[target], maps[source]
+        g_edge_weight, g_passed = None, None
+        if edges.share > 1:
+            mixed = jnp.zeros(_part(edges, g).shape, g.dtype)  # _join is linear in it
+            g, g_edge_weight, g_passed = jax.vjp(partial(_join, edges), mixed, v.edge_weights, x)[
+                1
+            ](g)
+        g_params, g_weights, g_x = _mixed_gradient(edges, v, _part(edges, x), g)
+        if edges.share > 1:
+            g_x = g_passed.at[..., : g_x.shape[-1]].add(g_x)
+        return g_sources.at[source].add(g_x), (g_params, g_weights, g_edge_weight)
 
     start = g_nodes if edges.in_place else jnp.zeros_like(maps)
-    g_sources, (g_params, g_weights) = lax.scan(
+    g_sources, (g_params, g_weights, g_edge_weights) = lax.scan(
         pull_edge, start, (variables, *_indices(edges)), reverse=True
     )
     # The running statistics enter no training loss; in evaluation they are constants.
     g_variables = Variables(
-        g_params, jax.tree.map(jnp.zeros_like, variables.stats), g_weights, None
+        g_params,
+        jax.tree.map(jnp.zeros_like, variables.stats),
+        g_weights,
+        None,
+        g_edge_weights,
+        variables.dropout and (None, jnp.zeros_like(variables.dropout[1])),
     )
     if edges.in_place:
         return g_variables, None, g_sources
@@ -175,9 +231,10 @@ def _mixed_gradient(edges, v, x, g):
     g_params, g_weights, g_x = {}, [], jnp.zeros_like(x)
     for o, (name, layer) in enumerate(edges.layers):
 
-        def compute(params, stats, x, weight, g, layer=layer):
+        def compute(params, stats, x, weight, g, layer=layer, name=name):
             def output(params, x, weight):
-                return weight * layer.apply(params, stats, x, edges.context)[0]
+                y = layer.apply(params, stats, x, edges.context)[0]
+                return weight * _dropped(edges, name, v, y)
 
             return jax.vjp(output, params, x, weight)[1](g)
 

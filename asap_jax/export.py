@@ -161,6 +161,12 @@ def _place(name, layer):
 
 
 def _entries(network, image_channels) -> list[_Entry]:
+    described = network.space if isinstance(network, Supernet) else network.genotype
+    if described.skeleton != "darts" or getattr(network, "partial_channels", 1) > 1:
+        raise ValueError(
+            "weights are exchanged with the networks of quark0/darts; those of another skeleton "
+            "or with partial channels, have no counterpart there"
+        )
     size = 64 if getattr(network, "stem", "cifar") == "imagenet" else 32
     x = jax.ShapeDtypeStruct((1, size, size, image_channels), jnp.result_type(float))
     key, plain = jax.random.key(0), Context(reference=True)

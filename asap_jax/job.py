@@ -127,6 +127,8 @@ def _check_data(config, dataset, mode) -> None:
         search_loop.check(config.search, dataset)
     if mode != "search":
         train_loop.check(config.train, dataset)
+    if not mode:
+        train_loop.check_cells(config.train, search_loop.make_space(config.search).skeleton)
     if mode != "train" and config.searches > 1:
         half = len(dataset.train_labels) // 2
         if config.train.batch_size > half:
@@ -401,6 +403,9 @@ def _search_rows(config, search) -> list[tuple[str, str]]:
     if not search:
         return []
     rows = [("candidates left", f"{search['candidates_left']} after {search['epochs']} epochs")]
+    name = Genotype.from_json(json.dumps(search["genotype"])).architecture_string()
+    if name is not None:
+        rows.append(("architecture", name))
     if "val_accuracy" in search:
         accuracy = 100 * search["val_accuracy"]
         rows.append(("chosen search", f"seed {search['seed']}, {accuracy:.2f} % on the other half"))

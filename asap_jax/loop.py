@@ -77,6 +77,7 @@ class Progress:
     seconds, epoch_seconds: time spent in the stage and in the epoch, over all starts.
     ended: "" while it goes on or ran its epochs; "finished" if the step said so, "stopped" if a
       callback did.
+    history: {name: one value an epoch}, what `summary` wants to look back on.
     """
 
     epoch: int = 0
@@ -85,6 +86,7 @@ class Progress:
     seconds: float = 0.0
     epoch_seconds: float = 0.0
     ended: str = ""
+    history: dict[str, list] = field(default_factory=dict)
 
     def add(self, metrics: dict) -> None:
         self.step += 1
@@ -114,12 +116,14 @@ def run(
     session: Session,
     identity: dict,
     index: int = 0,
+    stage: int = 0,
     watch: Callable[[Any], Callable[[Any, dict], bool]] | None = None,
 ) -> tuple[Any, Progress]:
     """Runs `step` over the batches of all epochs, from the last checkpoint on if there is one.
 
     Args:
-      phase, index: the stage's name is "phase-index"; its checkpoints and records go by it.
+      phase, index, stage: checkpoints go by "phase-index", records by "phase" and "run"; of a phase
+        in stages all but the first are told apart by "-stage" and by "stage" in the records.
       state: as the stage begins.
       step: (state, *batch) -> (state, metrics), metrics a dict of scalars with `train_loss`; a true
         `finished` among them ends the stage.
@@ -138,7 +142,9 @@ def run(
       Interrupted: a signal came, and the state is saved.
       UserError: the loss is not finite, or the checkpoint is another run's.
     """
-    progress, checkpoints = Progress(), session.checkpoints(f"{phase}-{index}", identity)
+    name = f"{phase}-{index}" + (f"-{stage}" if stage else "")
+    place = {"phase": phase, "run": index} | ({"stage": stage} if stage else {})
+    progress, checkpoints = Progress(), session.checkpoints(name, identity)
     callbacks, interruption = session.callbacks, session.interruption
 
     def save_if_need_be(over=False):
@@ -159,13 +165,14 @@ def run(
                     f"the {phase} has done {progress.epoch} epochs, and the config asks for "
                     f"{epochs}: raise config.{phase}.epochs, or choose another --workdir"
                 )
-            session.log.say(
-                f"{phase} {index} goes on after {progress.epoch} epochs and {progress.step} of "
-                f"{steps} steps"
-            )
+            if progress.epoch < epochs and not progress.ended:
+                session.log.say(
+                    f"{name} goes on after {progress.epoch} epochs and {progress.step} of "
+                    f"{steps} steps"
+                )
         session.log.rewind(
             lambda record: (
-                (record["phase"], record["run"]) != (phase, index)
+                {key: record[key] for key in ("phase", "run", "stage") if key in record} != place
                 or record["epoch"] <= progress.epoch
             )
         )
@@ -179,7 +186,7 @@ def run(
                     _check_finite(metrics, phase, progress)
                     progress.add(metrics)
                     bar.update()
-                    seen = {"phase": phase, "run": index, "epoch": progress.epoch + 1}
+                    seen = {**place, "epoch": progress.epoch + 1}
                     seen |= {"step": progress.step, **{k: v.item() for k, v in metrics.items()}}
                     ends = [callbacks.on_step and callbacks.on_step(seen)]
                     ends.append(watcher and watcher(state, seen))
@@ -193,8 +200,7 @@ def run(
                 record, line = summary(state, progress, metrics)
                 clock.tick()
                 record = {
-                    "phase": phase,
-                    "run": index,
+                    **place,
                     "epoch": progress.epoch + 1,
                     "steps": progress.step,
                     **record,

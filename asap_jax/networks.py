@@ -8,11 +8,23 @@ import jax.numpy as jnp
 
 from asap_jax.cells import EvalCell, SearchCell, run_layer
 from asap_jax.genotypes import Genotype
-from asap_jax.ops import Context, Layer, chain, conv, cost, dense, norm, relu, stateless
+from asap_jax.ops import (
+    Context,
+    Layer,
+    chain,
+    conv,
+    cost,
+    dense,
+    norm,
+    pointwise,
+    relu,
+    stateless,
+)
 from asap_jax.relaxation import Mixture
 from asap_jax.spaces import SearchSpace
 
 STEM_MULTIPLIER = 3
+STAGES = 3  # of a "nasbench201" network, with a residual reduction between each two
 
 
 def reductions(cells: int) -> tuple[int, ...]:
@@ -77,44 +89,123 @@ def _auxiliary_head(inputs, num_classes, last_norm) -> Layer:
     return chain(layers)
 
 
+def cell_types(skeleton: str, cells: int) -> tuple[str, ...]:
+    """Each cell's type, in order."""
+    if skeleton == "nasbench201":
+        return ("normal",) * cells
+    return tuple("reduce" if i in reductions(cells) else "normal" for i in range(cells))
+
+
 class Supernet(nn.Module):
-    """DARTS' search network: a stem, stacked cells of mixed edges, a linear classifier.
+    """The search network: a stem, stacked cells of mixed edges, a linear classifier.
 
     Attributes:
-      space: the cell's edges and candidates.
+      space: the cell's edges and candidates, and the skeleton that the cells make.
       num_classes: width of the logits.
       channels: width of the first cell's nodes (C); doubled at each reduction.
-      cells: number of cells (L); those at `reductions(cells)` halve the maps.
+      cells: number of cells (L). In the "darts" skeleton those at `reductions(cells)` halve the
+        maps; "nasbench201" wants a multiple of 3, its residual blocks are not counted.
+      partial_channels: K: each edge's candidates see 1 / K of its channels (PC-DARTS).
     """
 
     space: SearchSpace
     num_classes: int
     channels: int = 16
     cells: int = 8
+    partial_channels: int = 1
 
     @nn.compact
     def __call__(self, x, mixtures: Mapping[str, Mixture], context: Context = Context()):
         """Logits [N, num_classes] of images x [N, H, W, 1 or 3]; one mixture per cell type."""
-        stem = _stem(x.shape[-1], STEM_MULTIPLIER * self.channels)
-        s0 = s1 = run_layer(self, "stem", stem, x, context)
-        channels, reduction_prev = self.channels, False
-        for i in range(self.cells):
-            reduction = i in reductions(self.cells)
-            channels *= 2 if reduction else 1
-            mixture = mixtures["reduce" if reduction else "normal"]
-            cell = SearchCell(self.space, channels, reduction, reduction_prev, name=f"cell{i}")
-            s0, s1 = s1, cell(s0, s1, mixture.scaled, mixture.active, context)
-            reduction_prev = reduction
-        return _classify(self, s1, self.num_classes, context)
+        if self.channels % self.partial_channels:
+            raise ValueError(
+                f"the supernet's {self.channels} channels cannot be divided by partial_channels, "
+                f"{self.partial_channels}"
+            )
+
+        def cell(i, kind, states, channels, reduction_prev=False):
+            mixture = mixtures[kind]
+            if mixture.skip_dropout is not None:
+                dropout = mixture.skip_dropout
+                dropout = dropout._replace(key=jax.random.fold_in(dropout.key, i))
+                mixture = mixture._replace(skip_dropout=dropout)
+            module = SearchCell(
+                self.space,
+                channels,
+                kind == "reduce",
+                reduction_prev,
+                self.partial_channels,
+                name=f"cell{i}",
+            )
+            return module(states, mixture, context)
+
+        if self.space.skeleton == "nasbench201":
+            x = _residual_stages(self, x, context, cell)
+        else:
+            stem = _stem(x.shape[-1], STEM_MULTIPLIER * self.channels)
+            s1 = run_layer(self, "stem", stem, x, context)
+            *_, x = _stacked_cells(self, s1, s1, "darts", False, cell)
+        return _classify(self, x, self.num_classes, context)
+
+
+def _stacked_cells(network, s0, s1, skeleton, reduction_prev, cell):
+    """Yields the outputs of DARTS' row of cells, each of which reads the two before it."""
+    channels = network.channels
+    for i, kind in enumerate(cell_types(skeleton, network.cells)):
+        channels *= 2 if kind == "reduce" else 1
+        s0, s1 = s1, cell(i, kind, (s0, s1), channels, reduction_prev)
+        reduction_prev = kind == "reduce"
+        yield s1
+
+
+def _residual_stages(network, x, context, cell):
+    """NAS-Bench-201's network without its classifier: three rows of cells, residual reductions."""
+    if network.cells % STAGES:
+        raise ValueError(
+            f"a nasbench201 network has {STAGES} stages of equal length: cells has to be a "
+            f"multiple of {STAGES}, got {network.cells}"
+        )
+    channels, length = network.channels, network.cells // STAGES
+    x = run_layer(network, "stem", _stem(x.shape[-1], channels), x, context)
+    for i in range(network.cells):
+        if i and i % length == 0:
+            block = _residual_reduction(channels, 2 * channels)
+            x = run_layer(network, f"reduction{i // length}", block, x, context)
+            channels *= 2
+        x = cell(i, "normal", (x,), channels)
+    last = chain({"norm": norm(channels), "relu": relu})
+    return run_layer(network, "last", last, x, context)
+
+
+def _residual_reduction(inputs, outputs) -> Layer:
+    """Two 3x3 ReLU-Conv-BN, the first of stride 2, beside an average pool and a 1x1 convolution."""
+    long = chain(
+        {
+            "relu_a": relu,
+            "conv_a": conv(inputs, outputs, (3, 3), (2, 2), (1, 1)),
+            "norm_a": norm(outputs),
+            "relu_b": relu,
+            "conv_b": conv(outputs, outputs, (3, 3), (1, 1), (1, 1)),
+            "norm_b": norm(outputs),
+        }
+    )
+    short = pointwise(inputs, outputs)
+
+    def apply(params, stats, x, context):
+        y, stats = long.apply(params, stats, x, context)
+        batch, height, width, channels = x.shape
+        pooled = x.reshape(batch, height // 2, 2, width // 2, 2, channels).mean((2, 4))
+        return y + short.apply(params["shortcut"], {}, pooled, context)[0], stats
+
+    return Layer({**long.weights, "shortcut": short.weights}, long.stats, apply)
 
 
 def live_parameters(network: Supernet, params, mixtures: Mapping[str, Mixture]):
     """What the mixtures make active: a tree like `params` of bools that broadcast against it."""
     live = jax.tree.map(lambda leaf: jnp.bool_(True), params)
-    for i in range(network.cells):
-        reduction = i in reductions(network.cells)
-        active = mixtures["reduce" if reduction else "normal"].active
-        for stride, indices in network.space.by_stride(reduction).items():
+    for i, kind in enumerate(cell_types(network.space.skeleton, network.cells)):
+        active = mixtures[kind].active
+        for stride, indices in network.space.by_stride(kind == "reduce").items():
             group = live[f"cell{i}"].get(f"stride{stride}", {})
             for o, name in enumerate(network.space.candidates):
                 if name in group:
@@ -127,14 +218,17 @@ def live_parameters(network: Supernet, params, mixtures: Mapping[str, Mixture]):
 
 
 class EvalNetwork(nn.Module):
-    """The network that is built from a genotype and trained: DARTS' NetworkCIFAR, NetworkImageNet.
+    """The network that is built from a genotype and trained.
+
+    In the "darts" skeleton DARTS' NetworkCIFAR and NetworkImageNet; in "nasbench201" the
+    benchmark's network (16 channels and 15 cells there).
 
     Attributes:
-      genotype: the two cells.
+      genotype: the cells, and the skeleton that they make.
       num_classes: width of the logits.
       channels, cells: as in `Supernet` (36 and 20 for CIFAR-10, 48 and 14 for ImageNet).
-      stem: "cifar" keeps the image's size, "imagenet" divides it by 8.
-      auxiliary: a second classifier after the last reduction, for training only.
+      stem: "cifar" keeps the image's size, "imagenet" divides it by 8 ("darts" only).
+      auxiliary: a second classifier after the last reduction, for training only ("darts" only).
       remat: keep only the cells' outputs for the backward pass and compute the rest anew: a
         fraction of the memory, about a third more time. (XLA's CPU compiler undoes it.)
     """
@@ -162,6 +256,22 @@ class EvalNetwork(nn.Module):
           training only. The pooled features [N, F] are sown as "features" into the collection
           "intermediates".
         """
+        kind = nn.remat(EvalCell, static_argnums=3) if self.remat else EvalCell
+        skeleton = self.genotype.skeleton
+
+        def cell(i, cell_type, states, channels, reduction_prev=False):
+            nodes, concat = self.genotype.cells[cell_type]
+            reduction = cell_type == "reduce"
+            module = kind(
+                nodes, concat, channels, reduction, reduction_prev, skeleton, name=f"cell{i}"
+            )
+            return module(states, drop_path, context)
+
+        if skeleton == "nasbench201":
+            if self.auxiliary or self.stem != "cifar":
+                raise ValueError("a nasbench201 network has no auxiliary head and one kind of stem")
+            x = _residual_stages(self, x, context, cell)
+            return _classify(self, x, self.num_classes, context), None
         if self.stem == "imagenet":
             stem0, stem1 = _imagenet_stems(x.shape[-1], self.channels)
             s0 = run_layer(self, "stem0", stem0, x, context)
@@ -171,20 +281,15 @@ class EvalNetwork(nn.Module):
             s0 = s1 = run_layer(self, "stem", stem, x, context)
         else:
             raise ValueError(f'stem has to be "cifar" or "imagenet", got {self.stem!r}')
-        channels, reduction_prev = self.channels, self.stem == "imagenet"
         auxiliary = None
-        for i in range(self.cells):
-            reduction = i in reductions(self.cells)
-            channels *= 2 if reduction else 1
-            kind = nn.remat(EvalCell, static_argnums=4) if self.remat else EvalCell
-            cell = kind(self.genotype, channels, reduction, reduction_prev, name=f"cell{i}")
-            s0, s1 = s1, cell(s0, s1, drop_path, context)
-            reduction_prev = reduction
-            wanted = self.auxiliary and (context.train or self.is_initializing())
+        wanted = self.auxiliary and (context.train or self.is_initializing())
+        for i, x in enumerate(
+            _stacked_cells(self, s0, s1, skeleton, self.stem == "imagenet", cell)
+        ):
             if wanted and i == 2 * self.cells // 3:
-                head = _auxiliary_head(s1.shape[-1], self.num_classes, self.stem == "cifar")
-                auxiliary = run_layer(self, "auxiliary_head", head, s1, context)
-        return _classify(self, s1, self.num_classes, context), auxiliary
+                head = _auxiliary_head(x.shape[-1], self.num_classes, self.stem == "cifar")
+                auxiliary = run_layer(self, "auxiliary_head", head, x, context)
+        return _classify(self, x, self.num_classes, context), auxiliary
 
 
 def _classify(module, x, num_classes, context):

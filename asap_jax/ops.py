@@ -8,7 +8,7 @@ is one more entry:
     def sep_conv_9x9(channels, stride, affine):
         return separable(channels, 9, stride, affine)
 
-    OPERATIONS["sep_conv_9x9"] = sep_conv_9x9
+    register("sep_conv_9x9", sep_conv_9x9)
 """
 
 from collections.abc import Callable, Mapping
@@ -83,6 +83,19 @@ def _value(rng, weight, copies):
     if weight.fan_in is None:
         return np.full(shape, weight.fill)
     return rng.uniform(-1, 1, shape) * weight.fan_in**-0.5
+
+
+def draw_kept(key, rate, shape, context: Context):
+    """[shape] bool, each True with probability 1 - rate; the first axis is the batch.
+
+    Where the batch is spread over devices, each draws the whole batch's and takes its part.
+    """
+    samples, first = shape[0], 0
+    if context.axis_name is not None:
+        first = lax.axis_index(context.axis_name) * samples
+        samples = samples * lax.axis_size(context.axis_name)
+    kept = jax.random.bernoulli(key, 1 - rate, (samples, *shape[1:]))
+    return lax.dynamic_slice_in_dim(kept, first, shape[0])
 
 
 def stateless(function: Callable) -> Layer:
@@ -266,6 +279,15 @@ def _conv_7x1_1x7(channels, stride, affine):
     )
 
 
+def _nor_conv(kernel):
+    def build(channels, stride, affine):
+        padding = kernel // 2
+        layer = conv(channels, channels, (kernel,) * 2, (stride,) * 2, (padding,) * 2)
+        return chain({"relu": relu, "conv": layer, "norm": norm(channels, affine)})
+
+    return build
+
+
 def _with_kernel(build, kernel):
     return lambda channels, stride, affine: build(channels, kernel, stride, affine)
 
@@ -281,21 +303,44 @@ OPERATIONS: dict[str, Callable[[int, int, bool], Layer]] = {
     "dil_conv_3x3": _with_kernel(dilated, 3),
     "dil_conv_5x5": _with_kernel(dilated, 5),
     "conv_7x1_1x7": _conv_7x1_1x7,
+    "nor_conv_1x1": _nor_conv(1),  # NAS-Bench-201's
+    "nor_conv_3x3": _nor_conv(3),
 }
 
 
-POOLS = {"max_pool_3x3", "avg_pool_3x3"}  # as candidates, these are followed by a norm
+def register(name: str, build: Callable[[int, int, bool], Layer]) -> None:
+    """Makes an operation known by name, to spaces, genotypes and the networks built from them.
+
+    A checkpoint names the operations of its network: a program that loads it registers the same.
+
+    Args:
+      name: as genotypes write it.
+      build: (channels, stride 1 or 2, affine) -> Layer that maps [N, H, W, channels] to
+        [N, H / stride, W / stride, channels]. `affine` says whether its norms have parameters:
+        False in the supernet.
+
+    Raises:
+      ValueError: the name stands for another operation already.
+    """
+    if OPERATIONS.setdefault(name, build) is not build:
+        raise ValueError(
+            f"there is another operation {name!r} already: choose another name (genotypes and "
+            "checkpoints know operations by name alone)"
+        )
 
 
-def candidate(name: str, channels: int, stride: int) -> Layer:
-    """A search candidate, as in DARTS: norms without parameters, and one after each pool."""
-    return _candidate(OPERATIONS[name], name in POOLS, channels, stride)
+POOLS = {"max_pool_3x3", "avg_pool_3x3"}
+
+
+def candidate(name: str, channels: int, stride: int, normed_pools: bool = True) -> Layer:
+    """A search candidate: norms without parameters, and as in DARTS one after each pool."""
+    return _candidate(OPERATIONS[name], normed_pools and name in POOLS, channels, stride)
 
 
 @cache  # one object for equal arguments: cells of equal shape then share their traces
-def _candidate(build, pool, channels, stride):
+def _candidate(build, normed, channels, stride):
     layer = build(channels, stride, False)
-    if pool:
+    if normed:
         layer = chain({"pool": layer, "norm": norm(channels, affine=False)})
     return layer
 

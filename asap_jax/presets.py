@@ -70,6 +70,11 @@ def paper() -> ConfigDict:
             },
             "alpha": {"learning_rate": 1e-3, "b1": 0.5, "b2": 0.999, "weight_decay": 1e-3},
             "augmentation": {"pad": 4, "flip": True},
+            "watch": {
+                "images": 1024,  # of the alpha half, for the gap after each epoch; 0 for none
+                "eigenvalue": False,  # the dominant one of the alphas' Hessian, each epoch: dear
+            },
+            "benchmark": "",  # CSV file of NAS-Bench-201's accuracies, to log the derived cell's
         }
     )
     config.train = ConfigDict(
@@ -129,6 +134,15 @@ def digits() -> ConfigDict:
     return config
 
 
+def tiny() -> ConfigDict:
+    """A quarter of the digits, a few epochs: shows that a method runs, and says nothing of it."""
+    config = digits()
+    config.data.update({"train_examples": 360, "test_examples": 180})
+    config.search.update({"epochs": 6, "batch_size": 30, "alpha": {"learning_rate": 0.15}})
+    config.train.update({"channels": 8, "epochs": 6, "batch_size": 30})
+    return config
+
+
 def small() -> ConfigDict:
     """A small supernet for a few thousand images: the whole road in minutes on two CPU cores."""
     config = paper()
@@ -152,6 +166,41 @@ def cifar10_small() -> ConfigDict:
     """`small` on a subset of CIFAR-10."""
     config = small()
     config.data.update({"train_examples": 2000, "test_examples": 1000})
+    return config
+
+
+def nb201() -> ConfigDict:
+    """NAS-Bench-201's space and network on CIFAR-10; the search of the paper, the training of
+
+    Dong and Yang, 2020 (arXiv:2001.00326, their recipe of 200 epochs).
+    """
+    config = paper()
+    config.search.update({"space": "nasbench201", "edges": "all", "cells": 15})
+    config.train.update(
+        {
+            "channels": 16,
+            "cells": 15,
+            "epochs": 200,
+            "batch_size": 256,
+            "learning_rate": 0.1,
+            "nesterov": True,
+            "weight_decay": 5e-4,
+            "auxiliary_weight": 0.0,
+            "drop_path": 0.0,
+        }
+    )
+    config.train.augmentation.cutout = 0
+    return config
+
+
+def nb201_small() -> ConfigDict:
+    """`nb201` on a subset of CIFAR-10: one cell a stage, half the width."""
+    config, size = nb201(), cifar10_small()
+    config.data.update(size.data)
+    config.search.update({"channels": 8, "cells": 3, "epochs": 9, "batch_size": 32})
+    config.search.alpha.learning_rate = size.search.alpha.learning_rate
+    config.train.update({"channels": 16, "cells": 3, "epochs": 14, "batch_size": 32})
+    config.train.learning_rate = 0.05
     return config
 
 
@@ -202,8 +251,51 @@ def _with_gdas(config: ConfigDict) -> None:
 
 def _as_darts(config: ConfigDict) -> None:
     """DARTS' space and its learning rate of alpha, 0.3 of ASAP's."""
-    config.search.space = "darts"
-    config.search.alpha.learning_rate = max(3e-4, 0.3 * config.search.alpha.learning_rate)
+    _in_darts_space(config, 0.3)
+
+
+def _in_darts_space(config: ConfigDict, alpha_rate: float) -> None:
+    """DARTS' candidates in place of ASAP's; alpha's learning rate as a share of ASAP's."""
+    if config.search.space == "asap":
+        config.search.space = "darts"
+    config.search.alpha.learning_rate *= alpha_rate
+
+
+def _with_pc_darts(config: ConfigDict) -> None:
+    """PC-DARTS, in DARTS' space."""
+    config.search.strategy = ConfigDict(
+        {
+            "name": "pc_darts",
+            "partial_channels": 4,  # K: candidates see 1 / K of the channels
+            "grace": 0.3,  # share of the epochs in which only omega learns
+        }
+    )
+    _in_darts_space(config, 0.6)
+    config.search.omega.final_learning_rate = 0.0
+    if config.search.batch_size == paper().search.batch_size:
+        config.search.batch_size = 256
+        config.search.omega.learning_rate = 0.1
+
+
+def _with_p_darts(config: ConfigDict) -> None:
+    """P-DARTS, in DARTS' space: three stages, which share the epochs."""
+    search = config.search
+    full, benchmark = search.cells == paper().search.cells, search.space == "nasbench201"
+    extra = (0, 6, 12) if full else (0, 3, 6) if benchmark else (0, 1, 2)
+    search.strategy = ConfigDict(
+        {
+            "name": "p_darts",
+            "extra_cells": extra,  # of each stage, beyond search.cells
+            "keep": (4, 2) if benchmark else (5, 3),  # candidates an edge holds after each stage
+            "skip_dropout": (0.0, 0.4, 0.7),  # of each stage
+            "grace": 0.4,  # share of a stage's epochs in which only omega learns
+            "max_skips": 2,  # in the derived normal cell
+        }
+    )
+    _in_darts_space(config, 0.6)
+    search.omega.final_learning_rate = 0.0
+    search.epochs = 75 if full else 3 * -(-search.epochs // 3)
+    search.cells = 5 if full else search.cells
 
 
 def _with_edas(config: ConfigDict) -> None:
@@ -228,7 +320,10 @@ def _with_gradual(name: str, power: float, start: float, **options) -> Callable:
 
 def _with_random(config: ConfigDict) -> None:
     """Random search with weight sharing."""
-    config.search.strategy = ConfigDict({"name": "random", "inputs_per_node": 2, "samples": 100})
+    inputs = EDGES[config.search.edges] or placeholder(int)  # of a sampled cell's nodes
+    config.search.strategy = ConfigDict(
+        {"name": "random", "inputs_per_node": inputs, "samples": 100}
+    )
 
 
 CLASS_WEIGHTS = ("none", "balanced")
@@ -236,8 +331,11 @@ CLASS_WEIGHTS = ("none", "balanced")
 SIZES: dict[str, Callable[[], ConfigDict]] = {
     "paper": paper,
     "digits": digits,
+    "tiny": tiny,
     "small": small,
     "cifar10_small": cifar10_small,
+    "nb201": nb201,
+    "nb201_small": nb201_small,
 }
 METHODS: dict[str, Callable[[ConfigDict], None]] = {
     "asap": _with_asap,
@@ -249,6 +347,8 @@ METHODS: dict[str, Callable[[ConfigDict], None]] = {
     "magnitude": _with_gradual("magnitude", 1.0, 0.4),
     "accum_grad": _with_gradual("accum_grad", 1.0, 0.4),
     "nap": _with_gradual("nap", 3.0, 0.1, relaxation="identity"),
+    "pc_darts": _with_pc_darts,
+    "p_darts": _with_p_darts,
     "random": _with_random,
 }
 
@@ -358,6 +458,8 @@ def check(config: ConfigDict) -> None:
     for key in ("b1", "b2"):
         require(0 <= alpha[key] < 1, f"search.alpha.{key}", alpha[key], "in [0, 1)")
     require(alpha.weight_decay >= 0, "search.alpha.weight_decay", alpha.weight_decay, "0 or more")
+    images = search.watch.images
+    require(images >= 0, "search.watch.images", images, "0 or more")
     auxiliary, cutout = train.auxiliary_weight, train.augmentation.cutout
     require(auxiliary >= 0, "train.auxiliary_weight", auxiliary, "0 or more")
     require(cutout >= 0, "train.augmentation.cutout", cutout, "0 or more pixels")

@@ -45,6 +45,13 @@ def keep_best_of_cell(mask, scores, count):
     return mask & _among(jnp.where(mask, scores, -jnp.inf), count)
 
 
+def keep_best_of_edge(mask, scores, count: int):
+    """Keeps each edge's `count` living candidates of highest score; of equal ones the first."""
+    living = jnp.where(mask, scores, -jnp.inf)
+    rank = jnp.argsort(jnp.argsort(-living, -1, stable=True), -1)
+    return mask & (rank < count)
+
+
 def _among(scores, count):
     """[E, O] bool: whether a score is among the `count` highest."""
     order = jnp.argsort(-scores.ravel(), stable=True)

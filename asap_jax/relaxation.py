@@ -7,7 +7,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from asap_jax.genotypes import Genotype
-from asap_jax.spaces import CELL_TYPES, SearchSpace
+from asap_jax.spaces import SearchSpace
+
+
+class Dropout(NamedTuple):
+    """Dropout on the identities among the candidates (P-DARTS), while training.
+
+    key: of the draws; each cell folds its number in.
+    rate: scalar, the share of values that are dropped.
+    """
+
+    key: jax.Array
+    rate: jax.Array
 
 
 class Mixture(NamedTuple):
@@ -16,11 +27,13 @@ class Mixture(NamedTuple):
     weights: [E, O], what each candidate's output is multiplied by.
     active: [E, O] bool; an inactive candidate is not computed, gets no gradient and no update.
     edge_weights: [E], a factor for each edge's sum, or None.
+    skip_dropout: see `Dropout`; None for none.
     """
 
     weights: jax.Array
     active: jax.Array
     edge_weights: jax.Array | None = None
+    skip_dropout: Dropout | None = None
 
     @property
     def scaled(self) -> jax.Array:
@@ -53,6 +66,16 @@ def gumbel_softmax(key, alphas, mask, temperature):
     )
 
 
+def node_softmax(betas, space: SearchSpace):
+    """[E], the softmax of betas [E] over the edges into each node (PC-DARTS, eq. 4)."""
+    return jnp.concatenate(
+        [
+            jax.nn.softmax(betas[jnp.asarray(space.incoming(target))])
+            for target in space.intermediate
+        ]
+    )
+
+
 def normalised_entropy(weights):
     """Mean entropy of the edges' weights over ln N (figure 7): 1 is uniform, 0 decided."""
     terms = jnp.where(weights > 0, weights * jnp.log(jnp.where(weights > 0, weights, 1)), 0)
@@ -62,9 +85,9 @@ def normalised_entropy(weights):
 def one_hot_mixture(genotype: Genotype, space: SearchSpace) -> dict[str, Mixture]:
     """The mixture under which a supernet of `space` computes just the genotype's candidates."""
     mixtures = {}
-    for cell in CELL_TYPES:
-        weights = np.zeros((len(space.edges), len(space.candidates)), np.float32)
-        for target, node in enumerate(getattr(genotype, cell), 2):
+    for cell, (nodes, _) in genotype.cells.items():
+        weights = np.zeros(space.shape, np.float32)
+        for target, node in enumerate(nodes, space.inputs):
             for op, source in node:
                 weights[space.edges.index((source, target)), space.candidates.index(op)] = 1
         mixtures[cell] = Mixture(jnp.asarray(weights), jnp.asarray(weights > 0))

@@ -8,13 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from asap_jax import data, loop, memory, optim, schedules
-from asap_jax.data.augment import Augmentation, augment
+from asap_jax import collapse, data, derive, loop, memory, optim, schedules
+from asap_jax.benchmarks import NASBench201
+from asap_jax.data.augment import Augmentation, augment, normalise
 from asap_jax.derive import EDGES
 from asap_jax.errors import UserError
 from asap_jax.evaluation import make_accuracy
 from asap_jax.genotypes import Genotype
-from asap_jax.networks import Supernet
+from asap_jax.losses import cross_entropy
+from asap_jax.networks import STAGES, Supernet
 from asap_jax.ops import Context
 from asap_jax.relaxation import one_hot_mixture
 from asap_jax.search_step import (
@@ -85,44 +87,96 @@ def check(config, dataset: data.Dataset) -> None:
             f"{len(dataset.train_labels)} training images holds only {half}: choose a batch size "
             f"of at most {half}"
         )
-    make_strategy(config, make_space(config), half // config.batch_size)
+    for stage in stages(config, dataset):
+        network = stage.network
+        if network.channels % network.partial_channels:
+            raise UserError(
+                f"config.search.channels is {network.channels}, which config.search.strategy."
+                f"partial_channels={network.partial_channels} does not divide: choose a multiple"
+            )
+        if stage.space.skeleton == "nasbench201" and network.cells % STAGES:
+            raise UserError(
+                f"config.search.cells is {network.cells}, but the space {config.space!r} stacks "
+                f"its cells in {STAGES} stages: choose a multiple of {STAGES}"
+            )
+    if config.benchmark:
+        _benchmark(config)
+
+
+def _benchmark(config) -> NASBench201 | None:
+    """The table that `config.benchmark` names."""
+    if not config.benchmark:
+        return None
+    if make_space(config).skeleton != "nasbench201":
+        raise UserError(
+            f"config.search.benchmark={config.benchmark} knows the cells of the space nasbench201, "
+            f"and the search goes through {config.space!r}: leave one of them out"
+        )
+    try:
+        return NASBench201(config.benchmark)
+    except (OSError, ValueError) as error:
+        raise UserError(f"config.search.benchmark: {error}") from error
 
 
 class Parts(NamedTuple):
-    """What a search is made of, before it has a state."""
+    """What a search, or a stage of it, is made of, before it has a state.
+
+    epochs, steps: its length, and the steps of an epoch.
+    """
 
     space: SearchSpace
     strategy: Strategy
     network: Supernet
     optimizers: Optimizers
+    epochs: int
     steps: int
 
 
-def build(config, dataset: data.Dataset) -> Parts:
+def build(config, dataset: data.Dataset, strategy: Strategy | None = None) -> Parts:
+    """The parts of the search, or of the stage that a `strategy` of it belongs to."""
     half = len(dataset.train_labels) - len(dataset.train_labels) // 2
     steps = half // config.batch_size
     space = make_space(config)
-    strategy = make_strategy(config, space, steps)
-    omega = config.omega
-    rate = schedules.cosine_by_epoch(
-        omega.learning_rate, omega.final_learning_rate, config.epochs, steps
-    )
+    strategy = strategy or make_strategy(config, space, steps)
+    epochs, omega = strategy.epochs or config.epochs, config.omega
+    rate = schedules.cosine_by_epoch(omega.learning_rate, omega.final_learning_rate, epochs, steps)
     return Parts(
         space,
         strategy,
-        Supernet(space, len(dataset.class_names), config.channels, config.cells),
+        Supernet(
+            space,
+            len(dataset.class_names),
+            config.channels,
+            config.cells + strategy.extra_cells,
+            strategy.partial_channels,
+        ),
         Optimizers(
             optim.sgd(rate, omega.momentum, omega.weight_decay, omega.clip),
             strategy.alpha_optimizer or optim.adam(**config.alpha),
             optim.virtual_sgd(rate, omega.momentum, omega.weight_decay),
         ),
+        epochs,
         steps,
     )
 
 
+def stages(config, dataset: data.Dataset) -> list[Parts]:
+    """The parts of every stage, each begun as if the one before had learned nothing."""
+    found = [build(config, dataset)]
+    while (strategy := found[-1].strategy).next_stage is not None:
+        arch = strategy.init(jax.random.key(0))
+        found.append(build(config, dataset, strategy.next_stage(arch)))
+    return found
+
+
 def estimate(config, dataset: data.Dataset) -> memory.Estimate:
     """The memory that a step of the search takes."""
-    parts, shape = build(config, dataset), dataset.preparation.shape
+    estimates = [_stage_estimate(config, dataset, parts) for parts in stages(config, dataset)]
+    return max(estimates, key=lambda estimate: estimate.total)
+
+
+def _stage_estimate(config, dataset, parts) -> memory.Estimate:
+    shape = dataset.preparation.shape
     state = jax.eval_shape(
         lambda: init_state(
             parts.network, parts.strategy, parts.optimizers, jax.random.key(0), shape
@@ -139,9 +193,7 @@ def estimate(config, dataset: data.Dataset) -> memory.Estimate:
         out, _ = parts.network.apply(variables, images, mixtures, context, mutable=["batch_stats"])
         return out.sum()
 
-    # The accuracy is measured on a copy of the alpha half.
-    held = dataset.train_images.nbytes + dataset.train_images.nbytes // 2
-    return memory.estimate(loss, state.params, state, held)
+    return memory.estimate(loss, state.params, state, dataset.train_images.nbytes)
 
 
 def search(
@@ -167,79 +219,175 @@ def search(
     """
     started = time.monotonic()
     check(config, dataset)
-    omega_half, alpha_half = data.halves(dataset.train_labels, seed)
-    space, strategy, network, optimizers, steps = build(config, dataset)
-    state = init_state(
-        network, strategy, optimizers, jax.random.key(seed), dataset.preparation.shape
-    )
-    augmentation = Augmentation(
-        dataset.mean, dataset.std, config.augmentation.pad, config.augmentation.flip
-    )
-    images, labels = jnp.asarray(dataset.train_images), jnp.asarray(dataset.train_labels)
-    jitted = _with_data(
-        make_search_step(network, strategy, optimizers, class_weights=class_weights), augmentation
-    )
-    held = jnp.asarray(dataset.train_images[alpha_half]), dataset.train_labels[alpha_half]
-    accuracy, evaluate = (
-        make_accuracy(
-            _supernet_logits(network, by_batch),
-            *held,
-            dataset.mean,
-            dataset.std,
-            config.eval_batch_size,
-        )
-        for by_batch in (False, True)
-    )
-
-    def batches(epoch):
-        order = data.epoch_order(omega_half, config.batch_size, (seed, 0), epoch)
-        alpha_order = data.epoch_order(alpha_half, config.batch_size, (seed, 1), epoch)
-        # The halves differ by one image at most: the shorter one starts over.
-        return [(order[i], alpha_order[i % len(alpha_order)]) for i in range(steps)]
-
-    def summary(state, progress, last):
-        mixtures = _final_mixtures(strategy, state)
-        record = _epoch_record(progress, last, accuracy(state.params, state.batch_stats, mixtures))
-        return record, _epoch_line(progress.epoch, record, config.epochs)
-
-    entered = time.monotonic()
-    state, progress = loop.run(
-        "search",
-        state,
-        lambda state, *indices: jitted(state, images, labels, *indices),
-        batches,
-        summary,
-        epochs=config.epochs,
-        steps=steps,
-        session=session,
-        identity=identity or {},
-        index=index,
-        watch=_prune_watch(session.callbacks.on_prune, space),
-    )
-    left = time.monotonic()
-
-    def shared(mixtures):
-        session.interruption.check("search: all steps done, its cells not yet derived")
-        return evaluate(state.params, state.batch_stats, mixtures)
-
-    derived, gaps = {}, {}
-    supernet_accuracy = shared(_final_mixtures(strategy, state))
-    # A method without alphas has no mixture to fall short of: it samples and ranks.
-    for rule in EDGES if strategy.alpha_gradient else (config.edges,):
-        derived[rule] = strategy.derive(state.arch, EDGES[rule], jax.random.key(seed), shared)
-        if strategy.alpha_gradient:
-            alone = shared(one_hot_mixture(derived[rule], space))
-            gap = supernet_accuracy - alone
-            gaps[rule] = {"supernet": supernet_accuracy, "derived": alone, "gap": gap}
-    outside = time.monotonic() - left + entered - started
+    halves = data.halves(dataset.train_labels, seed)
+    held = dataset.train_images, dataset.train_labels
+    held = _Images(*map(jnp.asarray, held), *halves)
+    strategy, epochs, seconds, inside, number = None, 0, 0.0, 0.0, 0
+    while True:
+        stage = _Stage(config, dataset, build(config, dataset, strategy), held, seed, session)
+        state, progress = stage.run(number, epochs, index, identity or {}, class_weights)
+        inside += time.monotonic() - stage.entered
+        epochs, seconds = epochs + progress.epoch, seconds + progress.seconds
+        if stage.strategy.next_stage is None or progress.ended == "stopped":
+            break
+        strategy, number = stage.strategy.next_stage(state.arch), number + 1
+    derived, gaps = stage.end(state)
     return SearchOutcome(
         derived[config.edges],
         gaps,
-        progress.epoch,
-        progress.seconds + outside,
+        epochs,
+        seconds + time.monotonic() - started - inside,
         int(sum(mask.sum() for mask in state.arch.masks.values())),
         progress.ended,
     )
+
+
+class _Images(NamedTuple):
+    """The training images on the device, and the indices of the two halves."""
+
+    images: jax.Array
+    labels: jax.Array
+    omega: np.ndarray
+    alpha: np.ndarray
+
+
+class _Stage:
+    """A search, or one stage of it: its parts, and the functions of them that the host calls."""
+
+    def __init__(self, config, dataset, parts, held, seed, session):
+        self.config, self.dataset, self.held, self.seed = config, dataset, held, seed
+        self.space, self.strategy, self.network, self.optimizers, self.epochs, self.steps = parts
+        self.session, self.benchmark = session, _benchmark(config)
+        self.accuracy, self.accuracy_by_batch = (
+            make_accuracy(
+                _supernet_logits(self.network, by_batch),
+                held.images,
+                held.labels,
+                dataset.mean,
+                dataset.std,
+                config.eval_batch_size,
+                held.alpha,
+            )
+            for by_batch in (False, True)
+        )
+        self.watched = self.config.watch.images if self.strategy.alpha_gradient else 0
+        self.eigenvalue = jax.jit(self._eigenvalue)
+
+    def run(self, number, before, index, identity, class_weights):
+        """Runs its epochs; `number` and `before` are the stages and epochs that came before it."""
+        config, held, staged = self.config, self.held, number or self.strategy.next_stage
+        key = jax.random.key(self.seed)
+        key = jax.random.fold_in(key, number) if number else key
+        shape = self.dataset.preparation.shape
+        state = init_state(self.network, self.strategy, self.optimizers, key, shape)
+        step = make_search_step(
+            self.network, self.strategy, self.optimizers, class_weights=class_weights
+        )
+        pad, flip = config.augmentation.pad, config.augmentation.flip
+        jitted = _with_data(step, Augmentation(self.dataset.mean, self.dataset.std, pad, flip))
+
+        def batches(epoch):
+            size, epoch = config.batch_size, before + epoch
+            order = data.epoch_order(held.omega, size, (self.seed, 0), epoch)
+            alpha_order = data.epoch_order(held.alpha, size, (self.seed, 1), epoch)
+            # The halves differ by one image at most: the shorter one starts over.
+            return [(order[i], alpha_order[i % len(alpha_order)]) for i in range(self.steps)]
+
+        def summary(state, progress, last):
+            record = self.summary(state, progress, last)
+            name = f"search {number + 1}:" if staged else "search "
+            return record, _epoch_line(name, progress.epoch, record, self.epochs)
+
+        self.entered = time.monotonic()
+        return loop.run(
+            "search",
+            state,
+            lambda state, *indices: jitted(state, held.images, held.labels, *indices),
+            batches,
+            summary,
+            epochs=self.epochs,
+            steps=self.steps,
+            session=self.session,
+            identity=identity,
+            index=index,
+            stage=number,
+            watch=_prune_watch(self.session.callbacks.on_prune, self.space),
+        )
+
+    def summary(self, state, progress, last) -> dict:
+        """The record of an epoch; warns when a sign of collapse shows for the first time."""
+        mixtures = _final_mixtures(self.strategy, state)
+        accuracy = self.accuracy(state.params, state.batch_stats, mixtures)
+        record = _epoch_record(progress, last, accuracy)
+        if self.strategy.alpha_gradient is None:
+            return record  # it has no alphas that could collapse: it samples and ranks
+        inputs, key = EDGES[self.config.edges], jax.random.key(self.seed)
+        genotype = self.strategy.derive(state.arch, inputs, key, self._shared(state))
+        record |= {f"skips_{cell}": count for cell, count in derive.skips(genotype).items()}
+        if self.watched:
+            alone = one_hot_mixture(genotype, self.space)
+            for name, mixed in (("supernet", mixtures), ("derived", alone)):
+                record[f"{name}_accuracy"] = self.accuracy_by_batch(
+                    state.params, state.batch_stats, mixed, limit=self.watched
+                )
+            record["gap"] = record["supernet_accuracy"] - record["derived_accuracy"]
+        history = progress.history
+        if self.config.watch.eigenvalue:
+            record["eigenvalue"] = float(self.eigenvalue(state, self.held))
+            history.setdefault("eigenvalue", []).append(record["eigenvalue"])
+        if (name := genotype.architecture_string()) is not None:
+            record["architecture"] = name
+        ends = progress.epoch + 1 == self.epochs or bool(last["finished"])
+        final = ends and self.strategy.next_stage is None
+        said = collapse.warnings(genotype, record, history, final)
+        if self.benchmark is not None:
+            record["benchmark"] = self.benchmark.get(name, {})
+            if name not in self.benchmark:
+                said["benchmark"] = f"the cell {name} is not in {self.benchmark.path}"
+        for sign, words in said.items():
+            if sign not in history.setdefault("warned", []):
+                history["warned"].append(sign)
+                self.session.log.say(f"warning: {words}")
+        return record
+
+    def end(self, state) -> tuple[dict[str, Genotype], dict]:
+        """({rule of edges: genotype}, {rule: the gap})."""
+        shared, derived, gaps = self._shared(state), {}, {}
+        supernet_accuracy = shared(_final_mixtures(self.strategy, state))
+        # A method without alphas has no mixture to fall short of: it samples and ranks.
+        for rule in EDGES if self.strategy.alpha_gradient else (self.config.edges,):
+            key = jax.random.key(self.seed)
+            derived[rule] = self.strategy.derive(state.arch, EDGES[rule], key, shared)
+            if self.strategy.alpha_gradient:
+                alone = shared(one_hot_mixture(derived[rule], self.space))
+                gap = supernet_accuracy - alone
+                gaps[rule] = {"supernet": supernet_accuracy, "derived": alone, "gap": gap}
+        return derived, gaps
+
+    def _shared(self, state):
+        """mixtures -> accuracy of the shared weights by each batch's own statistics."""
+
+        def shared(mixtures):
+            self.session.interruption.check("search: all steps done, its cells not yet derived")
+            return self.accuracy_by_batch(state.params, state.batch_stats, mixtures)
+
+        return shared
+
+    def _eigenvalue(self, state, held):
+        """The dominant eigenvalue of the alphas' Hessian, on the alpha half's first batch."""
+        rows = held.alpha[: self.config.batch_size]
+        images = normalise(held.images[rows], self.dataset.mean, self.dataset.std)
+        last, key = state.step - 1, jax.random.key(self.seed)
+
+        def loss(alphas):
+            mixtures = self.strategy.mixture(state.arch._replace(alphas=alphas), last, key)
+            variables = {"params": state.params, "batch_stats": state.batch_stats}
+            logits, _ = self.network.apply(
+                variables, images, _at_rest(mixtures), Context(train=True), mutable=["batch_stats"]
+            )
+            return cross_entropy(logits, held.labels[rows])
+
+        return collapse.dominant_eigenvalue(loss, state.arch.alphas, key)[0]
 
 
 def _prune_watch(on_prune, space):
@@ -295,9 +443,14 @@ def _supernet_logits(network, by_batch):
 
 
 def _final_mixtures(strategy, state):
-    """The mixtures of the last step that was done."""
+    """The mixtures of the last step that was done, as they are measured."""
     last = state.step - 1
-    return strategy.mixture(state.arch, last, step_keys(state.key, last).alpha)
+    return _at_rest(strategy.mixture(state.arch, last, step_keys(state.key, last).alpha))
+
+
+def _at_rest(mixtures):
+    """Mixtures without the noise that is for learning only."""
+    return {cell: mix._replace(skip_dropout=None) for cell, mix in mixtures.items()}
 
 
 def _epoch_record(progress, last, val_accuracy):
@@ -306,6 +459,7 @@ def _epoch_record(progress, last, val_accuracy):
         "threshold": float(last.get("threshold", math.nan)),
         "candidates_left": int(last["candidates_left"]),
         "entropy": float(last["entropy"]),
+        **{key: float(last[key]) for key in last if key.startswith("entropy_")},
         "train_loss": progress.mean("train_loss"),
         "train_accuracy": progress.mean("train_accuracy"),
         "val_loss": progress.mean("val_loss"),
@@ -313,15 +467,17 @@ def _epoch_record(progress, last, val_accuracy):
     }
 
 
-def _epoch_line(epoch, record, epochs):
+def _epoch_line(name, epoch, record, epochs):
     def number(value, digits):
         return "-" if math.isnan(value) else f"{value:.{digits}f}"
 
-    return (
-        f"search {epoch + 1:>{len(str(epochs))}}/{epochs}  "
+    line = (
+        f"{name}{epoch + 1:>{len(str(epochs))}}/{epochs}  "
         f"T {number(record['temperature'], 3)}  "
         f"candidates {record['candidates_left']:>3}  "
         f"entropy {record['entropy']:.3f}  "
         f"loss train {record['train_loss']:.3f} val {number(record['val_loss'], 3)}  "
         f"val accuracy {100 * record['val_accuracy']:.2f} %"
     )
+    tabled = record.get("benchmark", {})
+    return line + "".join(f"  {name} {value:.2f}" for name, value in tabled.items())

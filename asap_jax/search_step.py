@@ -214,13 +214,13 @@ def make_search_step(
         else:
             state, metrics = omega_step(state, train, val, key_omega)
             state, alpha_metrics = maybe_alpha_step(state, train, val, key_alpha)
-        weights = strategy.mixture(state.arch, state.step, key_alpha)
+        mixtures = strategy.mixture(state.arch, state.step, key_alpha)
+        entropies = {cell: normalised_entropy(mix.weights) for cell, mix in mixtures.items()}
         metrics |= alpha_metrics | strategy.readings(state.step)
         metrics |= {
             "candidates_left": sum(mask.sum() for mask in state.arch.masks.values()),
-            "entropy": jnp.mean(
-                jnp.stack([normalised_entropy(mix.weights) for mix in weights.values()])
-            ),
+            "entropy": jnp.mean(jnp.stack(list(entropies.values()))),
+            **{f"entropy_{cell}": entropy for cell, entropy in entropies.items()},
             "finished": strategy.finished(state.arch),
         }
         return state.replace(step=state.step + 1), metrics

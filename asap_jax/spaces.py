@@ -1,57 +1,122 @@
-"""Search spaces: which edges a cell has, and which candidates stand on each."""
+"""Search spaces: a cell's edges, the candidates on each, and what the cells are stacked to."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from asap_jax.ops import OPERATIONS
+from asap_jax.ops import OPERATIONS, register
 
 
-def _dense_edges(nodes: int) -> tuple[tuple[int, int], ...]:
-    return tuple((source, target) for target in range(2, nodes + 2) for source in range(target))
+@dataclass(frozen=True)
+class Skeleton:
+    """What a network makes of its cells.
+
+    Attributes:
+      inputs: nodes that enter a cell; the intermediate nodes follow them.
+      cell_types: cells with alphas of their own.
+      normed_pools: in the supernet a norm without parameters follows a pooling candidate.
+      derives_none: an edge whose strongest candidate is `none` is left out; else the strongest of
+        the others is taken.
+    """
+
+    inputs: int
+    cell_types: tuple[str, ...]
+    normed_pools: bool
+    derives_none: bool
+
+
+SKELETONS = {
+    # Cells read the outputs of the two cells before and put their nodes side by side; two of them
+    # halve the maps, by edges of stride 2 from the entering nodes (Zoph et al., 2018; DARTS).
+    "darts": Skeleton(2, ("normal", "reduce"), True, False),
+    # Cells read the cell before, their last node is their output; residual blocks halve the maps
+    # (Dong and Yang, 2020, arXiv:2001.00326).
+    "nasbench201": Skeleton(1, ("normal",), False, True),
+}
 
 
 @dataclass(frozen=True)
 class SearchSpace:
     """A cell as a directed acyclic graph.
 
-    Nodes 0 and 1 are the outputs of the two cells before; the intermediate nodes follow. The cell's
-    output is the concatenation of all intermediate nodes. In a reduction cell the edges that leave
-    nodes 0 and 1 have stride 2.
+    The first nodes are what enters the cell (two in the "darts" skeleton: the outputs of the two
+    cells before); the intermediate nodes follow.
+
+        SearchSpace(
+            {"sep_conv_3x3": OPERATIONS["sep_conv_3x3"], "ghost": my_ghost_module},
+            nodes=2,
+            edges=((0, 2), (1, 2), (1, 3), (2, 3)),
+        )
 
     Attributes:
-      candidates: names in `ops.OPERATIONS`, [O]; their order is the order of the alphas.
+      candidates: names in `ops.OPERATIONS`, [O]; their order is the order of the alphas. A dict
+        {name: operation} registers those that are not yet known, see `ops.register`.
       nodes: number of intermediate nodes.
       edges: (source, target) pairs, [E], by rising target; by default every earlier node feeds
         every later one.
+      skeleton: name in `SKELETONS`: the network that the cells make.
     """
 
     candidates: tuple[str, ...]
     nodes: int = 4
     edges: tuple[tuple[int, int], ...] = ()
+    skeleton: str = "darts"
 
     def __post_init__(self):
-        if not self.edges:
-            object.__setattr__(self, "edges", _dense_edges(self.nodes))
+        if self.skeleton not in SKELETONS:
+            raise ValueError(
+                f"skeleton has to be one of {', '.join(SKELETONS)}, got {self.skeleton!r}"
+            )
+        if isinstance(self.candidates, Mapping):
+            for name, operation in self.candidates.items():
+                register(name, operation)
+        object.__setattr__(self, "candidates", tuple(self.candidates))
+        edges = self.edges or [
+            (source, target) for target in self.intermediate for source in range(target)
+        ]
+        object.__setattr__(self, "edges", tuple((int(s), int(t)) for s, t in edges))
         for name in self.candidates:
             if name not in OPERATIONS:
                 raise ValueError(
                     f"unknown candidate {name!r}: the known operations are "
-                    f"{', '.join(OPERATIONS)}; add your own to asap_jax.ops.OPERATIONS"
+                    f"{', '.join(OPERATIONS)}; pass your own as a dict of name -> operation"
                 )
         distinct = set(self.candidates)
         if len(distinct) < max(2, len(self.candidates)) or distinct == {"none"}:
             raise ValueError(
                 f"candidates have to be at least two different operations, got {self.candidates}"
             )
+        if len(set(self.edges)) < len(self.edges):
+            raise ValueError(f"two edges lead from one node to the same other: got {self.edges}")
         targets = [target for _, target in self.edges]
-        if targets != sorted(targets) or set(targets) != set(range(2, self.nodes + 2)):
+        if targets != sorted(targets) or set(targets) != set(self.intermediate):
             raise ValueError(
-                f"edges have to be sorted by target and reach each node 2..{self.nodes + 1}: "
-                f"got {self.edges}"
+                f"edges have to be sorted by target and reach each node {self.inputs}.."
+                f"{self.inputs + self.nodes - 1}: got {self.edges}"
             )
         if any(not 0 <= source < target for source, target in self.edges):
             raise ValueError(
                 f"an edge has to lead from an earlier node to a later: got {self.edges}"
             )
+
+    @property
+    def inputs(self) -> int:
+        """Nodes that enter a cell."""
+        return SKELETONS[self.skeleton].inputs
+
+    @property
+    def cell_types(self) -> tuple[str, ...]:
+        """Cells with alphas of their own."""
+        return SKELETONS[self.skeleton].cell_types
+
+    @property
+    def intermediate(self) -> range:
+        """Indices of the intermediate nodes."""
+        return range(self.inputs, self.inputs + self.nodes)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """[E, O], the shape of a cell type's alphas."""
+        return len(self.edges), len(self.candidates)
 
     def incoming(self, target: int) -> list[int]:
         """Indices of the edges into node `target`, in order."""
@@ -62,11 +127,9 @@ class SearchSpace:
         every = range(len(self.edges))
         if not reduction:
             return {1: list(every)}
-        entering = [e for e in every if self.edges[e][0] < 2]
+        entering = [e for e in every if self.edges[e][0] < self.inputs]
         return {2: entering, 1: [e for e in every if e not in entering]}
 
-
-CELL_TYPES = ("normal", "reduce")
 
 ASAP = SearchSpace(
     (
@@ -93,4 +156,10 @@ DARTS = SearchSpace(
     )
 )
 
-SPACES = {"asap": ASAP, "darts": DARTS}
+NASBENCH201 = SearchSpace(
+    ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3"),
+    nodes=3,
+    skeleton="nasbench201",
+)
+
+SPACES = {"asap": ASAP, "darts": DARTS, "nasbench201": NASBENCH201}

@@ -13,7 +13,7 @@ from asap_jax.data.augment import Augmentation, augment
 from asap_jax.errors import UserError
 from asap_jax.evaluation import make_accuracy
 from asap_jax.genotypes import Genotype
-from asap_jax.networks import EvalNetwork
+from asap_jax.networks import STAGES, EvalNetwork
 from asap_jax.ops import Context
 from asap_jax.search_step import Batch
 from asap_jax.train_step import from_variables, init_state, make_train_step, step_keys
@@ -39,6 +39,7 @@ class TrainOutcome(NamedTuple):
 
 def make_network(config, genotype: Genotype, num_classes: int) -> EvalNetwork:
     """The network that `config` (the `train` part) builds from a genotype."""
+    check_cells(config, genotype.skeleton)
     return EvalNetwork(
         genotype,
         num_classes,
@@ -47,6 +48,22 @@ def make_network(config, genotype: Genotype, num_classes: int) -> EvalNetwork:
         auxiliary=config.auxiliary_weight > 0,
         remat=config.remat,
     )
+
+
+def check_cells(config, skeleton: str) -> None:
+    """Raises UserError if the config's network cannot be built of cells of that skeleton."""
+    if skeleton != "nasbench201":
+        return
+    if config.auxiliary_weight > 0:
+        raise UserError(
+            "config.train.auxiliary_weight is above 0, but a network of nasbench201 cells has no "
+            "auxiliary head: set it to 0"
+        )
+    if config.cells % STAGES:
+        raise UserError(
+            f"config.train.cells is {config.cells}, but nasbench201 cells stand in {STAGES} stages "
+            f"of equal length: choose a multiple of {STAGES}"
+        )
 
 
 def check(config, dataset: data.Dataset) -> None:

@@ -91,7 +91,7 @@ def test_any_number_of_inputs_a_node():
     ("change", "message"),
     [
         (lambda r: r.update(format="other"), "format"),
-        (lambda r: r.update(version=2), "version 2"),
+        (lambda r: r.update(version=3), "version 3"),
         (lambda r: r.pop("reduce"), "lacks reduce"),
         (lambda r: r["normal"][0][0].__setitem__(0, "conv_9x9"), "unknown operation 'conv_9x9'"),
         (lambda r: r["normal"][0][0].__setitem__(1, 2), "input 2 does not exist yet"),

@@ -7,18 +7,27 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "asap_jax"
 
-METHODS = "asap asap_pac darts edas gdas gradual random snas".split()
+METHODS = "asap asap_pac darts edas gdas gradual p_darts pc_darts random snas".split()
 
 # From the root up: a module may import from its own line's modules' predecessors only.
 LAYERS = [
     {"errors", "windows", "batch_norm", "schedules", "metrics", "compile_cache", "losses"},
     {"depthwise", "pooling", "checkpoint", "memory", "workdir", "interruption"},
     {"ops", "loop"},
-    {"spaces", "genotypes"},
-    {"relaxation", "edge_scan", "report.cells"},
+    {"spaces"},
+    {"genotypes"},
+    {"benchmarks", "relaxation", "edge_scan", "report.cells"},
     {"cells", "derive", "pruning"},
     {"networks", "bilevel", "optim", "parallel", "data.splits", "data.batches", "data.augment"},
-    {"theory", "export", "data.images", "data.tfds_prepare", "strategies.base", "evaluation"},
+    {
+        "collapse",
+        "theory",
+        "export",
+        "data.images",
+        "data.tfds_prepare",
+        "strategies.base",
+        "evaluation",
+    },
     {"data.dataset"},
     {"data.sources"},
     {"data", *(f"strategies.{name}" for name in METHODS)},

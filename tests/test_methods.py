@@ -5,19 +5,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from asap_jax import STRATEGIES, SearchSpace, bilevel, optim, pruning, schedules, theory
+from asap_jax import STRATEGIES, SearchSpace, bilevel, derive, optim, pruning, schedules, theory
 from asap_jax.relaxation import gumbel_softmax, one_hot_mixture
-from asap_jax.spaces import ASAP, CELL_TYPES, DARTS
+from asap_jax.spaces import ASAP, DARTS
 
 SPACE = SearchSpace(("dil_conv_3x3", "max_pool_3x3", "skip_connect"), nodes=2)
 EDGES, CANDIDATES = len(SPACE.edges), len(SPACE.candidates)
+CELLS = ("normal", "reduce")
 KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)
 
 
 def random_alphas(space=SPACE):
     shape = (len(space.edges), len(space.candidates))
-    return {cell: jnp.asarray(RNG.normal(size=shape), jnp.float32) for cell in CELL_TYPES}
+    return {cell: jnp.asarray(RNG.normal(size=shape), jnp.float32) for cell in CELLS}
 
 
 # Second-order DARTS, on a small smooth problem in float64.
@@ -165,9 +166,9 @@ def test_edas_relaxes_one_edge_and_moves_only_its_alphas():
     for key in jax.random.split(KEY, 300):
         mixtures = strategy.mixture(arch, jnp.int32(0), key)
         live = strategy.live(arch, jnp.int32(0), key)
-        relaxed = np.stack([np.asarray(mixtures[c].active.sum(-1) > 1) for c in CELL_TYPES])
+        relaxed = np.stack([np.asarray(mixtures[c].active.sum(-1) > 1) for c in CELLS])
         assert relaxed.sum() == 1
-        for i, cell in enumerate(CELL_TYPES):
+        for i, cell in enumerate(CELLS):
             np.testing.assert_array_equal(live[cell], np.repeat(relaxed[i][:, None], CANDIDATES, 1))
             clamped = np.asarray(mixtures[cell].weights)[~relaxed[i]]
             best = np.asarray(arch.alphas[cell]).argmax(-1)[~relaxed[i]]
@@ -178,6 +179,107 @@ def test_edas_relaxes_one_edge_and_moves_only_its_alphas():
             )
         seen += relaxed
     assert seen.min() > 10  # 30 on average
+
+
+# PC-DARTS
+
+
+def test_pc_darts_ranks_by_alphas_times_betas():
+    """Node 3 has the edges 2, 3, 4: by alphas alone 2 and 3 win, by both 3 and 4."""
+    strategy = STRATEGIES["pc_darts"](SPACE, 10, 5)
+    arch = strategy.init(KEY)
+    alphas = jnp.zeros((EDGES, CANDIDATES)).at[:, 0].set(jnp.asarray([0, 0, 3.0, 2.0, 1.0]))
+    betas = jnp.asarray([0.5, -0.5, -4.0, 1.0, 2.0])
+    for name, part in (("alphas", alphas), ("betas", betas)):
+        assert {cell: leaf.shape for cell, leaf in arch.alphas[name].items()} == dict.fromkeys(
+            CELLS, part.shape
+        )
+        arch.alphas[name] = dict.fromkeys(CELLS, part)
+    mixture = strategy.mixture(arch, jnp.int32(0), KEY)["normal"]
+    np.testing.assert_allclose(mixture.edge_weights[:2], jax.nn.softmax(betas[:2]), rtol=1e-6)
+    np.testing.assert_allclose(mixture.edge_weights[2:], jax.nn.softmax(betas[2:]), rtol=1e-6)
+    np.testing.assert_allclose(mixture.weights, jax.nn.softmax(alphas), rtol=1e-6)
+    found = strategy.derive(arch, 2, KEY, None)
+    assert [source for _, source in found.normal[1]] == [1, 2]
+    alone = derive.strongest(arch.alphas["alphas"], arch.masks, SPACE, 2)
+    assert [source for _, source in alone.normal[1]] == [0, 1]
+
+
+def test_pc_darts_learns_after_its_grace():
+    strategy = STRATEGIES["pc_darts"](SPACE, 50, 4)
+    assert [bool(strategy.learns(jnp.int32(step))) for step in (59, 60)] == [False, True]
+    assert strategy.partial_channels == 4
+
+
+# P-DARTS
+
+
+def stages_of(strategy, alphas):
+    found = [strategy]
+    while found[-1].next_stage is not None:
+        arch = found[-1].init(KEY)._replace(alphas=alphas)
+        found.append(found[-1].next_stage(arch))
+    return found
+
+
+def test_p_darts_carries_the_strongest_candidates_over():
+    strategy = STRATEGIES["p_darts"](DARTS, 76, 4)
+    alphas = random_alphas(DARTS)
+    stages = stages_of(strategy, alphas)
+    assert [stage.extra_cells for stage in stages] == [0, 6, 12]
+    assert [stage.epochs for stage in stages] == [25, 25, 26]
+    order = np.argsort(-np.asarray(alphas["reduce"]), -1)
+    for stage, kept in zip(stages, (8, 5, 3), strict=True):
+        arch = stage.init(jax.random.key(4))
+        assert np.abs(arch.alphas["reduce"]).max() < 0.01  # begun anew
+        want = np.zeros((14, 8), bool)
+        np.put_along_axis(want, order[:, :kept], True, -1)
+        np.testing.assert_array_equal(arch.masks["reduce"], want)
+    assert [bool(stages[1].learns(jnp.int32(step))) for step in (39, 40)] == [False, True]
+
+
+def test_p_darts_drops_out_skips_at_a_falling_rate():
+    stages = stages_of(STRATEGIES["p_darts"](DARTS, 75, 4), random_alphas(DARTS))
+
+    def rate(stage, epoch):
+        mixture = stage.mixture(stage.init(KEY), jnp.int32(4 * epoch), KEY)["normal"]
+        return mixture.skip_dropout and float(mixture.skip_dropout.rate)
+
+    assert rate(stages[0], 3) is None
+    assert rate(stages[1], 0) == pytest.approx(0.4 * 24 / 25)
+    assert rate(stages[1], 9) == pytest.approx(0.4 * 15 / 25)
+    assert rate(stages[2], 10) == pytest.approx(0.7)
+    assert rate(stages[2], 24) == pytest.approx(0.7 * np.exp(-0.2 * 14))
+
+
+def test_p_darts_ends_with_few_skips_in_the_normal_cell():
+    """Skips are strongest everywhere: the weakest leave until two are left, and edges move."""
+    strategy = stages_of(STRATEGIES["p_darts"](DARTS, 75, 4), random_alphas(DARTS))[-1]
+    arch = strategy.init(KEY)
+    skip = DARTS.candidates.index("skip_connect")
+    strength = jnp.asarray(RNG.permutation(14) / 3.0)
+    alphas = jnp.zeros((14, 8)).at[:, skip].set(2 + strength).at[:, 5].set(1.0)
+    arch = arch._replace(
+        alphas=dict.fromkeys(CELLS, alphas),
+        masks=dict.fromkeys(CELLS, jnp.zeros((14, 8), bool).at[:, [0, skip, 5]].set(True)),
+    )
+    found = strategy.derive(arch, 2, KEY, None)
+    assert derive.skips(found) == {"normal": 2, "reduce": 8}
+    assert [len(node) for node in found.normal] == [2] * 4
+    unlimited = derive.strongest(arch.alphas, arch.masks, DARTS, 2)
+    assert found.reduce == unlimited.reduce
+    ranked = sorted(
+        (-float(strength[DARTS.edges.index((source, target))]), source, target)
+        for target, node in enumerate(unlimited.normal, 2)
+        for _, source in node
+    )
+    kept = {
+        (source, target)
+        for target, node in enumerate(found.normal, 2)
+        for op, source in node
+        if op == "skip_connect"
+    }
+    assert kept <= {(source, target) for _, source, target in ranked}
 
 
 # Gradual pruning
@@ -218,11 +320,11 @@ def test_equation_13_prunes_the_exact_number(name, power):
 def test_accumulated_gradients_decide_whatever_the_alphas_say():
     strategy = STRATEGIES["accum_grad"](SPACE, 10, 1, start=0.0)
     arch = strategy.init(KEY)
-    gradients = {c: jnp.tile(jnp.asarray([0.1, -3.0, 1.0]), (EDGES, 1)) for c in CELL_TYPES}
+    gradients = {c: jnp.tile(jnp.asarray([0.1, -3.0, 1.0]), (EDGES, 1)) for c in CELLS}
     for step in range(10):
-        alphas = {c: jnp.tile(jnp.asarray([9.0, -9.0, 0.0]), (EDGES, 1)) for c in CELL_TYPES}
+        alphas = {c: jnp.tile(jnp.asarray([9.0, -9.0, 0.0]), (EDGES, 1)) for c in CELLS}
         arch = strategy.prune(arch._replace(alphas=alphas), gradients, jnp.int32(step))
-    for cell in CELL_TYPES:
+    for cell in CELLS:
         np.testing.assert_array_equal(arch.masks[cell], np.tile([False, True, False], (EDGES, 1)))
         np.testing.assert_allclose(arch.extra[cell][:, 1], 30.0, rtol=1e-5)
 
@@ -278,7 +380,7 @@ def test_asap_pac_compares_logarithms():
     temperature = float(strategy.readings(step)["temperature"])
     limit = temperature * (200 + np.log(3))
     logs = jnp.tile(jnp.asarray([0.0, -1.02 * limit, -0.98 * limit]), (EDGES, 1))
-    pruned = strategy.prune(arch._replace(alphas=dict.fromkeys(CELL_TYPES, logs)), None, step)
+    pruned = strategy.prune(arch._replace(alphas=dict.fromkeys(CELLS, logs)), None, step)
     np.testing.assert_array_equal(pruned.masks["normal"], np.tile([True, False, True], (EDGES, 1)))
     assert not bool(STRATEGIES["asap_pac"](SPACE, 10, 5, grace=0.2).learns(jnp.int32(9)))
     assert bool(STRATEGIES["asap_pac"](SPACE, 10, 5, grace=0.2).learns(jnp.int32(10)))
@@ -313,6 +415,13 @@ def test_arms_without_a_difference_are_not_decided_by_the_theorem():
         ("nap", {"relaxation": "softmax"}, "relaxation has to be"),
         ("nap", {"sparsity": 1.0}, "sparsity has to lie"),
         ("asap_pac", {"delta": 0.0}, "delta has to lie"),
+        ("pc_darts", {"partial_channels": 0}, "partial_channels has to be"),
+        ("pc_darts", {"grace": 1.0}, "grace has to lie"),
+        ("p_darts", {"keep": (2,)}, "keep has one entry less"),
+        ("p_darts", {"keep": (2, 3)}, "keep has to fall"),
+        ("p_darts", {"keep": (2, 2), "skip_dropout": (0, 0, 1.0)}, "skip_dropout has to lie"),
+        ("p_darts", {"keep": (2, 2), "grace": 1.0}, "grace has to lie"),
+        ("p_darts", {"keep": (2, 2), "max_skips": -1}, "have to be 0 or more"),
         ("asap_pac", {"gradient_bound": 0.0}, "gradient_bound has to be"),
     ],
 )

@@ -95,8 +95,8 @@ def test_derivation_is_darts_rule():
 
 
 def test_derivation_keeps_all_edges_or_two_and_breaks_ties_low():
-    zeros = {cell: jnp.zeros((14, 7)) for cell in spaces.CELL_TYPES}
-    masks = {cell: jnp.ones((14, 7), bool).at[:, 0].set(False) for cell in spaces.CELL_TYPES}
+    zeros = {cell: jnp.zeros((14, 7)) for cell in spaces.ASAP.cell_types}
+    masks = {cell: jnp.ones((14, 7), bool).at[:, 0].set(False) for cell in spaces.ASAP.cell_types}
     found = derive.strongest(zeros, masks, spaces.ASAP, 2)
     assert found.normal == ((("sep_conv_5x5", 0), ("sep_conv_5x5", 1)),) * 4
     every = derive.strongest(zeros, masks, spaces.ASAP, None)
@@ -110,15 +110,15 @@ def test_a_pruned_alpha_still_counts_in_the_ranking():
     alphas = jnp.zeros((14, 7)).at[2].set(0.99).at[2, 0].set(1.0).at[3, 0].set(0.5)
     alphas = alphas.at[4, 0].set(0.4)
     mask = jnp.zeros((14, 7), bool).at[:, 0].set(True)
-    cells = dict.fromkeys(spaces.CELL_TYPES, alphas)
-    masks = dict.fromkeys(spaces.CELL_TYPES, mask)
+    cells = dict.fromkeys(spaces.ASAP.cell_types, alphas)
+    masks = dict.fromkeys(spaces.ASAP.cell_types, mask)
     found = derive.strongest(cells, masks, spaces.ASAP, 2)
     assert [source for _, source in found.normal[1]] == [1, 2]
 
 
 def test_one_hot_mixture_computes_just_the_genotype():
     mixtures = one_hot_mixture(GENOTYPES["ASAP"], spaces.ASAP)
-    for cell in spaces.CELL_TYPES:
+    for cell in spaces.ASAP.cell_types:
         weights = np.asarray(mixtures[cell].weights)
         assert weights.sum() == 8
         np.testing.assert_array_equal(mixtures[cell].active, weights == 1)

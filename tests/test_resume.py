@@ -16,7 +16,7 @@ import pytest
 from tiny import last_state, records, tiny
 
 import asap_jax
-from asap_jax import data, inputs, job
+from asap_jax import data, inputs, job, presets
 from asap_jax.errors import UserError
 from asap_jax.interruption import Interrupted
 
@@ -120,7 +120,7 @@ def test_the_command_says_how_to_go_on(tmp_path):
     again = [sys.executable, *again[1:]]
     done = subprocess.run(again, capture_output=True, text=True, cwd=tmp_path, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert "train 0 goes on after" in done.stdout
+    assert "train-0 goes on after" in done.stdout
     assert json.loads((tmp_path / "a run/results.json").read_text())["epochs"]["train"] == 150
 
 
@@ -270,3 +270,48 @@ def test_the_last_few_states_are_kept(tmp_path):
     job.run(config, tmp_path, mode="search", quiet=True)
     kept = sorted(int(path.name) for path in (tmp_path / "checkpoints/search-0").iterdir())
     assert kept == [SEARCH_STEPS - 4, SEARCH_STEPS - 2, SEARCH_STEPS]
+
+
+def staged():
+    config = presets.get_config("digits,p_darts")
+    config.data.update({"train_examples": 60, "test_examples": 20})
+    config.search.update({"channels": 4, "cells": 3, "epochs": 4, "batch_size": 15})
+    config.search.candidates = ("avg_pool_3x3", "max_pool_3x3", "skip_connect")
+    options = {"extra_cells": (0, 1), "keep": (2,), "skip_dropout": (0.3, 0.4), "grace": 0.0}
+    config.search.strategy.update(options)
+    return config
+
+
+def test_a_search_in_stages_is_cut_in_each_of_them(tmp_path):
+    def cut_at(stage, step):
+        def on_step(record):
+            if (record.get("stage", 0), record["epoch"], record["step"]) == (stage, 2, step):
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        return on_step
+
+    asap_jax.search(staged(), workdir=tmp_path / "whole", quiet=True)
+    for stage in (0, 1):
+        with pytest.raises(Interrupted):
+            asap_jax.search(
+                staged(), workdir=tmp_path / "cut", on_step=cut_at(stage, 1), quiet=True
+            )
+    found = asap_jax.search(staged(), workdir=tmp_path / "cut", quiet=True)
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert records(cut) == records(whole)
+    assert [(r.get("stage", 0), r["epoch"]) for r in records(cut)] == [
+        (0, 1),
+        (0, 2),
+        (1, 1),
+        (1, 2),
+    ]
+    assert (cut / "genotype.json").read_text() == (whole / "genotype.json").read_text()
+    for stage in ("search-0", "search-0-1"):
+        got, want = last_state(cut, stage), last_state(whole, stage)
+        for name in want:
+            np.testing.assert_array_equal(got[name], want[name], err_msg=f"{stage} {name}")
+    assert "cell3" in str(got.keys())
+    assert "cell3" not in str(last_state(cut, "search-0").keys())
+    assert found.search["epochs"] == 4
+    left = [record["candidates_left"] for record in records(cut)]
+    assert left == [2 * 14 * 3] * 2 + [2 * 14 * 2] * 2

@@ -7,16 +7,26 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from asap_jax import Context, EvalNetwork, Genotype, Mixture, SearchSpace, Supernet, edge_scan
+from asap_jax import (
+    OPERATIONS,
+    Context,
+    EvalNetwork,
+    Genotype,
+    Mixture,
+    SearchSpace,
+    Supernet,
+    edge_scan,
+)
 from asap_jax.networks import count_parameters, live_parameters
-from asap_jax.ops import candidate
-from asap_jax.relaxation import masked_softmax, one_hot_mixture
-from asap_jax.spaces import ASAP, CELL_TYPES, DARTS
+from asap_jax.ops import candidate, stateless
+from asap_jax.relaxation import Dropout, masked_softmax, one_hot_mixture
+from asap_jax.spaces import ASAP, DARTS
 
 RNG = np.random.default_rng(0)
 TRAIN = Context(train=True)
 IMAGES = RNG.normal(size=(4, 8, 8, 3))
 SMALL = SearchSpace(ASAP.candidates, nodes=2)
+CELLS = ("normal", "reduce")
 
 
 @pytest.fixture(autouse=True)
@@ -31,8 +41,8 @@ def mixtures(alphas, masks):
 
 def random_architecture(space, share):
     shape = (len(space.edges), len(space.candidates))
-    alphas = {c: jnp.asarray(RNG.normal(size=shape)) for c in CELL_TYPES}
-    masks = {c: RNG.uniform(size=shape) < share for c in CELL_TYPES}
+    alphas = {c: jnp.asarray(RNG.normal(size=shape)) for c in CELLS}
+    masks = {c: RNG.uniform(size=shape) < share for c in CELLS}
     for mask in masks.values():
         mask[np.arange(shape[0]), RNG.integers(0, shape[1], shape[0])] = True
     return alphas, {c: jnp.asarray(m) for c, m in masks.items()}
@@ -96,8 +106,8 @@ def test_evaluation_mode_equals_the_plain_form(half):
 
 def test_masked_candidates_get_no_gradient_and_keep_their_statistics(half):
     network, variables, _, masks, (_, stats, g_params, g_alphas) = half
-    assert all((g_alphas[c][~masks[c]] == 0).all() for c in CELL_TYPES)
-    live = live_parameters(network, g_params, {c: Mixture(masks[c], masks[c]) for c in CELL_TYPES})
+    assert all((g_alphas[c][~masks[c]] == 0).all() for c in CELLS)
+    live = live_parameters(network, g_params, {c: Mixture(masks[c], masks[c]) for c in CELLS})
     dead = sum(
         int((~jnp.broadcast_to(on, g.shape)).sum())
         for on, g in zip(jax.tree.leaves(live), jax.tree.leaves(g_params), strict=True)
@@ -181,12 +191,14 @@ def test_a_decided_supernet_is_the_network_built_from_its_genotype():
 
 @pytest.mark.parametrize(
     ("space", "cells", "size"),
-    [(ASAP, 8, 1_930_618), (DARTS, 8, 1_930_618), (DARTS, 5, 1_275_834)],  # the last: P-DARTS
+    [(ASAP, 8, 1_930_618), (DARTS, 8, 1_930_618), (DARTS, 5, 1_275_834), (DARTS, 8, 299_578)],
+    ids=["ASAP", "DARTS", "P-DARTS' first stage", "PC-DARTS, K = 4"],
 )
 def test_search_network_has_the_published_size(space, cells, size):
-    network = Supernet(space, 10, cells=cells)
+    partial_channels = 4 if size == 299_578 else 1
+    network = Supernet(space, 10, cells=cells, partial_channels=partial_channels)
     shape = (len(space.edges), len(space.candidates))
-    full = {c: Mixture(jnp.ones(shape), jnp.ones(shape, bool)) for c in CELL_TYPES}
+    full = {c: Mixture(jnp.ones(shape), jnp.ones(shape, bool)) for c in CELLS}
     x = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float64)
     variables = jax.eval_shape(lambda x: network.init(jax.random.key(0), x, full), x)
     assert count_parameters(variables["params"]) == size
@@ -261,3 +273,125 @@ def test_second_derivatives_pass_through_the_loop(in_place):
     live = jnp.where(active, want, 0)
     assert np.abs(live).max() > 1e-3
     assert_close(jnp.where(active, got, 0), live)
+
+
+# Partial channels and dropout on skips
+
+
+def two_edges(share=1, in_place=True, dropped=(), train=True):
+    """Edges 0 -> 2 and 1 -> 2 with the candidates max pool and skip, C = 4; and their variables."""
+    stride = 1 if in_place else 2
+    names = ("max_pool_3x3", "skip_connect")
+    layers = {name: candidate(name, 4 // share, stride) for name in names}
+    edges = edge_scan.Edges(
+        tuple(layers.items()), (0, 1), (2, 2), in_place, Context(train), share, dropped
+    )
+    variables = edge_scan.Variables(
+        edge_scan.stack_params(layers, 2, jax.random.key(0)),
+        edge_scan.stack_stats(layers, 2),
+        jnp.asarray([[0.0, 1.0], [0.0, 1.0]]),
+        jnp.asarray([[False, True], [False, True]]),
+    )
+    return edges, variables
+
+
+@pytest.mark.parametrize("scan", [edge_scan.scan_edges, edge_scan.scan_edges_reference])
+def test_partial_channels_pass_by_and_are_shuffled(scan):
+    """y = beta shuffle([skip(x_1), x_2]): output channel j K + i is channel i C/K + j."""
+    edges, variables = two_edges(share=2)
+    betas = jnp.asarray([0.3, 0.7])
+    variables = variables._replace(weights=variables.weights * betas[:, None], edge_weights=betas)
+    inputs = RNG.normal(size=(2, 3, 4, 4, 4))
+    nodes = jnp.concatenate([jnp.asarray(inputs), jnp.zeros((1, 3, 4, 4, 4))])
+    got = scan(edges, variables, jnp.asarray(inputs), nodes)[0][2]
+    want = 0.3 * inputs[0][..., [0, 2, 1, 3]] + 0.7 * inputs[1][..., [0, 2, 1, 3]]
+    np.testing.assert_allclose(got, want, rtol=1e-12)
+
+
+def test_what_passes_by_a_reduction_is_max_pooled():
+    edges, variables = two_edges(share=2, in_place=False)
+    variables = variables._replace(
+        weights=jnp.zeros((2, 2)),
+        active=jnp.zeros((2, 2), bool),
+        edge_weights=jnp.asarray([1.0, 0.0]),
+    )
+    inputs = RNG.normal(size=(2, 3, 4, 4, 4))
+    got, _ = edge_scan.scan_edges(edges, variables, jnp.asarray(inputs), jnp.zeros((3, 3, 2, 2, 4)))
+    np.testing.assert_array_equal(got[2][..., [0, 2]], 0)  # the mixed ones: no candidate is active
+    blocks = [inputs[0][:, i::2, j::2, 2:] for i in (0, 1) for j in (0, 1)]
+    np.testing.assert_array_equal(got[2][..., [1, 3]], np.max(blocks, 0))
+
+
+def test_dropout_on_skips_drops_its_share_while_training():
+    keys = jax.random.key_data(jax.random.split(jax.random.key(1), 2))
+    dropout = (keys, jnp.asarray([0.4, 0.0]))
+    inputs = jnp.asarray(RNG.uniform(1, 2, size=(2, 64, 4, 4, 4)))
+    for train in (True, False):
+        edges, variables = two_edges(dropped=("skip_connect",), train=train)
+        variables = variables._replace(weights=variables.weights.at[1].set(0), dropout=dropout)
+        nodes = jnp.concatenate([inputs, jnp.zeros((1, *inputs.shape[1:]))])
+        got = np.asarray(edge_scan.scan_edges(edges, variables, inputs, nodes)[0][2])
+        if not train:
+            np.testing.assert_array_equal(got, inputs[0])
+            continue
+        kept = got != 0
+        assert kept.mean() == pytest.approx(0.6, abs=0.03)
+        np.testing.assert_allclose(got[kept], np.asarray(inputs[0])[kept] / 0.6, rtol=1e-12)
+
+
+def test_the_loop_equals_the_plain_form_with_partial_channels_and_dropout():
+    network = Supernet(SMALL, 5, channels=4, cells=3, partial_channels=2)
+    variables = init(network, SMALL)
+    alphas, masks = random_architecture(SMALL, 0.5)
+    betas = {cell: jnp.asarray(RNG.uniform(0.2, 1, len(SMALL.edges))) for cell in CELLS}
+
+    def outcome(context):
+        @jax.jit
+        def run(params, alphas, betas):
+            def loss(params, alphas, betas):
+                dropout = Dropout(jax.random.key(3), jnp.asarray(0.4))
+                mixed = {
+                    cell: mix._replace(edge_weights=betas[cell], skip_dropout=dropout)
+                    for cell, mix in mixtures(alphas, masks).items()
+                }
+                logits, new = network.apply(
+                    {"params": params, "batch_stats": variables["batch_stats"]},
+                    jnp.asarray(IMAGES),
+                    mixed,
+                    context,
+                    mutable=["batch_stats"],
+                )
+                return jnp.sum(jnp.sin(logits)), (logits, new["batch_stats"])
+
+            return jax.value_and_grad(loss, (0, 1, 2), has_aux=True)(params, alphas, betas)
+
+        return run(variables["params"], alphas, betas)
+
+    got, want = outcome(TRAIN), outcome(Context(True, reference=True))
+    assert_close(got, want)
+    g_betas = got[1][2]
+    assert all((jnp.abs(g) > 1e-6).all() for g in g_betas.values())
+
+
+def test_inactive_candidates_are_not_computed():
+    """An operation that counts its runs: forward, and forward again for the backward pass."""
+    runs = []
+
+    def counting(channels, stride, affine):
+        def function(x, context):
+            jax.debug.callback(lambda: runs.append(1))
+            return x[:, ::stride, ::stride]
+
+        return stateless(function)
+
+    space = SearchSpace({"counting": counting, "max_pool_3x3": OPERATIONS["max_pool_3x3"]}, nodes=2)
+    try:
+        network = Supernet(space, 5, channels=4, cells=3)
+        alphas, masks = random_architecture(space, 1.0)
+        masks = {cell: mask.at[1:, 0].set(False) for cell, mask in masks.items()}
+        variables = init(network, space)
+        jax.block_until_ready(outcome(network, variables, alphas, masks))
+        jax.effects_barrier()
+        assert len(runs) == 2 * network.cells  # one edge of each cell, both passes
+    finally:
+        del OPERATIONS["counting"]

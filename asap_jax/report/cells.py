@@ -7,38 +7,42 @@ from asap_jax.genotypes import Genotype
 
 _FAMILIES = (("sep", "#2f6fb3"), ("dil", "#7a4fa3"), ("pool", "#b3622f"), ("skip", "#5a8f3c"))
 _OTHER = "#666666"
+_TITLES = {"normal": "Normal cell", "reduce": "Reduction cell"}
 
 
 def draw_cells(genotype: Genotype, paths) -> None:
-    """Draws both cells into each of `paths`; the ending chooses the format (.svg, .png).
+    """Draws the cells into each of `paths`; the ending chooses the format (.svg, .png).
 
-    Columns are the nodes in order: the outputs of the two cells before, the intermediate nodes, the
+    Columns are the nodes in order: the outputs of the cells before, the intermediate nodes, the
     cell's output. Each lane below is one edge, an arrow from its source's column to its target's,
     with the operation's name on it.
     """
-    cells = (
-        ("Normal cell", genotype.normal, genotype.normal_concat),
-        ("Reduction cell", genotype.reduce, genotype.reduce_concat),
+    cells = genotype.cells
+    lanes = [sum(map(len, nodes)) for nodes, _ in cells.values()]
+    columns = max(len(nodes) for nodes, _ in cells.values()) + genotype.inputs + 1
+    height = 0.34 * sum(lanes) + 1.7 * len(cells)
+    figure = Figure(figsize=(1.7 * columns, height), layout="constrained")
+    axes = figure.subplots(
+        len(cells), 1, squeeze=False, height_ratios=[count + 3 for count in lanes]
     )
-    lanes = [sum(map(len, nodes)) for _, nodes, _ in cells]
-    columns = max(len(nodes) for _, nodes, _ in cells) + 3
-    figure = Figure(figsize=(1.7 * columns, 0.34 * sum(lanes) + 3.4), layout="constrained")
-    axes = figure.subplots(2, 1, height_ratios=[count + 3 for count in lanes])
-    for axis, (title, nodes, concat) in zip(axes, cells, strict=True):
-        _draw_cell(axis, title, nodes, concat)
+    for axis, (cell, (nodes, concat)) in zip(axes[:, 0], cells.items(), strict=True):
+        _draw_cell(axis, _TITLES[cell], nodes, concat, genotype.inputs)
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "asap_jax"}):
         for path in paths:
             metadata = {"Date": None} if str(path).endswith(".svg") else None
             figure.savefig(path, dpi=120, metadata=metadata)
 
 
-def _draw_cell(axis, title, nodes, concat):
-    output = len(nodes) + 2
-    names = ["c(k-2)", "c(k-1)", *(f"node {i}" for i in range(len(nodes))), "output"]
-    lanes = [(source, target, op) for target, node in enumerate(nodes, 2) for op, source in node]
+def _draw_cell(axis, title, nodes, concat, inputs):
+    output = len(nodes) + inputs
+    before = [f"c(k-{inputs - i})" for i in range(inputs)]
+    names = [*before, *(f"node {i}" for i in range(len(nodes))), "output"]
+    lanes = [
+        (source, target, op) for target, node in enumerate(nodes, inputs) for op, source in node
+    ]
     bottom = len(lanes) + 1
     for column, name in enumerate(names):
-        used = column < 2 or column == output or column in concat
+        used = column < inputs or column == output or column in concat
         axis.plot([column, column], [0.4, bottom], color="#dddddd", lw=1, zorder=1)
         axis.text(
             column,
@@ -69,7 +73,8 @@ def _draw_cell(axis, title, nodes, concat):
         )
     for node in concat:
         _arrow(axis, node, output, bottom, "#bbbbbb")
-    axis.text(output, bottom + 0.55, "concatenated", ha="center", fontsize=8, color="#888888")
+    if len(concat) > 1:
+        axis.text(output, bottom + 0.55, "concatenated", ha="center", fontsize=8, color="#888888")
     axis.set_title(title, loc="left", fontsize=12)
     axis.set_xlim(-0.6, output + 0.6)
     axis.set_ylim(bottom + 0.9, -0.7)

@@ -7,6 +7,8 @@ from asap_jax.strategies.darts import darts
 from asap_jax.strategies.edas import edas
 from asap_jax.strategies.gdas import gdas
 from asap_jax.strategies.gradual import accum_grad, magnitude, nap
+from asap_jax.strategies.p_darts import p_darts
+from asap_jax.strategies.pc_darts import pc_darts
 from asap_jax.strategies.random import random
 from asap_jax.strategies.snas import snas
 
@@ -20,6 +22,8 @@ STRATEGIES = {
     "magnitude": magnitude,
     "accum_grad": accum_grad,
     "nap": nap,
+    "pc_darts": pc_darts,
+    "p_darts": p_darts,
     "random": random,
 }
 

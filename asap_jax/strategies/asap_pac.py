@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from asap_jax import pruning, schedules
-from asap_jax.spaces import CELL_TYPES, SearchSpace
+from asap_jax.spaces import SearchSpace
 from asap_jax.strategies.base import Strategy, derive_strongest, softmax_mixture, zero_alphas
 
 
@@ -56,7 +56,7 @@ def asap_pac(
 
     def prune(arch, gradients, step):
         masks = {}
-        for cell in CELL_TYPES:
+        for cell in space.cell_types:
             mask = arch.masks[cell]
             logits = jnp.where(mask, arch.alphas[cell] / temperature(t(step)), -jnp.inf)
             log_weights = jax.nn.log_softmax(logits, -1)

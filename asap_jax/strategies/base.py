@@ -13,8 +13,8 @@ The supernet and the search step know no method by name. What a method may decid
 - when to stop (`finished`) and what was found (`derive`), the shared weights' accuracy at hand.
 
 A method in stages (other depth, other candidates) is one Strategy, Supernet and SearchState a
-stage, with a function from the last state of one to the first of the next. What a method asks of
-the network itself (partial channels, dropout on skips) is an attribute of the Supernet.
+stage; each names the Strategy that follows (`next_stage`). What a method asks of the network itself
+stands in the Mixture (dropout on skips) or, where it changes shapes, here (`partial_channels`).
 """
 
 from collections.abc import Callable
@@ -27,7 +27,7 @@ import optax
 from asap_jax import bilevel, derive
 from asap_jax.genotypes import Genotype
 from asap_jax.relaxation import Mixture, masked_softmax
-from asap_jax.spaces import CELL_TYPES, SearchSpace
+from asap_jax.spaces import SearchSpace
 
 Evaluate = Callable[[dict[str, Mixture]], float]
 
@@ -65,6 +65,11 @@ class Strategy(NamedTuple):
     live: (Architecture, step, key of the alpha step) -> tree like its alphas of bools that
       broadcast against them: what an alpha step may change. The masks, if the alphas are one array
       a cell type.
+    partial_channels: K: candidates see 1 / K of the channels, see `networks.Supernet`.
+    epochs: length of a stage; None for the whole search.
+    extra_cells: cells of a stage's supernet beyond those of the config.
+    next_stage: Architecture at this stage's end -> the Strategy that goes on, with a supernet,
+      weights and optimizers of its own; its `init` begins with what was found. None at the end.
     masks_may_grow, edges_may_empty: what the contract test lets a method do.
     """
 
@@ -81,6 +86,10 @@ class Strategy(NamedTuple):
     omega_gradient: Callable = bilevel.omega_of_train
     alpha_optimizer: optax.GradientTransformation | None = None
     live: Callable[[Architecture, jax.Array, jax.Array], Any] = lambda arch, step, key: arch.masks
+    partial_channels: int = 1
+    epochs: int | None = None
+    extra_cells: int = 0
+    next_stage: Callable[[Architecture], "Strategy"] | None = None
     masks_may_grow: bool = False
     edges_may_empty: bool = False
 
@@ -90,19 +99,21 @@ class Strategy(NamedTuple):
 
 def full_masks(space: SearchSpace) -> dict[str, jax.Array]:
     """Every candidate lives."""
-    return {cell: jnp.ones(_shape(space), bool) for cell in CELL_TYPES}
+    return {cell: jnp.ones(space.shape, bool) for cell in space.cell_types}
 
 
 def zero_alphas(space: SearchSpace, key) -> Architecture:
     """ASAP's start: all candidates equal, {cell type: [E, O]} of 0."""
     del key
-    return Architecture({cell: jnp.zeros(_shape(space)) for cell in CELL_TYPES}, full_masks(space))
+    return Architecture(
+        {cell: jnp.zeros(space.shape) for cell in space.cell_types}, full_masks(space)
+    )
 
 
 def normal_alphas(space: SearchSpace, key) -> Architecture:
     """DARTS' start: 1e-3 times a normal draw."""
     alphas = {
-        cell: 1e-3 * jax.random.normal(k, _shape(space)) for cell, k in cell_keys(key).items()
+        cell: 1e-3 * jax.random.normal(k, space.shape) for cell, k in cell_keys(space, key).items()
     }
     return Architecture(alphas, full_masks(space))
 
@@ -122,10 +133,6 @@ def derive_strongest(space: SearchSpace) -> Callable:
     )
 
 
-def cell_keys(key) -> dict[str, jax.Array]:
+def cell_keys(space: SearchSpace, key) -> dict[str, jax.Array]:
     """A random key for each cell type."""
-    return dict(zip(CELL_TYPES, jax.random.split(key, len(CELL_TYPES)), strict=True))
-
-
-def _shape(space) -> tuple[int, int]:
-    return len(space.edges), len(space.candidates)
+    return dict(zip(space.cell_types, jax.random.split(key, len(space.cell_types)), strict=True))

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from asap_jax.relaxation import Mixture, masked_softmax
-from asap_jax.spaces import CELL_TYPES, SearchSpace
+from asap_jax.spaces import SearchSpace
 from asap_jax.strategies.base import Strategy, derive_strongest, normal_alphas
 
 
@@ -29,8 +29,10 @@ def edas(space: SearchSpace, epochs: int, steps_per_epoch: int) -> Strategy:
 
     def relaxed(key):
         """{cell type: [E] bool}, True at the one edge that is relaxed."""
-        drawn = jax.random.randint(key, (), 0, edges * len(CELL_TYPES))
-        return {cell: jnp.arange(edges) + i * edges == drawn for i, cell in enumerate(CELL_TYPES)}
+        drawn = jax.random.randint(key, (), 0, edges * len(space.cell_types))
+        return {
+            cell: jnp.arange(edges) + i * edges == drawn for i, cell in enumerate(space.cell_types)
+        }
 
     def mixture(arch, step, key):
         mixtures = {}

@@ -46,7 +46,7 @@ def gdas(
 
     def mixture(arch, step, key):
         mixtures = {}
-        for cell, k in cell_keys(key).items():
+        for cell, k in cell_keys(space, key).items():
             soft = gumbel_softmax(k, arch.alphas[cell], arch.masks[cell], temperature(step))
             hard = jax.nn.one_hot(soft.argmax(-1), soft.shape[-1], dtype=soft.dtype)
             mixtures[cell] = Mixture(hard + (soft - lax.stop_gradient(soft)), hard > 0)

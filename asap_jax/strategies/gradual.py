@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from asap_jax import derive, pruning, schedules
 from asap_jax.relaxation import Mixture
-from asap_jax.spaces import CELL_TYPES, SearchSpace
+from asap_jax.spaces import SearchSpace
 from asap_jax.strategies.base import (
     Architecture,
     Strategy,
@@ -148,7 +148,7 @@ def _schedule(space, epochs, steps_per_epoch, power, start, sparsity):
 
 
 def _cut(masks, scores, count, rule):
-    return {cell: rule(masks[cell], scores[cell], count) for cell in CELL_TYPES}
+    return {cell: rule(mask, scores[cell], count) for cell, mask in masks.items()}
 
 
 def _pruned_darts(space, prune, init) -> Strategy:

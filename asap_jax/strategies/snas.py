@@ -46,7 +46,7 @@ def snas(
                 gumbel_softmax(k, arch.alphas[cell], arch.masks[cell], temperature(step)),
                 arch.masks[cell],
             )
-            for cell, k in cell_keys(key).items()
+            for cell, k in cell_keys(space, key).items()
         }
 
     return Strategy(
