@@ -103,16 +103,42 @@ def _input_gradient(x_shape, kernel, g, stride, dilation):
     return _shifted_sum(g, kernel[::-1, ::-1], 1, dilation)
 
 
+IMAGES = 8  # whose products one pass adds up; fewer, and XLA spreads the pass over too few cores
+
+
 def _kernel_gradient(x, kernel_shape, g, stride, dilation):
-    """Tap by tap: the sum over the batch first, which keeps the vector units busy on width x C."""
+    """A loop over pieces of the batch and the kernel's rows; within, sums over whole maps.
+
+    The products of `IMAGES` images are added up map by map before anything is reduced, and each
+    image is sliced where it is used: so the loop's body is vector code that copies nothing.
+    """
     size, _, channels = kernel_shape
     batch, height, width, _ = g.shape
-    padded = windows.pad(x, _padding(size, dilation))
-    window = (batch, (height - 1) * stride + 1, (width - 1) * stride + 1, channels)
+    piece = min(IMAGES, batch)
+    missing = -batch % piece  # images of zeros that fill the last piece up
+    sides = (_padding(size, dilation),) * 2
+    padded = _pad(x, ((0, missing), sides, sides, (0, 0)))
+    g = _pad(g, ((0, missing), (0, 0), (0, 0), (0, 0)))
+    window = (1, (height - 1) * stride + 1, (width - 1) * stride + 1, channels)
 
-    def tap(index):
-        start = (0, index // size * dilation, index % size * dilation, 0)
-        met = lax.dynamic_slice(padded, start, window)[:, ::stride, ::stride]
-        return jnp.sum(met * g, 0).sum((0, 1))
+    def row(index):
+        first, i = index // size * piece, index % size * dilation
 
-    return lax.map(tap, jnp.arange(size * size)).reshape(kernel_shape)
+        def tap(j):
+            total = None
+            for n in range(piece):
+                met = lax.dynamic_slice(padded, (first + n, i, j * dilation, 0), window)
+                met = lax.slice(met, (0, 0, 0, 0), window, (1, stride, stride, 1))
+                term = lax.mul(met, lax.dynamic_slice_in_dim(g, first + n, 1))
+                total = term if total is None else lax.add(total, term)
+            return total[0]
+
+        return jnp.stack([tap(j) for j in range(size)]).sum(1).sum(1)
+
+    rows = lax.map(row, jnp.arange((batch + missing) // piece * size))
+    return rows.reshape(-1, *kernel_shape).sum(0)
+
+
+def _pad(x, widths):
+    config = [(low, high, 0) for low, high in widths]
+    return lax.pad(x, jnp.zeros((), x.dtype), config)

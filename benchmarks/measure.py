@@ -1,0 +1,138 @@
+"""What the benchmarks share: workers in processes of their own, timed in turn; JSON as it comes.
+
+A worker is a process that builds something once, says what that took, and then does one step each
+time it is told to. Two workers that take turns see the same noise, so their ratio comes from one
+run; each has its own memory, so its peak is its own.
+"""
+
+import importlib.metadata
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+LIBRARIES = ("asap_jax", "jax", "jaxlib", "flax", "optax", "numpy", "torch")
+
+
+def environment() -> dict:
+    """Machine, libraries and date of a measurement."""
+
+    def version(name):
+        try:
+            return importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            return None
+
+    cpu = platform.processor()
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        cpu = next((line.split(": ")[1] for line in lines if line.startswith("model name")), cpu)
+    return {
+        "date": time.strftime("%Y-%m-%d"),
+        "cpu": cpu,
+        "cores": len(os.sched_getaffinity(0)),
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in LIBRARIES if version(name)},
+    }
+
+
+def spread(seconds: list[float]) -> dict:
+    """Median, extremes and count."""
+    return {
+        "median": statistics.median(seconds),
+        "min": min(seconds),
+        "max": max(seconds),
+        "count": len(seconds),
+    }
+
+
+class Results:
+    """A JSON file that is whole after each case."""
+
+    def __init__(self, path: str | None, settings: dict):
+        self._path = path and Path(path)
+        self._record = {"environment": environment(), "settings": settings, "cases": []}
+
+    def add(self, case: dict) -> None:
+        self._record["cases"].append(case)
+        print(json.dumps(case), flush=True)
+        if self._path:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._path.write_text(json.dumps(self._record, indent=2) + "\n")
+
+
+class Worker:
+    """The other end of `serve`: a script of this folder, started with --worker and options."""
+
+    def __init__(self, name: str, script: str, options: Iterable[str], cap: float):
+        self.name, self.seconds, self._cap = name, [], cap
+        self._process = subprocess.Popen(
+            [sys.executable, script, f"--worker={name}", *options],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.built = self._answer()
+
+    def step(self) -> float:
+        """Does one step; its seconds."""
+        seconds = self._ask("step")["seconds"]
+        self.seconds.append(seconds)
+        return seconds
+
+    def close(self) -> dict:
+        """What was measured: how it was built, its steps, its peak memory."""
+        peak = self._ask("close")["peak_bytes"]
+        self._process.wait(30)
+        return {**self.built, "step_seconds": spread(self.seconds), "peak_bytes": peak}
+
+    def _ask(self, word):
+        self._process.stdin.write(word + "\n")
+        self._process.stdin.flush()
+        return self._answer()
+
+    def _answer(self):
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"the worker {self.name} ended with {self._process.wait()}")
+        return json.loads(line)
+
+
+def serve(build: Callable[[], tuple[dict, Callable[[], None]]]) -> None:
+    """A worker's life: build() -> (what that took, a function that does one step to its end)."""
+    out = os.dup(1)
+    os.dup2(2, 1)  # what libraries print goes to stderr
+
+    def answer(record):
+        os.write(out, (json.dumps(record) + "\n").encode())
+
+    built, step = build()
+    answer(built)
+    for line in sys.stdin:
+        if line.strip() == "close":
+            # Linux counts in kilobytes.
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+            answer({"peak_bytes": peak})
+            return
+        begin = time.perf_counter()
+        step()
+        answer({"seconds": time.perf_counter() - begin})
+
+
+def take_turns(workers: list[Worker], repeats: int, cap: float) -> None:
+    """Each worker in turn, `repeats` times after one step that is not counted, or until `cap` s."""
+    begin = time.monotonic()
+    for worker in workers:
+        worker.step()
+        worker.seconds.clear()
+    for _ in range(repeats):
+        for worker in workers:
+            worker.step()
+        if time.monotonic() - begin > cap:
+            break

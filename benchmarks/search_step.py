@@ -1,0 +1,178 @@
+"""One alpha step and one omega step of the paper-size supernet, ours beside PyTorch's DARTS.
+
+    python benchmarks/search_step.py --batch=16,64,96 --masks=full,half,one,grace
+    python benchmarks/search_step.py --batch=16 --masks=full --peer=PATH/TO/darts
+
+Prints a JSON object a case, and writes all of them to --out. `--peer` names a checkout of
+github.com/quark0/darts (torch is your own install); its first-order step then takes turns with
+ours, once as it is (NCHW) and once in channels_last. Cases: all candidates live (`full`), half of
+them (`half`), one an edge (`one`), an epoch of grace, omega alone (`grace`; PyTorch's omega step).
+"""
+
+import argparse
+import sys
+import time
+import types
+from pathlib import Path
+
+import numpy as np
+from measure import Results, Worker, serve, take_turns
+
+CLASSES = 10
+
+
+def arguments():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--batch", default="16,64,96")
+    parser.add_argument("--masks", default="full,half,one,grace")
+    parser.add_argument("--channels", type=int, default=16)
+    parser.add_argument("--cells", type=int, default=8)
+    parser.add_argument("--size", type=int, default=32, help="side of the images")
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--cap", type=float, default=300, help="seconds a case may take turns")
+    parser.add_argument("--peer", help="checkout of quark0/darts")
+    parser.add_argument("--out", help="JSON file")
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def images_and_labels(options):
+    rng = np.random.default_rng(0)
+    count, side = 2 * int(options.batch), options.size
+    images = rng.normal(size=(count, side, side, 3)).astype(np.float32)
+    return images, rng.integers(0, CLASSES, count).astype(np.int32)
+
+
+def masks_of(space, name):
+    """{cell type: [E, O] bool}: which candidates a case has."""
+    rng = np.random.default_rng(1)
+    edges, candidates = space.shape
+    found = {}
+    for cell in space.cell_types:
+        mask = np.ones((edges, candidates), bool)
+        if name == "half":
+            mask = rng.permuted(mask.cumsum(-1) <= (candidates + 1) // 2, axis=-1)
+        elif name == "one":
+            mask = np.eye(candidates, dtype=bool)[rng.integers(0, candidates, edges)]
+        found[cell] = mask
+    return found
+
+
+def ours(options):
+    """(what building took, a function that does one step)."""
+    import jax
+    import jax.numpy as jnp
+
+    from asap_jax import compile_cache, optim, schedules
+    from asap_jax.networks import Supernet
+    from asap_jax.search_step import Batch, Optimizers, init_state, make_search_step
+    from asap_jax.spaces import ASAP
+    from asap_jax.strategies import STRATEGIES
+
+    compile_cache.enable()
+    images, labels = map(jnp.asarray, images_and_labels(options))
+    half = int(options.batch)
+    batches = Batch(images[:half], labels[:half]), Batch(images[half:], labels[half:])
+    network = Supernet(ASAP, CLASSES, options.channels, options.cells)
+    strategy = STRATEGIES["asap"](ASAP, 50, 1, threshold=1e-6)  # nothing is pruned meanwhile
+    optimizers = Optimizers(
+        optim.sgd(schedules.constant(0.025)), optim.adam(1e-3, weight_decay=1e-3)
+    )
+    state = init_state(network, strategy, optimizers, jax.random.key(0), images.shape[1:])
+    masks = jax.tree.map(jnp.asarray, masks_of(ASAP, options.masks))
+    step = jnp.int32(0 if options.masks == "grace" else 20)  # T = 1.24 and 0.44
+    state = state.replace(step=step, arch=state.arch._replace(masks=masks))
+    jitted = jax.jit(make_search_step(network, strategy, optimizers), donate_argnums=0)
+    begin = time.perf_counter()
+    lowered = jitted.lower(state, *batches)
+    traced = time.perf_counter()
+    compiled = lowered.compile()
+    took = {
+        "device": jax.devices()[0].device_kind,
+        "trace_seconds": traced - begin,
+        "compile_seconds": time.perf_counter() - traced,
+        "temporary_bytes": compiled.memory_analysis().temp_size_in_bytes,
+    }
+
+    def run():
+        nonlocal state
+        state, metrics = compiled(state, *batches)
+        jax.block_until_ready((state, metrics))
+        state = state.replace(step=jnp.int32(step))
+
+    return took, run
+
+
+def peer(options):
+    """The same of quark0/darts: its first-order alpha step, then its omega step."""
+    import torch
+
+    sys.path.insert(0, str(Path(options.peer) / "cnn"))
+    for name in ("torchvision", "torchvision.transforms", "torchvision.datasets"):
+        sys.modules.setdefault(name, types.ModuleType(name))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cpu":
+        torch.Tensor.cuda = lambda self, *args, **kwargs: self
+    import model_search
+
+    criterion = torch.nn.CrossEntropyLoss()
+    network = model_search.Network(options.channels, CLASSES, options.cells, criterion).to(device)
+    images, labels = images_and_labels(options)
+    x = torch.as_tensor(images.transpose(0, 3, 1, 2).copy()).to(device)
+    y = torch.as_tensor(labels.astype(np.int64)).to(device)
+    if options.worker == "darts_channels_last":
+        network = network.to(memory_format=torch.channels_last)
+        x = x.to(memory_format=torch.channels_last)
+    omega = torch.optim.SGD(network.parameters(), 0.025, momentum=0.9, weight_decay=3e-4)
+    alpha = torch.optim.Adam(
+        network.arch_parameters(), lr=1e-3, betas=(0.5, 0.999), weight_decay=1e-3
+    )
+    half = int(options.batch)
+
+    def run():
+        if options.masks != "grace":
+            alpha.zero_grad()
+            network._loss(x[half:], y[half:]).backward()
+            alpha.step()
+        omega.zero_grad()
+        criterion(network(x[:half]), y[:half]).backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 5)
+        omega.step()
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    return {"device": device}, run
+
+
+def main():
+    options = arguments()
+    if options.worker:
+        return serve(lambda: (ours if options.worker == "ours" else peer)(options))
+    settings = {key: value for key, value in vars(options).items() if key != "worker"}
+    results = Results(options.out, settings)
+    for batch in options.batch.split(","):
+        for masks in options.masks.split(","):
+            passed = [
+                f"--{key}={value}"
+                for key, value in settings.items()
+                if value is not None and key not in ("batch", "masks", "out")
+            ]
+            passed += [f"--batch={batch}", f"--masks={masks}"]
+            names = ["ours"]
+            if options.peer:  # it has no masks: its full step stands beside each of ours
+                names += ["darts_channels_last", "darts_nchw"]
+            workers = [Worker(name, __file__, passed, options.cap) for name in names]
+            take_turns(workers, options.repeats, options.cap)
+            case = {"batch": int(batch), "masks": masks}
+            case |= {worker.name: worker.close() for worker in workers}
+            for name in names[1:]:
+                ratio = (
+                    case[name]["step_seconds"]["median"] / case["ours"]["step_seconds"]["median"]
+                )
+                case[f"times_as_fast_as_{name}"] = ratio
+            results.add(case)
+    return None
+
+
+if __name__ == "__main__":
+    main()
