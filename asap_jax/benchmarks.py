@@ -1,6 +1,7 @@
 """Tables of trained architectures, to follow a search by without training anything."""
 
 import csv
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -26,7 +27,7 @@ class NASBench201(Mapping):
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
-        with open(path, newline="") as file:
+        with open(path, newline="", encoding="utf-8-sig") as file:
             rows = csv.DictReader(file)
             names = [name for name in rows.fieldnames or () if name != "architecture"]
             if "architecture" not in (rows.fieldnames or ()) or not names:
@@ -38,7 +39,7 @@ class NASBench201(Mapping):
             for row in rows:
                 try:
                     cell = _canonical(row["architecture"])
-                    self._rows[cell] = {name: float(row[name]) for name in names}
+                    self._rows[cell] = {name: _number(row[name]) for name in names}
                 except (ValueError, TypeError) as error:
                     raise ValueError(f"{path}, line {rows.line_num}: {error}") from error
 
@@ -56,6 +57,13 @@ class NASBench201(Mapping):
 
     def __len__(self) -> int:
         return len(self._rows)
+
+
+def _number(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"not a finite number: {text!r}")
+    return value
 
 
 def _canonical(text: str) -> str:

@@ -63,7 +63,7 @@ class SearchCell(nn.Module):
     partial_channels: int = 1
 
     @nn.compact
-    def __call__(self, states, mixture: Mixture, context: Context):
+    def __call__(self, states, mixture: Mixture, context: Context, learn=None):
         """Maps the outputs of the cells before to this cell's.
 
         Args:
@@ -71,6 +71,7 @@ class SearchCell(nn.Module):
             a reduction; else the one map [N, H, W, channels] that enters.
           mixture: of the cell's type.
           context: how to run the layers.
+          learn: scalar bool, see `Context`; or None.
 
         Returns:
           "darts": [N, H, W, nodes * channels], half the size if this is a reduction cell;
@@ -88,12 +89,12 @@ class SearchCell(nn.Module):
             nodes = jnp.concatenate([inputs, jnp.zeros(shape, inputs.dtype)])
         for stride, indices in self.space.by_stride(self.reduction).items():
             if indices:
-                nodes = self._add_edges(stride, indices, inputs, nodes, mixture, context)
+                nodes = self._add_edges(stride, indices, inputs, nodes, mixture, context, learn)
         if self.space.skeleton == "nasbench201":
             return nodes[-1]
         return jnp.concatenate(list(nodes[self.space.inputs :]), -1)
 
-    def _add_edges(self, stride, indices, inputs, nodes, mixture, context):
+    def _add_edges(self, stride, indices, inputs, nodes, mixture, context, learn):
         width = self.channels // self.partial_channels
         normed = SKELETONS[self.space.skeleton].normed_pools
         layers = {name: candidate(name, width, stride, normed) for name in self.space.candidates}
@@ -117,9 +118,10 @@ class SearchCell(nn.Module):
         rows = jnp.asarray(indices)
         edge_weights = None
         if self.partial_channels > 1:
-            edge_weights = jnp.ones(len(indices), inputs.dtype)
-            if mixture.edge_weights is not None:
-                edge_weights = mixture.edge_weights[rows].astype(inputs.dtype)
+            edge_weights = mixture.edge_weights
+            if edge_weights is None:  # an edge on which nothing is active is not there
+                edge_weights = mixture.active.any(-1)
+            edge_weights = edge_weights[rows].astype(inputs.dtype)
         if dropout is not None:
             keys = jax.random.split(dropout.key, len(indices))
             rates = jnp.broadcast_to(dropout.rate, len(indices)).astype(inputs.dtype)
@@ -131,6 +133,7 @@ class SearchCell(nn.Module):
             mixture.active[rows],
             edge_weights,
             dropout,
+            learn if learn is None else jnp.broadcast_to(learn, len(indices)),
         )
         scan = edge_scan.scan_edges_reference if context.reference else edge_scan.scan_edges
         nodes, new_stats = scan(edges, variables, inputs, nodes)

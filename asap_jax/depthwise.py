@@ -21,7 +21,7 @@ from asap_jax import windows
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def depthwise_conv(x, kernel, stride=1, dilation=1):
+def depthwise_conv(x, kernel, stride=1, dilation=1, learn=None):
     """Convolves each channel with a k x k kernel of its own, padded to keep the map.
 
     Args:
@@ -29,6 +29,7 @@ def depthwise_conv(x, kernel, stride=1, dilation=1):
       kernel: [k, k, C], k odd.
       stride: output every `stride` pixels, counted from the first.
       dilation: distance between the kernel's taps; the padding is dilation * (k - 1) / 2.
+      learn: scalar bool; if it is False, zeros stand for the kernel's gradient. None for True.
 
     Returns:
       [N, ceil(H / stride), ceil(W / stride), C].
@@ -55,24 +56,34 @@ def depthwise_conv_reference(x, kernel, stride=1, dilation=1):
     )
 
 
-def _forward(x, kernel, stride, dilation):
-    return depthwise_conv(x, kernel, stride, dilation), (x, kernel)
+def _forward(x, kernel, stride, dilation, learn):
+    return depthwise_conv(x, kernel, stride, dilation), (x, kernel, learn)
 
 
 def _backward(stride, dilation, residuals, g):
-    x, kernel = residuals
+    x, kernel, learn = residuals
+
+    def if_it_learns(gradient, x, g):
+        if learn is None:
+            return gradient(x, g)
+        return lax.cond(learn, gradient, lambda x, g: jnp.zeros_like(kernel), x, g)
 
     def on_cpu(x, kernel, g):
         return (
             _input_gradient(x.shape, kernel, g, stride, dilation),
-            _kernel_gradient(x, kernel.shape, g, stride, dilation),
+            if_it_learns(lambda x, g: _kernel_gradient(x, kernel.shape, g, stride, dilation), x, g),
         )
 
     def elsewhere(x, kernel, g):
-        conv = partial(depthwise_conv_reference, stride=stride, dilation=dilation)
-        return jax.vjp(conv, x, kernel)[1](g)
+        def conv(x, kernel):
+            return depthwise_conv_reference(x, kernel, stride, dilation)
 
-    return lax.platform_dependent(x, kernel, g, cpu=on_cpu, default=elsewhere)
+        return (
+            jax.vjp(lambda x: conv(x, kernel), x)[1](g)[0],
+            if_it_learns(lambda x, g: jax.vjp(lambda k: conv(x, k), kernel)[1](g)[0], x, g),
+        )
+
+    return *lax.platform_dependent(x, kernel, g, cpu=on_cpu, default=elsewhere), None
 
 
 depthwise_conv.defvjp(_forward, _backward)

@@ -52,6 +52,7 @@ class Variables(NamedTuple):
     active: [E, O] bool.
     edge_weights: [E], what the channels that pass by are multiplied by; None if share is 1.
     dropout: (key data [E, ...] uint32, rates [E]), or None if nothing is dropped.
+    learn: [E] bool, see `ops.Context`; None for True.
     """
 
     params: Mapping
@@ -60,6 +61,7 @@ class Variables(NamedTuple):
     active: jax.Array
     edge_weights: jax.Array | None = None
     dropout: tuple[jax.Array, jax.Array] | None = None
+    learn: jax.Array | None = None
 
 
 def stack_params(layers: Mapping[str, Layer], edges: int, key):
@@ -217,6 +219,7 @@ def _pull_back(edges, variables, maps, g_nodes):
         None,
         g_edge_weights,
         variables.dropout and (None, jnp.zeros_like(variables.dropout[1])),
+        None,
     )
     if edges.in_place:
         return g_variables, None, g_sources
@@ -229,11 +232,12 @@ scan_edges.__wrapped__.defvjp(_forward, _backward)
 def _mixed_gradient(edges, v, x, g):
     """Gradients of <g, mixed(x)>: (of the parameters, of the weights [O], of x)."""
     g_params, g_weights, g_x = {}, [], jnp.zeros_like(x)
+    context = edges.context._replace(learn=v.learn)
     for o, (name, layer) in enumerate(edges.layers):
 
         def compute(params, stats, x, weight, g, layer=layer, name=name):
             def output(params, x, weight):
-                y = layer.apply(params, stats, x, edges.context)[0]
+                y = layer.apply(params, stats, x, context)[0]
                 return weight * _dropped(edges, name, v, y)
 
             return jax.vjp(output, params, x, weight)[1](g)

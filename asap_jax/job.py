@@ -91,7 +91,7 @@ def run(
     given = find_genotype(config, folder) if mode == "train" else None
     start = _start(config, mode)
     dataset = _begin_with(start, dataset or load_data(config, start and start.preparation))
-    _check_data(config, dataset, mode)
+    _check_data(config, dataset, mode, given)
     if config.check_memory:
         _check_memory(config, dataset, mode, given)
     if folder is not None:
@@ -120,14 +120,16 @@ def _begin_with(start, dataset) -> data.Dataset:
     return dataclasses.replace(dataset, mean=start.mean, std=start.std)
 
 
-def _check_data(config, dataset, mode) -> None:
+def _check_data(config, dataset, mode, given) -> None:
     """Raises UserError for data that a stage of the run could not work with."""
     check_size(config, dataset, mode)
     if mode != "train":
         search_loop.check(config.search, dataset)
     if mode != "search":
         train_loop.check(config.train, dataset)
-    if not mode:
+    if given is not None:
+        train_loop.check_cells(config.train, given.skeleton)
+    elif not mode or config.searches > 1:
         train_loop.check_cells(config.train, search_loop.make_space(config.search).skeleton)
     if mode != "train" and config.searches > 1:
         half = len(dataset.train_labels) // 2
@@ -184,7 +186,9 @@ class _Run:
         )
         for note in self.dataset.notes:
             self.say(f"note: {note}")
-        searched = not self.config.genotype and self.record("search", self.config.searches - 1)
+        searched = not self.config.genotype and self.record(
+            "search", self.config.searches - 1, self.search_identity
+        )
         genotype, search = (given, {}) if given and not searched else self.search()
         if self.folder is not None:
             genotype.save(self.folder / "genotype.json")
@@ -197,6 +201,14 @@ class _Run:
         self.say(table(rows) + self.files())
         return Outcome(genotype, search, network, results)
 
+    @property
+    def search_identity(self) -> dict:
+        """With the space itself: its name may stand for another in another program."""
+        space = search_loop.make_space(self.config.search)
+        edges = [list(edge) for edge in space.edges]
+        described = {"skeleton": space.skeleton, "edges": edges, "candidates": [*space.candidates]}
+        return self.identity | {"space": described}
+
     def files(self) -> str:
         if self.folder is None:
             return ""
@@ -205,9 +217,9 @@ class _Run:
 
     def search(self) -> tuple[Genotype, dict]:
         """(genotype, record) of the search, or of the best of several."""
-        config, records = self.config, []
+        config, records, identity = self.config, [], self.search_identity
         for index in range(config.searches):
-            record = self.record("search", index)
+            record = self.record("search", index, identity)
             if record is None:
                 self.say("compiling the search step (later runs find it in the cache)")
                 with self.timed():
@@ -217,12 +229,12 @@ class _Run:
                         config.seed + index,
                         self.session,
                         index=index,
-                        identity=self.identity,
+                        identity=identity,
                         class_weights=self.class_weights,
                     )
                 record = found._asdict() | {"seed": config.seed + index}
                 record["genotype"] = json.loads(found.genotype.to_json())
-                self.keep("search", index, record)
+                self.keep("search", index, record, identity)
             records.append(record)
         best = self.select(records) if len(records) > 1 else 0
         genotype = Genotype.from_json(json.dumps(records[best]["genotype"]))
@@ -406,6 +418,8 @@ def _search_rows(config, search) -> list[tuple[str, str]]:
     name = Genotype.from_json(json.dumps(search["genotype"])).architecture_string()
     if name is not None:
         rows.append(("architecture", name))
+    for column, value in search["benchmark"].items():
+        rows.append((f"benchmark {column}", f"{value:g}"))
     if "val_accuracy" in search:
         accuracy = 100 * search["val_accuracy"]
         rows.append(("chosen search", f"seed {search['seed']}, {accuracy:.2f} % on the other half"))

@@ -115,8 +115,21 @@ class Supernet(nn.Module):
     partial_channels: int = 1
 
     @nn.compact
-    def __call__(self, x, mixtures: Mapping[str, Mixture], context: Context = Context()):
-        """Logits [N, num_classes] of images x [N, H, W, 1 or 3]; one mixture per cell type."""
+    def __call__(
+        self, x, mixtures: Mapping[str, Mixture], context: Context = Context(), learn=None
+    ):
+        """Runs the network.
+
+        Args:
+          x: [N, H, W, 1 or 3].
+          mixtures: one a cell type.
+          context: how to run the layers.
+          learn: scalar bool, may be traced; if it is False the gradients of the edges' weights need
+            not be right, see `Context`. None for True.
+
+        Returns:
+          Logits [N, num_classes].
+        """
         if self.channels % self.partial_channels:
             raise ValueError(
                 f"the supernet's {self.channels} channels cannot be divided by partial_channels, "
@@ -137,7 +150,7 @@ class Supernet(nn.Module):
                 self.partial_channels,
                 name=f"cell{i}",
             )
-            return module(states, mixture, context)
+            return module(states, mixture, context, learn)
 
         if self.space.skeleton == "nasbench201":
             x = _residual_stages(self, x, context, cell)

@@ -31,11 +31,14 @@ class Context(NamedTuple):
     train: normalise by the batch and update the running statistics.
     axis_name: mapped axis the batch is spread over, if any.
     reference: plain XLA forms in place of our own primitives (same numbers, slower on a CPU).
+    learn: scalar bool or None: if it is False, the backward pass may give zeros for the gradients
+      of kernels that are dear to compute. Traced, so set within a gradient only.
     """
 
     train: bool = False
     axis_name: str | None = None
     reference: bool = False
+    learn: jax.Array | None = None
 
 
 class Weight(NamedTuple):
@@ -153,8 +156,9 @@ def depthwise_conv(channels, kernel, stride=1, dilation=1) -> Layer:
     """Depthwise convolution without bias, kernel [k, k, channels]."""
 
     def apply(params, stats, x, context):
-        form = depthwise.depthwise_conv_reference if context.reference else depthwise.depthwise_conv
-        return form(x, params["kernel"], stride, dilation), stats
+        if context.reference:
+            return depthwise.depthwise_conv_reference(x, params["kernel"], stride, dilation), stats
+        return depthwise.depthwise_conv(x, params["kernel"], stride, dilation, context.learn), stats
 
     return Layer({"kernel": Weight((kernel, kernel, channels), kernel**2)}, dict, apply)
 
@@ -319,14 +323,21 @@ def register(name: str, build: Callable[[int, int, bool], Layer]) -> None:
         [N, H / stride, W / stride, channels]. `affine` says whether its norms have parameters:
         False in the supernet.
 
+    A function that was defined again, as in a notebook, replaces its former self.
+
     Raises:
       ValueError: the name stands for another operation already.
     """
-    if OPERATIONS.setdefault(name, build) is not build:
+
+    def origin(function):
+        return getattr(function, "__module__", None), getattr(function, "__qualname__", function)
+
+    if origin(OPERATIONS.get(name, build)) != origin(build):
         raise ValueError(
             f"there is another operation {name!r} already: choose another name (genotypes and "
             "checkpoints know operations by name alone)"
         )
+    OPERATIONS[name] = build
 
 
 POOLS = {"max_pool_3x3", "avg_pool_3x3"}

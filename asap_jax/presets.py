@@ -185,6 +185,7 @@ def nb201() -> ConfigDict:
             "learning_rate": 0.1,
             "nesterov": True,
             "weight_decay": 5e-4,
+            "clip": 1e9,  # none
             "auxiliary_weight": 0.0,
             "drop_path": 0.0,
         }

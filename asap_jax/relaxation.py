@@ -26,7 +26,7 @@ class Mixture(NamedTuple):
 
     weights: [E, O], what each candidate's output is multiplied by.
     active: [E, O] bool; an inactive candidate is not computed, gets no gradient and no update.
-    edge_weights: [E], a factor for each edge's sum, or None.
+    edge_weights: [E], a factor for each edge's output, or None: 1, and 0 where nothing is active.
     skip_dropout: see `Dropout`; None for none.
     """
 

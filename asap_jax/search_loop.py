@@ -1,5 +1,6 @@
 """The host's side of a search: data, accuracy, derivation; the mathematics is in `search_step`."""
 
+import dataclasses
 import math
 import time
 from typing import NamedTuple
@@ -40,8 +41,9 @@ class SearchOutcome(NamedTuple):
       mixture. The alpha half has steered the search, so both flatter. Empty for a method without
       alphas.
     epochs, seconds: how long it ran, over all starts.
-    candidates_left: over both cell types; 2 * edges when every edge is decided.
+    candidates_left: over all cell types; as many as they have edges when every edge is decided.
     ended: "finished" if every edge was decided, "stopped" if a callback ended it, else "".
+    benchmark: what `config.benchmark` says of the genotype, {column: value}; {} for nothing.
     """
 
     genotype: Genotype
@@ -50,6 +52,7 @@ class SearchOutcome(NamedTuple):
     seconds: float
     candidates_left: int
     ended: str
+    benchmark: dict[str, float]
 
 
 def make_space(config) -> SearchSpace:
@@ -57,7 +60,7 @@ def make_space(config) -> SearchSpace:
     space = SPACES[config.space]
     if config.candidates:
         try:
-            space = SearchSpace(tuple(config.candidates), space.nodes, space.edges)
+            space = dataclasses.replace(space, candidates=tuple(config.candidates))
         except ValueError as error:
             raise UserError(f"config.search.candidates: {error}") from error
     return space
@@ -96,8 +99,9 @@ def check(config, dataset: data.Dataset) -> None:
             )
         if stage.space.skeleton == "nasbench201" and network.cells % STAGES:
             raise UserError(
-                f"config.search.cells is {network.cells}, but the space {config.space!r} stacks "
-                f"its cells in {STAGES} stages: choose a multiple of {STAGES}"
+                f"the supernet has {network.cells} cells (config.search.cells={config.cells}"
+                f"{', and of the strategy extra_cells' * (network.cells > config.cells)}), but the "
+                f"space {config.space!r} stacks them in {STAGES} stages: choose a multiple of that"
             )
     if config.benchmark:
         _benchmark(config)
@@ -219,13 +223,17 @@ def search(
     """
     started = time.monotonic()
     check(config, dataset)
-    halves = data.halves(dataset.train_labels, seed)
-    held = dataset.train_images, dataset.train_labels
-    held = _Images(*map(jnp.asarray, held), *halves)
-    strategy, epochs, seconds, inside, number = None, 0, 0.0, 0.0, 0
+    omega_half, alpha_half = data.halves(dataset.train_labels, seed)
+    # Measured in an order of its own: sources give their images class by class.
+    shuffled = np.random.default_rng([seed, 3]).permutation(alpha_half)
+    images, labels = jnp.asarray(dataset.train_images), jnp.asarray(dataset.train_labels)
+    held = _Images(images, labels, omega_half, shuffled)
+    strategy, epochs, seconds, inside, number, warned = None, 0, 0.0, 0.0, 0, []
     while True:
-        stage = _Stage(config, dataset, build(config, dataset, strategy), held, seed, session)
+        parts = build(config, dataset, strategy)
+        stage = _Stage(config, dataset, parts, held, seed, session, warned)
         state, progress = stage.run(number, epochs, index, identity or {}, class_weights)
+        warned = progress.history.get("warned", warned)
         inside += time.monotonic() - stage.entered
         epochs, seconds = epochs + progress.epoch, seconds + progress.seconds
         if stage.strategy.next_stage is None or progress.ended == "stopped":
@@ -239,11 +247,12 @@ def search(
         seconds + time.monotonic() - started - inside,
         int(sum(mask.sum() for mask in state.arch.masks.values())),
         progress.ended,
+        stage.benchmark.get(derived[config.edges], {}) if stage.benchmark else {},
     )
 
 
 class _Images(NamedTuple):
-    """The training images on the device, and the indices of the two halves."""
+    """The training images on the device; the indices of the halves, those of alpha shuffled."""
 
     images: jax.Array
     labels: jax.Array
@@ -254,10 +263,10 @@ class _Images(NamedTuple):
 class _Stage:
     """A search, or one stage of it: its parts, and the functions of them that the host calls."""
 
-    def __init__(self, config, dataset, parts, held, seed, session):
+    def __init__(self, config, dataset, parts, held, seed, session, warned):
         self.config, self.dataset, self.held, self.seed = config, dataset, held, seed
         self.space, self.strategy, self.network, self.optimizers, self.epochs, self.steps = parts
-        self.session, self.benchmark = session, _benchmark(config)
+        self.session, self.benchmark, self.warned = session, _benchmark(config), warned
         self.accuracy, self.accuracy_by_batch = (
             make_accuracy(
                 _supernet_logits(self.network, by_batch),
@@ -337,15 +346,17 @@ class _Stage:
             history.setdefault("eigenvalue", []).append(record["eigenvalue"])
         if (name := genotype.architecture_string()) is not None:
             record["architecture"] = name
-        ends = progress.epoch + 1 == self.epochs or bool(last["finished"])
-        final = ends and self.strategy.next_stage is None
-        said = collapse.warnings(genotype, record, history, final)
-        if self.benchmark is not None:
+        said = {}
+        if self.strategy.learns(state.step - 1):  # before, the cells say nothing
+            ends = progress.ended or progress.epoch + 1 == self.epochs
+            final = ends and self.strategy.next_stage is None
+            said = collapse.warnings(genotype, record, history, final)
+        if self.benchmark is not None and name is not None:
             record["benchmark"] = self.benchmark.get(name, {})
             if name not in self.benchmark:
                 said["benchmark"] = f"the cell {name} is not in {self.benchmark.path}"
         for sign, words in said.items():
-            if sign not in history.setdefault("warned", []):
+            if sign not in history.setdefault("warned", list(self.warned)):
                 history["warned"].append(sign)
                 self.session.log.say(f"warning: {words}")
         return record

@@ -108,7 +108,7 @@ def make_search_step(
     def mean(tree):
         return tree if axis_name is None else lax.pmean(tree, axis_name)
 
-    def loss_at(arch, step):
+    def loss_at(arch, step, learn=None):
         """loss(params, alphas, batch_stats, batch, key) at this step's masks and temperature."""
 
         def loss(params, alphas, batch_stats, batch, key):
@@ -118,6 +118,7 @@ def make_search_step(
                 batch.images,
                 mixtures,
                 context,
+                learn,
                 mutable=["batch_stats"],
             )
             value = cross_entropy(logits, batch.labels, class_weights, axis_name=axis_name)
@@ -203,11 +204,59 @@ def make_search_step(
             state,
         )
 
+    def halves(state, train, val, key_omega, key_alpha):
+        """Both halves as turns of one loop, so that the network is compiled once for the two.
+
+        Each turn takes both gradients at its own batch and uses one. The gradients of the kernels,
+        dear and of no use to the alphas, are skipped in their turn (`Context.learn`).
+        """
+        batches = jax.tree.map(lambda *pair: jnp.stack(pair), train, val)
+        keys = jnp.stack([key_omega, key_alpha])
+        learns = strategy.learns(state.step).astype(jnp.int32)
+        first, last = (1 - learns, 2) if strategy.alpha_first else (0, 1 + learns)
+
+        def turn(i, carry):
+            state, metrics = carry
+            half = 1 - i if strategy.alpha_first else i  # 0 for omega, 1 for alpha
+            batch = jax.tree.map(lambda pair: pair[half], batches)
+            loss = loss_at(state.arch, state.step, learn=half == 0)
+            (value, (batch_stats, logits)), gradients = jax.value_and_grad(
+                loss, (0, 1), has_aux=True
+            )(state.params, state.arch.alphas, state.batch_stats, batch, keys[half])
+            state = lax.cond(
+                half == 0,
+                lambda state: move_omega(state, gradients[0], batch_stats, keys[0]),
+                lambda state: move_alphas(
+                    state.replace(batch_stats=batch_stats), gradients[1], keys[1]
+                ),
+                state,
+            )
+            correct = jnp.mean(logits.argmax(-1) == batch.labels)
+            measured = mean({"loss": value, "accuracy": correct})
+            return state, jax.tree.map(lambda m, new: m.at[half].set(new), metrics, measured)
+
+        nothing = jnp.full(2, jnp.nan, train.images.dtype)
+        state, metrics = lax.fori_loop(
+            first, last, turn, (state, {"loss": nothing, "accuracy": nothing})
+        )
+        return state, {
+            "train_loss": metrics["loss"][0],
+            "train_accuracy": metrics["accuracy"][0],
+            "val_loss": metrics["loss"][1],
+        }
+
+    plain = (strategy.alpha_gradient, strategy.omega_gradient) == (
+        bilevel.first_order,
+        bilevel.omega_of_train,
+    )
+
     def step(state, train, val):
         key_omega, key_alpha, *_ = step_keys(state.key, state.step)
         alpha_metrics = {}
         if strategy.single_level:
             state, metrics = joint_step(state, train, val, key_alpha)
+        elif plain and train.images.shape == val.images.shape:
+            state, metrics = halves(state, train, val, key_omega, key_alpha)
         elif strategy.alpha_first:
             state, alpha_metrics = maybe_alpha_step(state, train, val, key_alpha)
             state, metrics = omega_step(state, train, val, key_omega)

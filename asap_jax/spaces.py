@@ -62,20 +62,20 @@ class SearchSpace:
     skeleton: str = "darts"
 
     def __post_init__(self):
+        if self.nodes < 1:
+            raise ValueError(f"a cell has at least one intermediate node, got nodes={self.nodes}")
         if self.skeleton not in SKELETONS:
             raise ValueError(
                 f"skeleton has to be one of {', '.join(SKELETONS)}, got {self.skeleton!r}"
             )
-        if isinstance(self.candidates, Mapping):
-            for name, operation in self.candidates.items():
-                register(name, operation)
+        own = dict(self.candidates) if isinstance(self.candidates, Mapping) else {}
         object.__setattr__(self, "candidates", tuple(self.candidates))
         edges = self.edges or [
             (source, target) for target in self.intermediate for source in range(target)
         ]
         object.__setattr__(self, "edges", tuple((int(s), int(t)) for s, t in edges))
         for name in self.candidates:
-            if name not in OPERATIONS:
+            if name not in OPERATIONS and name not in own:
                 raise ValueError(
                     f"unknown candidate {name!r}: the known operations are "
                     f"{', '.join(OPERATIONS)}; pass your own as a dict of name -> operation"
@@ -97,6 +97,8 @@ class SearchSpace:
             raise ValueError(
                 f"an edge has to lead from an earlier node to a later: got {self.edges}"
             )
+        for name, operation in own.items():
+            register(name, operation)
 
     @property
     def inputs(self) -> int:

@@ -11,7 +11,15 @@ VERSION = 1
 
 # What another start in the same workdir may ask for anew; every other key has to stay. The data may
 # have moved (so may the path of a folder or npz source): that it is the same, every stage checks.
-MAY_CHANGE = ("data.dir", "data.prepare", "checkpoint.*", "check_memory", "train.epochs")
+MAY_CHANGE = (
+    "data.dir",
+    "data.prepare",
+    "checkpoint.*",
+    "check_memory",
+    "search.watch.*",
+    "search.benchmark",
+    "train.epochs",
+)
 
 
 def claim(path: str | Path, config: dict) -> Path:

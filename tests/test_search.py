@@ -152,10 +152,11 @@ def test_pruned_alphas_are_frozen(history):
 
 def test_a_search_that_is_saved_and_restored_goes_on_bit_for_bit(history, tmp_path):
     strategy, step, states, metrics = history
-    saved = Checkpoints(tmp_path / "search-0", {"data": "x"})
+    options = {"keep": 2, "every_steps": 0, "every_seconds": 0}
+    saved = Checkpoints(tmp_path / "search-0", {"data": "x"}, **options)
     saved.save(6, states[6], {"epoch": 2})
     saved.close()
-    again = Checkpoints(tmp_path / "search-0", {"data": "x"})
+    again = Checkpoints(tmp_path / "search-0", {"data": "x"}, **options)
     state, progress = again.latest(start(strategy, seed=1))
     again.close()
     assert progress == {"epoch": 2}

@@ -1,5 +1,10 @@
 """Spaces: NAS-Bench-201's, its strings and tables, and a user's own."""
 
+import dataclasses
+import itertools
+import os
+import signal
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -147,6 +152,7 @@ def test_the_table_reads_strings_and_genotypes(tmp_path):
         (f"architecture\n{STRING}\n", "first line has to name"),
         (f"cell,accuracy\n{STRING},90\n", "first line has to name"),
         (f"architecture,accuracy\n{STRING},high\n", "line 2: .*high"),
+        (f"architecture,accuracy\n{STRING},nan\n", "line 2: not a finite number"),
         ("architecture,accuracy\nnor_conv_3x3,90\n", "line 2: not an architecture string"),
         ("architecture,accuracy\n|conv_9x9~0|,90\n", "line 2: .*unknown operation"),
     ],
@@ -165,31 +171,49 @@ def small(config, **changes):
     return config
 
 
-def test_a_search_logs_what_the_table_says_of_its_cell(tmp_path):
-    """Through the whole road, ASAP on the benchmark's space; the table knows one cell in all."""
-    path = tmp_path / "table.csv"
-    path.write_text(f"architecture,accuracy\n{uniform('skip_connect')},54.3\n")
+def test_a_search_logs_what_the_table_says_of_its_cell(tmp_path, capsys):
+    """Through the whole road, ASAP on the benchmark's space; the table knows all 15,625 cells."""
+    path, rows = tmp_path / "table.csv", ["architecture,accuracy"]
+    for number, ops in enumerate(itertools.product(NASBENCH201.candidates, repeat=6)):
+        a, b, c, d, e, f = ops
+        rows.append(f"|{a}~0|+|{b}~0|{c}~1|+|{d}~0|{e}~1|{f}~2|,{number / 200:.3f}")
+    path.write_text("\n".join(rows))
+    values = dict(row.split(",") for row in rows[1:])
     config = small(tiny(), space="nasbench201", candidates=(), edges="all", benchmark=str(path))
     config.train.auxiliary_weight = 0.0
     seen = []
-    found = asap_jax.run(config, workdir=tmp_path / "run", on_epoch=seen.append, quiet=True)
+    found = asap_jax.run(config, workdir=tmp_path / "run", on_epoch=seen.append)
     searched = [record for record in seen if record["phase"] == "search"]
+    printed = capsys.readouterr().out
     assert len(searched) == 2
     for record in searched:
-        cell = Genotype.from_architecture_string(record["architecture"])
-        known = record["architecture"] == uniform("skip_connect")
-        assert record["benchmark"] == ({"accuracy": 54.3} if known else {})
+        value = float(values[record["architecture"]])
+        assert record["benchmark"] == {"accuracy": value}
+        assert f"accuracy {value:.2f}" in printed
         assert record["skips_normal"] == record["architecture"].count("skip_connect")
-    assert found.genotype == cell
+    assert found.genotype.architecture_string() == searched[-1]["architecture"]
+    assert found.search["benchmark"] == searched[-1]["benchmark"]
+    assert f"architecture             {searched[-1]['architecture']}" in printed
     network = asap_jax.load(tmp_path / "run")
     assert network.predict(np.zeros((2, 8, 8), np.uint8)).shape == (2,)
     assert (tmp_path / "run" / "cells.png").stat().st_size > 5000
 
 
+def test_a_cell_that_is_not_in_the_table_is_named(tmp_path, capsys):
+    path = tmp_path / "table.csv"
+    path.write_text(f"architecture,accuracy\n{uniform('skip_connect')},54.3\n")
+    config = small(tiny(), space="nasbench201", candidates=("nor_conv_1x1", "avg_pool_3x3"))
+    config.search.update({"edges": "all", "benchmark": str(path), "epochs": 1})
+    found = asap_jax.search(config)
+    assert found.search["benchmark"] == {}
+    name = found.genotype.architecture_string()
+    assert f"warning: the cell {name} is not in {path}" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"cells": 4}, "config.search.cells is 4"),
+        ({"cells": 4}, "config.search.cells=4"),
         ({"benchmark": "nowhere.csv"}, "config.search.benchmark.*nowhere.csv"),
         ({"space": "asap", "benchmark": "t.csv"}, "knows the cells of the space nasbench201"),
     ],
@@ -200,11 +224,13 @@ def test_what_the_benchmarks_space_cannot_do_is_refused(changes, message):
         asap_jax.search(config, quiet=True)
 
 
-def test_the_benchmarks_network_has_no_auxiliary_head():
+@pytest.mark.parametrize("searches", [1, 2])
+def test_the_benchmarks_network_has_no_auxiliary_head(searches):
     config = small(tiny(), space="nasbench201", candidates=())
-    config.train.auxiliary_weight = 0.4
+    config.train.auxiliary_weight, config.searches = 0.4, searches
+    start = asap_jax.run if searches == 1 else asap_jax.search
     with pytest.raises(UserError, match="auxiliary_weight"):
-        asap_jax.run(config, quiet=True)
+        start(config, quiet=True)
 
 
 # A user's own space
@@ -257,6 +283,21 @@ def test_a_network_of_own_operations_loads_where_they_are_registered(own_space, 
     with pytest.raises(UserError, match=r"unknown operation 'gate'.*register"):
         asap_jax.load(tmp_path)
     OPERATIONS["gate"] = gate
+
+
+def test_another_space_of_the_same_name_is_not_resumed(own_space, tmp_path):
+    config = small(tiny(), space="own", candidates=())
+    with pytest.raises(KeyboardInterrupt):
+        asap_jax.search(config, workdir=tmp_path, on_step=interrupt, quiet=True)
+    SPACES["own"] = dataclasses.replace(
+        own_space, edges=((0, 2), (1, 2), (0, 3), (2, 3), (2, 4), (3, 4))
+    )
+    with pytest.raises(UserError, match="space"):
+        asap_jax.search(config, workdir=tmp_path, quiet=True)
+
+
+def interrupt(record):
+    os.kill(os.getpid(), signal.SIGINT)
 
 
 def test_a_name_stands_for_one_operation(own_space):

@@ -17,6 +17,7 @@ from asap_jax import (
     Supernet,
     edge_scan,
 )
+from asap_jax.cells import SearchCell
 from asap_jax.networks import count_parameters, live_parameters
 from asap_jax.ops import candidate, stateless
 from asap_jax.relaxation import Dropout, masked_softmax, one_hot_mixture
@@ -371,6 +372,23 @@ def test_the_loop_equals_the_plain_form_with_partial_channels_and_dropout():
     assert_close(got, want)
     g_betas = got[1][2]
     assert all((jnp.abs(g) > 1e-6).all() for g in g_betas.values())
+
+
+def test_with_partial_channels_an_edge_without_a_candidate_is_not_there():
+    """The derived cells alone: what lies on an edge that was left out changes nothing."""
+    inputs = jnp.asarray(RNG.normal(size=(2, 3, 4, 4, 4)))
+    genotype = Genotype(((("skip_connect", 1),),), (2,), ((("skip_connect", 1),),), (2,))
+    space = SearchSpace(("max_pool_3x3", "skip_connect"), nodes=1)
+    cell = SearchCell(space, 4, partial_channels=2)
+    decided = one_hot_mixture(genotype, space)["normal"]
+    variables = cell.init(jax.random.key(0), inputs, decided, TRAIN)
+
+    def run(inputs):
+        return cell.apply(variables, inputs, decided, TRAIN, mutable=["batch_stats"])[0]
+
+    moved = inputs.at[0].add(jnp.asarray(RNG.normal(size=(3, 4, 4, 4))))
+    np.testing.assert_array_equal(run(inputs), run(moved))
+    assert np.abs(run(inputs) - run(inputs.at[1].add(moved[0]))).max() > 0.1
 
 
 def test_inactive_candidates_are_not_computed():

@@ -108,7 +108,7 @@ def nap(
 
     def init(key):
         masks = full_masks(space)
-        return Architecture({c: jnp.full(m.shape, first) for c, m in masks.items()}, masks)
+        return Architecture({c: first + jnp.zeros(m.shape) for c, m in masks.items()}, masks)
 
     def mixture(arch, step, key):
         return {
