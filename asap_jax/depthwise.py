@@ -114,14 +114,15 @@ def _input_gradient(x_shape, kernel, g, stride, dilation):
     return _shifted_sum(g, kernel[::-1, ::-1], 1, dilation)
 
 
-IMAGES = 8  # whose products one pass adds up; fewer, and XLA spreads the pass over too few cores
+IMAGES = 8  # whose products one pass adds up: the pass then outweighs what follows it
 
 
 def _kernel_gradient(x, kernel_shape, g, stride, dilation):
-    """A loop over pieces of the batch and the kernel's rows; within, sums over whole maps.
+    """A loop over pieces of the batch and the kernel's taps; within, a sum over whole maps.
 
-    The products of `IMAGES` images are added up map by map before anything is reduced, and each
-    image is sliced where it is used: so the loop's body is vector code that copies nothing.
+    The products of `IMAGES` images are added up map by map, each image sliced where it is used:
+    vector code that copies nothing. The map's own sum is a product with ones, since XLA would merge
+    a sum with what comes before it, into scalar code.
     """
     size, _, channels = kernel_shape
     batch, height, width, _ = g.shape
@@ -131,23 +132,22 @@ def _kernel_gradient(x, kernel_shape, g, stride, dilation):
     padded = _pad(x, ((0, missing), sides, sides, (0, 0)))
     g = _pad(g, ((0, missing), (0, 0), (0, 0), (0, 0)))
     window = (1, (height - 1) * stride + 1, (width - 1) * stride + 1, channels)
+    ones = jnp.ones(height * width, g.dtype)
 
-    def row(index):
-        first, i = index // size * piece, index % size * dilation
+    def tap(index):
+        piece_index, tap_index = index // size**2, index % size**2
+        top, left = tap_index // size * dilation, tap_index % size * dilation
+        total = None
+        for n in range(piece):
+            image = piece_index * piece + n
+            met = lax.dynamic_slice(padded, (image, top, left, 0), window)
+            met = lax.slice(met, (0, 0, 0, 0), window, (1, stride, stride, 1))
+            term = lax.mul(met, lax.dynamic_slice_in_dim(g, image, 1))
+            total = term if total is None else lax.add(total, term)
+        return ones @ total.reshape(height * width, channels)
 
-        def tap(j):
-            total = None
-            for n in range(piece):
-                met = lax.dynamic_slice(padded, (first + n, i, j * dilation, 0), window)
-                met = lax.slice(met, (0, 0, 0, 0), window, (1, stride, stride, 1))
-                term = lax.mul(met, lax.dynamic_slice_in_dim(g, first + n, 1))
-                total = term if total is None else lax.add(total, term)
-            return total[0]
-
-        return jnp.stack([tap(j) for j in range(size)]).sum(1).sum(1)
-
-    rows = lax.map(row, jnp.arange((batch + missing) // piece * size))
-    return rows.reshape(-1, *kernel_shape).sum(0)
+    taps = lax.map(tap, jnp.arange((batch + missing) // piece * size**2))
+    return taps.reshape(-1, *kernel_shape).sum(0)
 
 
 def _pad(x, widths):

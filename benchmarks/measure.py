@@ -14,6 +14,7 @@ import statistics
 import subprocess
 import sys
 import time
+import types
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -70,13 +71,14 @@ class Results:
 class Worker:
     """The other end of `serve`: a script of this folder, started with --worker and options."""
 
-    def __init__(self, name: str, script: str, options: Iterable[str], cap: float):
-        self.name, self.seconds, self._cap = name, [], cap
+    def __init__(self, name: str, script: str, options: Iterable[str]):
+        self.name, self.seconds = name, []
         self._process = subprocess.Popen(
             [sys.executable, script, f"--worker={name}", *options],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            env={"XLA_PYTHON_CLIENT_PREALLOCATE": "false", **os.environ},  # leave a peer its share
         )
         self.built = self._answer()
 
@@ -123,6 +125,41 @@ def serve(build: Callable[[], tuple[dict, Callable[[], None]]]) -> None:
         begin = time.perf_counter()
         step()
         answer({"seconds": time.perf_counter() - begin})
+
+
+def load_darts(path: str, device: str) -> None:
+    """Makes the modules of a checkout of quark0/darts importable, without torchvision or CUDA."""
+    import torch
+
+    sys.path.insert(0, str(Path(path) / "cnn"))
+    for name in ("torchvision", "torchvision.transforms", "torchvision.datasets"):
+        sys.modules.setdefault(name, types.ModuleType(name))
+    sys.modules["torchvision"].transforms = sys.modules["torchvision.transforms"]
+    if device == "cpu":
+        torch.Tensor.cuda = lambda self, *args, **kwargs: self
+        torch.cuda.FloatTensor = torch.FloatTensor
+
+
+def compare(results: Results, script: str, case: dict, options: dict, names, repeats, cap) -> None:
+    """Adds a case in which the workers of a script take turns.
+
+    Args:
+      results: gets the record.
+      script: the file that serves the workers.
+      case: what tells this case from the others, and {option: value} beside `options`.
+      options: {option: value} of the script; None values are left out.
+      names: the workers; the first is ours.
+      repeats, cap: see `take_turns`.
+    """
+    passed = [f"--{key}={value}" for key, value in (options | case).items() if value is not None]
+    workers = [Worker(name, script, passed) for name in names]
+    take_turns(workers, repeats, cap)
+    record = dict(case)
+    record |= {worker.name: worker.close() for worker in workers}
+    for name in names[1:]:
+        medians = [record[each]["step_seconds"]["median"] for each in (name, names[0])]
+        record[f"times_as_fast_as_{name}"] = medians[0] / medians[1]
+    results.add(record)
 
 
 def take_turns(workers: list[Worker], repeats: int, cap: float) -> None:

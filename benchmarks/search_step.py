@@ -10,13 +10,10 @@ them (`half`), one an edge (`one`), an epoch of grace, omega alone (`grace`; PyT
 """
 
 import argparse
-import sys
 import time
-import types
-from pathlib import Path
 
 import numpy as np
-from measure import Results, Worker, serve, take_turns
+from measure import Results, compare, load_darts, serve
 
 CLASSES = 10
 
@@ -80,8 +77,8 @@ def ours(options):
     )
     state = init_state(network, strategy, optimizers, jax.random.key(0), images.shape[1:])
     masks = jax.tree.map(jnp.asarray, masks_of(ASAP, options.masks))
-    step = jnp.int32(0 if options.masks == "grace" else 20)  # T = 1.24 and 0.44
-    state = state.replace(step=step, arch=state.arch._replace(masks=masks))
+    step = 0 if options.masks == "grace" else 20  # T = 1.24 and 0.44
+    state = state.replace(step=jnp.int32(step), arch=state.arch._replace(masks=masks))
     jitted = jax.jit(make_search_step(network, strategy, optimizers), donate_argnums=0)
     begin = time.perf_counter()
     lowered = jitted.lower(state, *batches)
@@ -107,12 +104,8 @@ def peer(options):
     """The same of quark0/darts: its first-order alpha step, then its omega step."""
     import torch
 
-    sys.path.insert(0, str(Path(options.peer) / "cnn"))
-    for name in ("torchvision", "torchvision.transforms", "torchvision.datasets"):
-        sys.modules.setdefault(name, types.ModuleType(name))
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cpu":
-        torch.Tensor.cuda = lambda self, *args, **kwargs: self
+    load_darts(options.peer, device)
     import model_search
 
     criterion = torch.nn.CrossEntropyLoss()
@@ -150,27 +143,14 @@ def main():
         return serve(lambda: (ours if options.worker == "ours" else peer)(options))
     settings = {key: value for key, value in vars(options).items() if key != "worker"}
     results = Results(options.out, settings)
+    names = ["ours"]
+    if options.peer:  # it has no masks: its full step stands beside each of ours
+        names += ["darts_channels_last", "darts_nchw"]
     for batch in options.batch.split(","):
         for masks in options.masks.split(","):
-            passed = [
-                f"--{key}={value}"
-                for key, value in settings.items()
-                if value is not None and key not in ("batch", "masks", "out")
-            ]
-            passed += [f"--batch={batch}", f"--masks={masks}"]
-            names = ["ours"]
-            if options.peer:  # it has no masks: its full step stands beside each of ours
-                names += ["darts_channels_last", "darts_nchw"]
-            workers = [Worker(name, __file__, passed, options.cap) for name in names]
-            take_turns(workers, options.repeats, options.cap)
-            case = {"batch": int(batch), "masks": masks}
-            case |= {worker.name: worker.close() for worker in workers}
-            for name in names[1:]:
-                ratio = (
-                    case[name]["step_seconds"]["median"] / case["ours"]["step_seconds"]["median"]
-                )
-                case[f"times_as_fast_as_{name}"] = ratio
-            results.add(case)
+            case = {"batch": batch, "masks": masks}
+            kept = {key: value for key, value in settings.items() if key not in ("out", *case)}
+            compare(results, __file__, case, kept, names, options.repeats, options.cap)
     return None
 
 
