@@ -187,7 +187,7 @@ def dense(inputs, outputs) -> Layer:
     return Layer(weights, dict, apply)
 
 
-relu = stateless(lambda x, context: jnp.maximum(x, 0))
+relu = stateless(lambda x, context: jax.nn.relu(x))
 
 
 def relu_conv_norm(inputs, outputs, affine=True) -> Layer:
@@ -214,7 +214,7 @@ def factorized_reduce(inputs, outputs, affine=True) -> Layer:
                 f"a reduction cell halves its maps and met one of {x.shape[1]}x{x.shape[2]}: "
                 "choose an image size that stays even at each reduction (a multiple of 4 for two)"
             )
-        x = jnp.maximum(x, 0)
+        x = jax.nn.relu(x)
         y_1, _ = halves.apply(params["conv_1"], {}, x[:, ::2, ::2], context)
         y_2, _ = halves.apply(params["conv_2"], {}, x[:, 1::2, 1::2], context)
         y = jnp.concatenate([y_1, y_2], -1)

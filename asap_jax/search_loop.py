@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from asap_jax import collapse, data, derive, loop, memory, optim, schedules
+from asap_jax import collapse, compile_cache, data, derive, loop, memory, optim, schedules
 from asap_jax.benchmarks import NASBench201
 from asap_jax.data.augment import Augmentation, augment, normalise
 from asap_jax.derive import EDGES
@@ -439,7 +439,7 @@ def _with_data(step, augmentation):
         train = batch(omega_indices, keys.augment_train)
         return step(state, train, batch(alpha_indices, keys.augment_val))
 
-    return jax.jit(run, donate_argnums=0)
+    return jax.jit(run, donate_argnums=0, compiler_options=compile_cache.options())
 
 
 def _supernet_logits(network, by_batch):

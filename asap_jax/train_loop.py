@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from asap_jax import checkpoint, data, loop, memory, optim, schedules
+from asap_jax import checkpoint, compile_cache, data, loop, memory, optim, schedules
 from asap_jax.data.augment import Augmentation, augment
 from asap_jax.errors import UserError
 from asap_jax.evaluation import make_accuracy
@@ -265,4 +265,4 @@ def _with_data(step, augmentation):
         _, key = step_keys(state.key, state.step)
         return step(state, Batch(augment(images[indices], augmentation, key), labels[indices]))
 
-    return jax.jit(run, donate_argnums=0)
+    return jax.jit(run, donate_argnums=0, compiler_options=compile_cache.options())

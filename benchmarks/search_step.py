@@ -79,7 +79,8 @@ def ours(options):
     masks = jax.tree.map(jnp.asarray, masks_of(ASAP, options.masks))
     step = 0 if options.masks == "grace" else 20  # T = 1.24 and 0.44
     state = state.replace(step=jnp.int32(step), arch=state.arch._replace(masks=masks))
-    jitted = jax.jit(make_search_step(network, strategy, optimizers), donate_argnums=0)
+    step_function = make_search_step(network, strategy, optimizers)
+    jitted = jax.jit(step_function, donate_argnums=0, compiler_options=compile_cache.options())
     begin = time.perf_counter()
     lowered = jitted.lower(state, *batches)
     traced = time.perf_counter()
