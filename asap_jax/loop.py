@@ -161,9 +161,10 @@ def run(
         if checkpoints and (found := checkpoints.latest(state)):
             state, progress = found[0], Progress(**found[1])
             if progress.epoch > epochs:
+                part = "selection" if phase == "select" else phase
                 raise UserError(
                     f"the {phase} has done {progress.epoch} epochs, and the config asks for "
-                    f"{epochs}: raise config.{phase}.epochs, or choose another --workdir"
+                    f"{epochs}: raise config.{part}.epochs, or choose another --workdir"
                 )
             if progress.epoch < epochs and not progress.ended:
                 session.log.say(

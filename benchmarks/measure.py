@@ -82,9 +82,9 @@ class Worker:
         )
         self.built = self._answer()
 
-    def step(self) -> float:
-        """Does one step; its seconds."""
-        seconds = self._ask("step")["seconds"]
+    def step(self, argument: str = "") -> float:
+        """Does one step, with an argument for it if need be; its seconds."""
+        seconds = self._ask(f"step {argument}")["seconds"]
         self.seconds.append(seconds)
         return seconds
 
@@ -106,7 +106,7 @@ class Worker:
         return json.loads(line)
 
 
-def serve(build: Callable[[], tuple[dict, Callable[[], None]]]) -> None:
+def serve(build: Callable[[], tuple[dict, Callable[..., None]]]) -> None:
     """A worker's life: build() -> (what that took, a function that does one step to its end)."""
     out = os.dup(1)
     os.dup2(2, 1)  # what libraries print goes to stderr
@@ -117,13 +117,14 @@ def serve(build: Callable[[], tuple[dict, Callable[[], None]]]) -> None:
     built, step = build()
     answer(built)
     for line in sys.stdin:
-        if line.strip() == "close":
+        word, _, argument = line.strip().partition(" ")
+        if word == "close":
             # Linux counts in kilobytes.
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
             answer({"peak_bytes": peak})
             return
         begin = time.perf_counter()
-        step()
+        step(*[argument] * bool(argument))
         answer({"seconds": time.perf_counter() - begin})
 
 

@@ -10,6 +10,7 @@ them (`half`), one an edge (`one`), an epoch of grace, omega alone (`grace`; PyT
 """
 
 import argparse
+import json
 import time
 
 import numpy as np
@@ -92,8 +93,12 @@ def ours(options):
         "temporary_bytes": compiled.memory_analysis().temp_size_in_bytes,
     }
 
-    def run():
+    def run(masks=""):
+        """`masks`: {cell type: [E, O] of 0 and 1} as JSON, from this step on."""
         nonlocal state
+        if masks:
+            given = {cell: jnp.asarray(mask, bool) for cell, mask in json.loads(masks).items()}
+            state = state.replace(arch=state.arch._replace(masks=given))
         state, metrics = compiled(state, *batches)
         jax.block_until_ready((state, metrics))
         state = state.replace(step=jnp.int32(step))

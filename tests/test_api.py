@@ -351,7 +351,7 @@ def test_a_search_is_trained_in_its_own_workdir(tmp_path):
     assert not (tmp_path / "results.json").exists()
     outcome = job.run(tiny(), tmp_path, mode="train", quiet=True)
     assert outcome.results["candidates_left"] == 28
-    assert outcome.results["epochs"] == {"search": 4, "train": 2}
+    assert outcome.results["epochs"] == {"search": 5, "train": 2}
 
 
 def test_a_training_is_stopped_by_a_callback(tmp_path):

@@ -52,7 +52,7 @@ def test_search_estimate_is_near_the_compilers(dataset):
     config = tiny().search
     needed = search_loop.estimate(config, dataset)
     parts, shape = search_loop.build(config, dataset), dataset.preparation.shape
-    _, strategy, network, optimizers, _ = parts
+    strategy, network, optimizers = parts.strategy, parts.network, parts.optimizers
     state = jax.eval_shape(
         lambda: init_state(network, strategy, optimizers, jax.random.key(0), shape)
     )

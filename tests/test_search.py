@@ -43,8 +43,17 @@ OPTIONS = {
     "p_darts": {"extra_cells": (0, 0), "keep": (2,), "skip_dropout": (0.3, 0.4)},
     "random": {"samples": 3},
 }
-# The first two differ from another method only in what they rank by, or in a schedule.
-SLOW = ("magnitude", "asap_pac", "darts second", "darts exact", "p_darts")
+# Of methods that take alike steps one stands for the others in the default run.
+SLOW = (
+    "magnitude",
+    "accum_grad",
+    "asap_pac",
+    "gdas",
+    "edas",
+    "p_darts",
+    "darts second",
+    "darts exact",
+)
 KEEP_ALL_EDGES = ("snas", "nap")  # whatever the number of inputs asked for
 RNG = np.random.default_rng(0)
 BATCHES = [

@@ -341,10 +341,11 @@ def test_dropout_on_skips_drops_its_share_while_training():
 
 
 def test_the_loop_equals_the_plain_form_with_partial_channels_and_dropout():
-    network = Supernet(SMALL, 5, channels=4, cells=3, partial_channels=2)
-    variables = init(network, SMALL)
-    alphas, masks = random_architecture(SMALL, 0.5)
-    betas = {cell: jnp.asarray(RNG.uniform(0.2, 1, len(SMALL.edges))) for cell in CELLS}
+    space = SearchSpace(("sep_conv_3x3", "max_pool_3x3", "skip_connect"), nodes=2)
+    network = Supernet(space, 5, channels=4, cells=3, partial_channels=2)
+    variables = init(network, space)
+    alphas, masks = random_architecture(space, 0.6)
+    betas = {cell: jnp.asarray(RNG.uniform(0.2, 1, len(space.edges))) for cell in CELLS}
 
     def outcome(context):
         @jax.jit
