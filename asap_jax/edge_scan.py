@@ -165,16 +165,16 @@ def _mixed(edges, v, x, shape):
     total, new_stats = jnp.zeros(shape, x.dtype), dict(v.stats)
     for o, (name, layer) in enumerate(edges.layers):
 
-        def compute(total, params, stats, x, weight, layer=layer, name=name):
+        def compute(params, stats, x, weight, layer=layer, name=name):
             y, new = layer.apply(params, stats, x, edges.context)
-            return total + weight * _dropped(edges, name, v, y), new
+            return weight * _dropped(edges, name, v, y), new
 
-        def skip(total, params, stats, x, weight):
-            return total, stats
+        def skip(params, stats, x, weight):
+            return jnp.zeros(shape, x.dtype), stats
 
         params, stats = v.params.get(name, {}), v.stats.get(name, {})
-        arguments = (total, params, stats, x, v.weights[o])
-        total, new = lax.cond(v.active[o], compute, skip, *arguments)
+        y, new = lax.cond(v.active[o], compute, skip, params, stats, x, v.weights[o])
+        total += y
         if new:
             new_stats[name] = new
     return total, new_stats
@@ -235,20 +235,19 @@ def _mixed_gradient(edges, v, x, g):
     context = edges.context._replace(learn=v.learn)
     for o, (name, layer) in enumerate(edges.layers):
 
-        def compute(g_x, params, stats, x, weight, g, layer=layer, name=name):
+        def compute(params, stats, x, weight, g, layer=layer, name=name):
             def output(params, x, weight):
                 y = layer.apply(params, stats, x, context)[0]
                 return weight * _dropped(edges, name, v, y)
 
-            g_params, g_input, g_weight = jax.vjp(output, params, x, weight)[1](g)
-            return g_x + g_input, g_params, g_weight
+            return jax.vjp(output, params, x, weight)[1](g)
 
-        def skip(g_x, params, stats, x, weight, g):
-            return g_x, *jax.tree.map(jnp.zeros_like, (params, weight))
+        def skip(params, stats, x, weight, g):
+            return jax.tree.map(jnp.zeros_like, (params, x, weight))
 
         params, stats = v.params.get(name, {}), v.stats.get(name, {})
-        arguments = (g_x, params, stats, x, v.weights[o], g)
-        g_x, g_p, g_w = lax.cond(v.active[o], compute, skip, *arguments)
+        g_p, g_xo, g_w = lax.cond(v.active[o], compute, skip, params, stats, x, v.weights[o], g)
+        g_x += g_xo
         if g_p:
             g_params[name] = g_p
         g_weights.append(g_w)
