@@ -199,9 +199,8 @@ def _pull_back(edges, variables, maps, g_nodes):
         g_edge_weight, g_passed = None, None
         if edges.share > 1:
             mixed = jnp.zeros(_part(edges, g).shape, g.dtype)  # _join is linear in it
-            g, g_edge_weight, g_passed = jax.vjp(partial(_join, edges), mixed, v.edge_weights, x)[
-                1
-            ](g)
+            _, pull = jax.vjp(partial(_join, edges), mixed, v.edge_weights, x)
+            g, g_edge_weight, g_passed = pull(g)
         g_params, g_weights, g_x = _mixed_gradient(edges, v, _part(edges, x), g)
         if edges.share > 1:
             g_x = g_passed.at[..., : g_x.shape[-1]].add(g_x)

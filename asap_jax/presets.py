@@ -170,9 +170,9 @@ def cifar10_small() -> ConfigDict:
 
 
 def nb201() -> ConfigDict:
-    """NAS-Bench-201's space and network on CIFAR-10; the search of the paper, the training of
+    """NAS-Bench-201's space and network on CIFAR-10, trained by its recipe of 200 epochs
 
-    Dong and Yang, 2020 (arXiv:2001.00326, their recipe of 200 epochs).
+    (Dong and Yang, 2020, arXiv:2001.00326); searched with ASAP's settings.
     """
     config = paper()
     config.search.update({"space": "nasbench201", "edges": "all", "cells": 15})

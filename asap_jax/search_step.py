@@ -255,7 +255,7 @@ def make_search_step(
         alpha_metrics = {}
         if strategy.single_level:
             state, metrics = joint_step(state, train, val, key_alpha)
-        elif plain and train.images.shape == val.images.shape:
+        elif plain:
             state, metrics = halves(state, train, val, key_omega, key_alpha)
         elif strategy.alpha_first:
             state, alpha_metrics = maybe_alpha_step(state, train, val, key_alpha)

@@ -5,7 +5,9 @@ time it is told to. Two workers that take turns see the same noise, so their rat
 run; each has its own memory, so its peak is its own.
 """
 
+import argparse
 import importlib.metadata
+import itertools
 import json
 import os
 import platform
@@ -17,6 +19,8 @@ import time
 import types
 from collections.abc import Callable, Iterable
 from pathlib import Path
+
+import numpy as np
 
 LIBRARIES = ("asap_jax", "jax", "jaxlib", "flax", "optax", "numpy", "torch")
 
@@ -126,6 +130,41 @@ def serve(build: Callable[[], tuple[dict, Callable[..., None]]]) -> None:
         begin = time.perf_counter()
         step(*[argument] * bool(argument))
         answer({"seconds": time.perf_counter() - begin})
+
+
+def arguments(description: str, **defaults) -> argparse.ArgumentParser:
+    """The options that the step benchmarks share, with each script's defaults."""
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
+    parser.add_argument("--batch", default=defaults["batch"])
+    for name in ("channels", "cells", "repeats"):
+        parser.add_argument(f"--{name}", type=int, default=defaults[name])
+    parser.add_argument("--size", type=int, default=32, help="side of the images")
+    parser.add_argument("--cap", type=float, default=300, help="seconds a case may take turns")
+    parser.add_argument("--peer", help="checkout of quark0/darts")
+    parser.add_argument("--out", help="JSON file")
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    return parser
+
+
+def random_images(count: int, side: int, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """[count, side, side, 3] float32 and [count] int32."""
+    rng = np.random.default_rng(0)
+    images = rng.normal(size=(count, side, side, 3)).astype(np.float32)
+    return images, rng.integers(0, classes, count).astype(np.int32)
+
+
+def main(script: str, options: argparse.Namespace, ours: Callable, peer: Callable, keys) -> None:
+    """Serves a worker, or compares all combinations of the comma-separated options `keys`."""
+    if options.worker:
+        serve(lambda: (ours if options.worker == "ours" else peer)(options))
+        return
+    settings = {key: value for key, value in vars(options).items() if key != "worker"}
+    results = Results(options.out, settings)
+    names = ["ours", *["darts_channels_last", "darts_nchw"] * bool(options.peer)]
+    kept = {key: value for key, value in settings.items() if key not in ("out", *keys)}
+    for values in itertools.product(*(settings[key].split(",") for key in keys)):
+        case = dict(zip(keys, values, strict=True))
+        compare(results, script, case, kept, names, options.repeats, options.cap)
 
 
 def load_darts(path: str, device: str) -> None:

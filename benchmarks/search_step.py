@@ -9,36 +9,13 @@ ours, once as it is (NCHW) and once in channels_last. Cases: all candidates live
 them (`half`), one an edge (`one`), an epoch of grace, omega alone (`grace`; PyTorch's omega step).
 """
 
-import argparse
 import json
 import time
 
 import numpy as np
-from measure import Results, compare, load_darts, serve
+from measure import arguments, load_darts, main, random_images
 
 CLASSES = 10
-
-
-def arguments():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--batch", default="16,64,96")
-    parser.add_argument("--masks", default="full,half,one,grace")
-    parser.add_argument("--channels", type=int, default=16)
-    parser.add_argument("--cells", type=int, default=8)
-    parser.add_argument("--size", type=int, default=32, help="side of the images")
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--cap", type=float, default=300, help="seconds a case may take turns")
-    parser.add_argument("--peer", help="checkout of quark0/darts")
-    parser.add_argument("--out", help="JSON file")
-    parser.add_argument("--worker", help=argparse.SUPPRESS)
-    return parser.parse_args()
-
-
-def images_and_labels(options):
-    rng = np.random.default_rng(0)
-    count, side = 2 * int(options.batch), options.size
-    images = rng.normal(size=(count, side, side, 3)).astype(np.float32)
-    return images, rng.integers(0, CLASSES, count).astype(np.int32)
 
 
 def masks_of(space, name):
@@ -68,8 +45,8 @@ def ours(options):
     from asap_jax.strategies import STRATEGIES
 
     compile_cache.enable()
-    images, labels = map(jnp.asarray, images_and_labels(options))
     half = int(options.batch)
+    images, labels = map(jnp.asarray, random_images(2 * half, options.size, CLASSES))
     batches = Batch(images[:half], labels[:half]), Batch(images[half:], labels[half:])
     network = Supernet(ASAP, CLASSES, options.channels, options.cells)
     strategy = STRATEGIES["asap"](ASAP, 50, 1, threshold=1e-6)  # nothing is pruned meanwhile
@@ -116,7 +93,8 @@ def peer(options):
 
     criterion = torch.nn.CrossEntropyLoss()
     network = model_search.Network(options.channels, CLASSES, options.cells, criterion).to(device)
-    images, labels = images_and_labels(options)
+    half = int(options.batch)
+    images, labels = random_images(2 * half, options.size, CLASSES)
     x = torch.as_tensor(images.transpose(0, 3, 1, 2).copy()).to(device)
     y = torch.as_tensor(labels.astype(np.int64)).to(device)
     if options.worker == "darts_channels_last":
@@ -126,7 +104,6 @@ def peer(options):
     alpha = torch.optim.Adam(
         network.arch_parameters(), lr=1e-3, betas=(0.5, 0.999), weight_decay=1e-3
     )
-    half = int(options.batch)
 
     def run():
         if options.masks != "grace":
@@ -143,22 +120,8 @@ def peer(options):
     return {"device": device}, run
 
 
-def main():
-    options = arguments()
-    if options.worker:
-        return serve(lambda: (ours if options.worker == "ours" else peer)(options))
-    settings = {key: value for key, value in vars(options).items() if key != "worker"}
-    results = Results(options.out, settings)
-    names = ["ours"]
-    if options.peer:  # it has no masks: its full step stands beside each of ours
-        names += ["darts_channels_last", "darts_nchw"]
-    for batch in options.batch.split(","):
-        for masks in options.masks.split(","):
-            case = {"batch": batch, "masks": masks}
-            kept = {key: value for key, value in settings.items() if key not in ("out", *case)}
-            compare(results, __file__, case, kept, names, options.repeats, options.cap)
-    return None
-
-
 if __name__ == "__main__":
-    main()
+    parser = arguments(__doc__, batch="16,64,96", channels=16, cells=8, repeats=7)
+    parser.add_argument("--masks", default="full,half,one,grace")
+    # The peer has no masks: its full step stands beside each of ours.
+    main(__file__, parser.parse_args(), ours, peer, ("batch", "masks"))

@@ -7,35 +7,12 @@ CIFAR-10's network (36 channels, 20 cells) with auxiliary head and drop-path; ot
 search_step.py.
 """
 
-import argparse
 import time
 
 import numpy as np
-from measure import Results, compare, load_darts, serve
+from measure import arguments, load_darts, main, random_images
 
 CLASSES = 10
-
-
-def arguments():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--genotype", default="ASAP,DARTS_V2")
-    parser.add_argument("--batch", default="16")
-    parser.add_argument("--channels", type=int, default=36)
-    parser.add_argument("--cells", type=int, default=20)
-    parser.add_argument("--size", type=int, default=32, help="side of the images")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--cap", type=float, default=300, help="seconds a case may take turns")
-    parser.add_argument("--peer", help="checkout of quark0/darts")
-    parser.add_argument("--out", help="JSON file")
-    parser.add_argument("--worker", help=argparse.SUPPRESS)
-    return parser.parse_args()
-
-
-def images_and_labels(options):
-    rng = np.random.default_rng(0)
-    count, side = int(options.batch), options.size
-    images = rng.normal(size=(count, side, side, 3)).astype(np.float32)
-    return images, rng.integers(0, CLASSES, count).astype(np.int32)
 
 
 def ours(options):
@@ -48,7 +25,7 @@ def ours(options):
     from asap_jax.train_step import init_state, make_train_step
 
     compile_cache.enable()
-    batch = Batch(*map(jnp.asarray, images_and_labels(options)))
+    batch = Batch(*map(jnp.asarray, random_images(int(options.batch), options.size, CLASSES)))
     network = EvalNetwork(
         GENOTYPES[options.genotype], CLASSES, options.channels, options.cells, auxiliary=True
     )
@@ -97,7 +74,7 @@ def peer(options):
     )
     network = model.NetworkCIFAR(options.channels, CLASSES, options.cells, True, flat).to(device)
     network.drop_path_prob = 0.2
-    images, labels = images_and_labels(options)
+    images, labels = random_images(int(options.batch), options.size, CLASSES)
     x = torch.as_tensor(images.transpose(0, 3, 1, 2).copy()).to(device)
     y = torch.as_tensor(labels.astype(np.int64)).to(device)
     if options.worker == "darts_channels_last":
@@ -118,20 +95,7 @@ def peer(options):
     return {"device": device}, run
 
 
-def main():
-    options = arguments()
-    if options.worker:
-        return serve(lambda: (ours if options.worker == "ours" else peer)(options))
-    settings = {key: value for key, value in vars(options).items() if key != "worker"}
-    results = Results(options.out, settings)
-    names = ["ours"] + ["darts_channels_last", "darts_nchw"] * bool(options.peer)
-    for genotype in options.genotype.split(","):
-        for batch in options.batch.split(","):
-            case = {"genotype": genotype, "batch": batch}
-            kept = {key: value for key, value in settings.items() if key not in ("out", *case)}
-            compare(results, __file__, case, kept, names, options.repeats, options.cap)
-    return None
-
-
 if __name__ == "__main__":
-    main()
+    parser = arguments(__doc__, batch="16", channels=36, cells=20, repeats=5)
+    parser.add_argument("--genotype", default="ASAP,DARTS_V2")
+    main(__file__, parser.parse_args(), ours, peer, ("genotype", "batch"))
