@@ -2,7 +2,8 @@
 
 Two things differ from `flax.linen.BatchNorm`: the variance is centred (the mean of squared
 deviations, which does not cancel in float32), and the running variance is the unbiased one.
-Momentum counts the old value: 0.9 here is 0.1 in PyTorch.
+Momentum counts the old value: 0.9 here is 0.1 in PyTorch. A norm gives the batch's statistics;
+whoever holds the running ones blends the two.
 
 The gradient is written out: it saves autodiff's detours over mean and variance, consists of
 differentiable primitives, and means two averages over the devices that share a batch.
@@ -14,53 +15,63 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+MOMENTUM = 0.9  # of the running statistics; counts the old value
+EPSILON = 1e-5  # added to the variance
 
-def batch_norm(x, stats, *, train, scale=None, bias=None, axis_name=None, momentum=0.9, eps=1e-5):
-    """Normalises each channel and updates the running statistics.
+
+def batch_norm(x, stats, *, train, known=False, scale=None, bias=None, axis_name=None):
+    """Normalises each channel.
 
     Args:
       x: [N, H, W, C].
-      stats: {"mean": [C], "var": [C]}, the running statistics.
-      train: normalise by the batch's own statistics (and update the running ones), or by `stats`.
+      stats: {"mean": [C], "var": [C]}, what to normalise by if not `train`: running statistics.
+      train: normalise by the batch's own statistics.
+      known: in training, `stats` are those of this very batch: they are not computed again. The
+        gradient goes through them all the same; it cannot be differentiated once more.
       scale, bias: [C], or None for a norm without parameters.
       axis_name: mapped axis over which the batch is spread; its statistics are then global.
-      momentum: weight of the old running value.
-      eps: added to the variance.
 
     Returns:
-      (y [N, H, W, C], new stats). In evaluation the statistics are returned as they came.
+      (y [N, H, W, C], statistics): the batch's own in training (the variance unbiased), for `blend`
+      to join with the running ones; else `stats`.
     """
     if train:
-        y, mean, var = _normalise(x, eps, axis_name)
         count = x.size // x.shape[-1]
         if axis_name is not None:
             count = count * lax.axis_size(axis_name)
-        unbiased = var * (count / max(count - 1, 1))
-        stats = {
-            "mean": momentum * stats["mean"] + (1 - momentum) * lax.stop_gradient(mean),
-            "var": momentum * stats["var"] + (1 - momentum) * lax.stop_gradient(unbiased),
-        }
+        correction = count / max(count - 1, 1)
+        if known:
+            inverse = lax.rsqrt(stats["var"] / correction + EPSILON)
+            y = _normalise_by(x, stats["mean"], inverse, axis_name)
+        else:
+            y, mean, var = _normalise(x, axis_name)
+            stats = lax.stop_gradient({"mean": mean, "var": var * correction})
     else:
-        y = _standardise(x, stats["mean"], lax.rsqrt(stats["var"] + eps))
+        y = _standardise(x, stats["mean"], lax.rsqrt(stats["var"] + EPSILON))
     if scale is not None:
         y = y * scale + bias
     return y, stats
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def _normalise(x, eps, axis_name):
+def blend(running, batch):
+    """The running statistics after a batch: a tree of arrays, and the batch's own like it."""
+    return jax.tree.map(lambda old, new: MOMENTUM * old + (1 - MOMENTUM) * new, running, batch)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _normalise(x, axis_name):
     """(y, mean [C], variance [C]); the gradient takes the latter two for constants."""
-    return _forward(x, eps, axis_name)[0]
+    return _forward(x, axis_name)[0]
 
 
-def _forward(x, eps, axis_name):
+def _forward(x, axis_name):
     mean = _mean(x, axis_name)
     var = _mean(jnp.square(x - mean), axis_name)
-    inverse = lax.rsqrt(var + eps)
+    inverse = lax.rsqrt(var + EPSILON)
     return (_standardise(x, mean, inverse), mean, var), (x, mean, inverse)
 
 
-def _backward(eps, axis_name, residuals, cotangents):
+def _backward(axis_name, residuals, cotangents):
     x, mean, inverse = residuals
     g = cotangents[0]
     standard = _standardise(x, mean, inverse)
@@ -69,6 +80,18 @@ def _backward(eps, axis_name, residuals, cotangents):
 
 
 _normalise.defvjp(_forward, _backward)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _normalise_by(x, mean, inverse, axis_name):
+    """The same by the batch's mean and 1 / standard deviation, computed before."""
+    return _standardise(x, mean, inverse)
+
+
+_normalise_by.defvjp(
+    lambda x, mean, inverse, axis_name: (_standardise(x, mean, inverse), (x, mean, inverse)),
+    lambda axis_name, residuals, g: (*_backward(axis_name, residuals, (g,)), None, None),
+)
 
 
 def _standardise(x, mean, inverse):

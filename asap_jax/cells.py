@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from asap_jax import edge_scan
+from asap_jax.batch_norm import blend
 from asap_jax.genotypes import Node
 from asap_jax.ops import (
     OPERATIONS,
@@ -30,9 +31,9 @@ def run_layer(module: nn.Module, name: str, layer: Layer, x, context: Context):
     if layer.stats():
         variable = module.variable("batch_stats", name, layer.stats)
         stats = variable.value
-    y, new_stats = layer.apply(params, stats, x, context)
+    y, batch_stats = layer.apply(params, stats, x, context)
     if variable is not None and context.train:
-        variable.value = new_stats
+        variable.value = blend(stats, batch_stats)
     return y
 
 

@@ -1,14 +1,19 @@
 """The heart of the supernet: all mixed edges of a cell in one loop.
 
-The parameters of a candidate are stacked over the edges, and one `lax.scan` walks the edges in
-topological order with a `lax.cond` around each candidate. So the compiler sees each candidate once
-a cell, and a candidate that is not active costs no time, with no recompilation: a mask saves what
-removing it from the graph would save.
+The parameters of a candidate are stacked over the edges, and one `lax.scan` walks the edges, source
+by source, with a gate around each candidate. So the compiler sees each candidate once a cell, and a
+candidate that is not active costs no time, with no recompilation: a mask saves what removing it
+from the graph would save. A candidate without parameters is the same on all edges of a source: it
+is computed once, at the first of them, and added to all their targets.
 
-The gradient is written here as well. Its only residuals are the cell's node maps; it walks the
-edges backwards, recomputes each active candidate and adds up the nodes' cotangents. By autodiff the
-scan would keep an input per edge and candidate. The backward pass is made of differentiable
-primitives, so second derivatives are taken reverse over reverse.
+The gradient is written here as well. Its only residuals are the cell's node maps and the
+statistics of the batch norms; it walks the edges backwards, recomputes each active candidate and
+adds up the nodes' cotangents. By autodiff the scan would keep an input per edge and candidate.
+
+A gate is a loop of one turn or none, which works on its operands in place, where a `lax.cond`
+copies them or makes zeros to add. Such a gate has no gradient of its own: where gradients are
+differentiated again (`Context.twice`), it is a `lax.cond` around each candidate of each edge, and
+the norms' statistics are computed again.
 """
 
 from collections.abc import Mapping
@@ -17,15 +22,17 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
+from asap_jax.batch_norm import blend
 from asap_jax.ops import Context, Layer, draw, draw_kept
 
 
 class Edges(NamedTuple):
     """Edges of one stride, static.
 
-    layers: candidate name -> layer, [O].
+    layers: (candidate name, layer), [O].
     sources, targets: node indices, [E], by rising target.
     in_place: the edges lead from nodes of the cell to later ones (stride 1), or from the maps
       that enter it to its nodes (stride 2).
@@ -93,16 +100,9 @@ def scan_edges(edges: Edges, variables: Variables, inputs, nodes):
       nodes: [2 + nodes, N, h, w, C], the node maps so far; read as well when `edges.in_place`.
 
     Returns:
-      (nodes with the edges' outputs added, new statistics).
+      (nodes with the edges' outputs added, the running statistics after it).
     """
-
-    def add_edge(nodes, edge):
-        v, source, target = edge
-        x = (nodes if edges.in_place else inputs)[source]
-        y, stats = _mixed(edges, v, _part(edges, x), _part(edges, nodes[target]).shape)
-        return nodes.at[target].add(_join(edges, y, v.edge_weights, x)), stats
-
-    return lax.scan(add_edge, nodes, (variables, *_indices(edges)))
+    return _forward(edges, variables, inputs, nodes)[0]
 
 
 def scan_edges_reference(edges: Edges, variables: Variables, inputs, nodes):
@@ -117,17 +117,92 @@ def scan_edges_reference(edges: Edges, variables: Variables, inputs, nodes):
                 v.params.get(name, {}), v.stats.get(name, {}), _part(edges, x), edges.context
             )
             total += v.weights[o] * _dropped(edges, name, v, y)
-            if new:
+            if new and edges.context.train:
                 stats[name] = jax.tree.map(
-                    lambda n, s, live=v.active[o]: jnp.where(live, n, s), new, stats[name]
+                    lambda n, s, live=v.active[o]: jnp.where(live, n, s),
+                    blend(stats[name], new),
+                    stats[name],
                 )
         nodes = nodes.at[target].add(_join(edges, total, v.edge_weights, x))
         new_stats.append(stats)
     return nodes, jax.tree.map(lambda *leaves: jnp.stack(leaves), *new_stats)
 
 
-def _indices(edges):
-    return jnp.asarray(edges.sources), jnp.asarray(edges.targets)
+class _Walk(NamedTuple):
+    """The order in which the edges are walked, and the edges that leave one source together.
+
+    order: [E], edges by rising source: a node's inputs are complete before it is read.
+    first: [E] bool, whether an edge is the first of its source, in that order.
+    group: [E, K], the edges of the same source, in that order, the last repeated to fill the row.
+    member: [E, K] bool, False where the row is filled up.
+    """
+
+    order: np.ndarray
+    first: np.ndarray
+    group: np.ndarray
+    member: np.ndarray
+
+
+def _walk(edges) -> _Walk:
+    sources = np.asarray(edges.sources)
+    order = np.argsort(sources, kind="stable")
+    groups = [np.flatnonzero(sources == source) for source in sources[order]]
+    width = max(map(len, groups))
+    return _Walk(
+        order,
+        np.asarray([group[0] == e for group, e in zip(groups, order, strict=True)]),
+        np.stack([group[np.minimum(np.arange(width), len(group) - 1)] for group in groups]),
+        np.stack([np.arange(width) < len(group) for group in groups]),
+    )
+
+
+def _shared(edges) -> tuple[int, ...]:
+    """Indices of the candidates that are the same on all edges of a source."""
+    if edges.share > 1 or edges.context.twice:
+        return ()
+    return tuple(
+        o
+        for o, (name, layer) in enumerate(edges.layers)
+        if not layer.weights and name not in edges.dropped
+    )
+
+
+class _Group(NamedTuple):
+    """What the first edge of a source does for all of them: [K], or [K, O]."""
+
+    first: jax.Array
+    targets: jax.Array
+    weights: jax.Array
+    active: jax.Array
+
+
+def _walked(edges, variables):
+    """The loop's operands, in the order of the walk: (variables, source, target, group)."""
+    walk = _walk(edges)
+    targets = np.asarray(edges.targets)
+    group = _Group(
+        jnp.asarray(walk.first),
+        jnp.asarray(targets[walk.group]),
+        variables.weights[walk.group],
+        variables.active[walk.group] & walk.member[..., None],
+    )
+    ordered = jax.tree.map(lambda leaf: leaf[walk.order], variables)
+    sources = jnp.asarray(np.asarray(edges.sources)[walk.order])
+    return ordered, sources, jnp.asarray(targets[walk.order]), group
+
+
+def _gate(edges, active, compute, operands, carry):
+    """compute(operands, carry) if active, else carry as it is."""
+    if edges.context.twice:
+        return lax.cond(active, compute, lambda operands, carry: carry, operands, carry)
+
+    def turn(i, carry):
+        # The barrier ties the operands to the turn: else the compiler would compute what depends
+        # on them alone ahead of the loop, whether it turns or not.
+        _, tied = lax.optimization_barrier((i, operands))
+        return compute(tied, carry)
+
+    return lax.fori_loop(0, active.astype(jnp.int32), turn, carry)
 
 
 def _part(edges, x):
@@ -160,29 +235,94 @@ def _dropped(edges, name, v, y):
     return y * keep / (1 - rate)
 
 
-def _mixed(edges, v, x, shape):
-    """One mixed operation: (sum of weight * candidate(x) over the active ones, new statistics)."""
-    total, new_stats = jnp.zeros(shape, x.dtype), dict(v.stats)
-    for o, (name, layer) in enumerate(edges.layers):
-
-        def compute(params, stats, x, weight, layer=layer, name=name):
-            y, new = layer.apply(params, stats, x, edges.context)
-            return weight * _dropped(edges, name, v, y), new
-
-        def skip(params, stats, x, weight):
-            return jnp.zeros(shape, x.dtype), stats
-
-        params, stats = v.params.get(name, {}), v.stats.get(name, {})
-        y, new = lax.cond(v.active[o], compute, skip, params, stats, x, v.weights[o])
-        total += y
-        if new:
-            new_stats[name] = new
-    return total, new_stats
-
-
 def _forward(edges, variables, inputs, nodes):
-    result, stats = scan_edges(edges, variables, inputs, nodes)
-    return (result, stats), (variables, result if edges.in_place else inputs)
+    shared, train = _shared(edges), edges.context.train
+
+    def add_edge(nodes, operands):
+        v, source, target, group = operands
+        x = (nodes if edges.in_place else inputs)[source]
+        part, stats = _part(edges, x), dict(v.stats)
+
+        def add_shared(o, layer, operands, carry):
+            part, stats = operands
+            y, found = layer.apply({}, stats, part, edges.context)
+            nodes = carry[0]
+            for k in range(group.targets.size):
+                nodes = _gate(
+                    edges,
+                    group.active[k, o],
+                    lambda y, nodes, k=k: nodes.at[group.targets[k]].add(group.weights[k, o] * y),
+                    y,
+                    nodes,
+                )
+            return nodes, found
+
+        def add_own(o, name, layer, operands, carry):
+            part, params, stats = operands
+            y, found = layer.apply(params, stats, part, edges.context)
+            return carry[0] + v.weights[o] * _dropped(edges, name, v, y), found
+
+        for o in shared:
+            name, layer = edges.layers[o]
+            before = v.stats.get(name, {})
+            nodes, stats[name] = _gate(
+                edges,
+                group.first & group.active[:, o].any(),
+                partial(add_shared, o, layer),
+                (part, before),
+                (nodes, before),
+            )
+        at_target = nodes[target]
+        total = at_target if edges.share == 1 else jnp.zeros_like(_part(edges, at_target))
+        for o, (name, layer) in enumerate(edges.layers):
+            if o not in shared:
+                before = v.stats.get(name, {})
+                total, stats[name] = _gate(
+                    edges,
+                    v.active[o],
+                    partial(add_own, o, name, layer),
+                    (part, v.params.get(name, {}), before),
+                    (total, before),
+                )
+        if edges.share == 1:
+            nodes = nodes.at[target].set(total)
+        else:
+            nodes = nodes.at[target].add(_join(edges, total, v.edge_weights, x))
+        return nodes, {name: found for name, found in stats.items() if found}
+
+    nodes, found = lax.scan(add_edge, nodes, _walked(edges, variables))
+    found = _by_edge(edges, found)
+    stats = variables.stats
+    if train:
+        stats = _where_active(edges, variables.active, blend(stats, found), stats)
+    maps = nodes if edges.in_place else inputs
+    return (nodes, stats), (variables._replace(stats=found), maps)
+
+
+def _by_edge(edges, found):
+    """{candidate: statistics of the batch [E, ...]} in the edges' own order."""
+    walk = _walk(edges)
+    place = np.argsort(walk.order)  # of each edge in the walk
+    at_first = place[walk.group[place, 0]]  # of its source's first edge
+    shared = {edges.layers[o][0] for o in _shared(edges)}
+    return {
+        name: jax.tree.map(
+            lambda leaf, rows=at_first if name in shared else place: leaf[rows], tree
+        )
+        for name, tree in found.items()
+    }
+
+
+def _where_active(edges, active, new, old):
+    names = [name for name, _ in edges.layers]
+
+    def choose(name):
+        def where(n, o):
+            return jnp.where(active[:, names.index(name)].reshape(-1, *(1,) * (n.ndim - 1)), n, o)
+
+        return jax.tree.map(where, new[name], old[name])
+
+    return {name: choose(name) for name in new}
 
 
 def _backward(edges, residuals, cotangents):
@@ -193,30 +333,98 @@ def _backward(edges, residuals, cotangents):
 
 @partial(jax.jit, static_argnums=0)  # cells of equal shape, and both passes, share the trace
 def _pull_back(edges, variables, maps, g_nodes):
-    def pull_edge(g_sources, edge):
-        v, source, target = edge
-        g, x = (g_sources if edges.in_place else g_nodes)[target], maps[source]
-        g_edge_weight, g_passed = None, None
+    """Cotangents of the variables, the inputs and the nodes; `variables.stats` are the batch's."""
+    shared = _shared(edges)
+
+    def pull_edge(g_sources, operands):
+        v, source, target, group = operands
+        g_nodes_now = g_sources if edges.in_place else g_nodes
+        g, x = g_nodes_now[target], maps[source]
+        part = _part(edges, x)
+        g_x, g_edge_weight, g_passed = jnp.zeros_like(part), None, None
         if edges.share > 1:
             mixed = jnp.zeros(_part(edges, g).shape, g.dtype)  # _join is linear in it
             _, pull = jax.vjp(partial(_join, edges), mixed, v.edge_weights, x)
             g, g_edge_weight, g_passed = pull(g)
-        g_params, g_weights, g_x = _mixed_gradient(edges, v, _part(edges, x), g)
+        context = edges.context._replace(learn=v.learn, known=not edges.context.twice)
+
+        def pull_shared(o, layer, operands, carry):
+            part, stats = operands
+            g_x, g_weights = carry
+
+            def gather(k, operands, carry):
+                y, g_nodes = operands
+                g_y, g_weights = carry
+                g_k = g_nodes[group.targets[k]]
+                g_weights = g_weights.at[k].set(jnp.sum(y * g_k))
+                return g_y + group.weights[k, o] * g_k, g_weights
+
+            y, pull = jax.vjp(lambda x: layer.apply({}, stats, x, context)[0], part)
+            carry = jnp.zeros_like(y), g_weights
+            for k in range(group.targets.size):
+                carry = _gate(
+                    edges, group.active[k, o], partial(gather, k), (y, g_nodes_now), carry
+                )
+            g_y, g_weights = carry
+            return g_x + pull(g_y)[0], g_weights
+
+        def pull_own(o, name, layer, operands, carry):
+            part, params, stats, g = operands
+
+            def output(params, x, weight):
+                y = layer.apply(params, stats, x, context)[0]
+                return weight * _dropped(edges, name, v, y)
+
+            g_params, g_part, g_weight = jax.vjp(output, params, part, v.weights[o])[1](g)
+            return carry[0] + g_part, g_params, g_weight
+
+        g_params, g_weights, g_shared = {}, [], []
+        for o, (name, layer) in enumerate(edges.layers):
+            params, stats = v.params.get(name, {}), v.stats.get(name, {})
+            if o in shared:
+                g_x, g_group = _gate(
+                    edges,
+                    group.first & group.active[:, o].any(),
+                    partial(pull_shared, o, layer),
+                    (part, stats),
+                    (g_x, jnp.zeros(group.targets.shape, g.dtype)),
+                )
+                g_shared.append(g_group)
+                continue
+            g_x, g_p, g_w = _gate(
+                edges,
+                v.active[o],
+                partial(pull_own, o, name, layer),
+                (part, params, stats, g),
+                (g_x, jax.tree.map(jnp.zeros_like, params), jnp.zeros_like(v.weights[o])),
+            )
+            g_weights.append(g_w)
+            if g_p:
+                g_params[name] = g_p
         if edges.share > 1:
             g_x = g_passed.at[..., : g_x.shape[-1]].add(g_x)
-        return g_sources.at[source].add(g_x), (g_params, g_weights, g_edge_weight)
+        return g_sources.at[source].add(g_x), (g_params, g_weights, g_shared, g_edge_weight)
 
     start = g_nodes if edges.in_place else jnp.zeros_like(maps)
-    g_sources, (g_params, g_weights, g_edge_weights) = lax.scan(
-        pull_edge, start, (variables, *_indices(edges)), reverse=True
+    walk = _walk(edges)
+    g_sources, (g_params, g_weights, g_shared, g_edge_weights) = lax.scan(
+        pull_edge, start, _walked(edges, variables), reverse=True
     )
+    place = np.argsort(walk.order)
+    own, of_group = iter(g_weights), iter(g_shared)
+    columns = [
+        jnp.zeros(len(place), g_nodes.dtype).at[walk.group].add(next(of_group))
+        if o in shared
+        else next(own)[place]
+        for o in range(len(edges.layers))
+    ]
     # The running statistics enter no training loss; in evaluation they are constants.
     g_variables = Variables(
-        g_params,
+        jax.tree.map(lambda leaf: leaf[place], g_params),
         jax.tree.map(jnp.zeros_like, variables.stats),
-        g_weights,
+        jnp.stack(columns, -1),
         None,
-        g_edge_weights,
+        g_edge_weights if g_edge_weights is None else g_edge_weights[place],
         variables.dropout and (None, jnp.zeros_like(variables.dropout[1])),
         None,
     )
@@ -226,28 +434,3 @@ def _pull_back(edges, variables, maps, g_nodes):
 
 
 scan_edges.__wrapped__.defvjp(_forward, _backward)
-
-
-def _mixed_gradient(edges, v, x, g):
-    """Gradients of <g, mixed(x)>: (of the parameters, of the weights [O], of x)."""
-    g_params, g_weights, g_x = {}, [], jnp.zeros_like(x)
-    context = edges.context._replace(learn=v.learn)
-    for o, (name, layer) in enumerate(edges.layers):
-
-        def compute(params, stats, x, weight, g, layer=layer, name=name):
-            def output(params, x, weight):
-                y = layer.apply(params, stats, x, context)[0]
-                return weight * _dropped(edges, name, v, y)
-
-            return jax.vjp(output, params, x, weight)[1](g)
-
-        def skip(params, stats, x, weight, g):
-            return jax.tree.map(jnp.zeros_like, (params, x, weight))
-
-        params, stats = v.params.get(name, {}), v.stats.get(name, {})
-        g_p, g_xo, g_w = lax.cond(v.active[o], compute, skip, params, stats, x, v.weights[o], g)
-        g_x += g_xo
-        if g_p:
-            g_params[name] = g_p
-        g_weights.append(g_w)
-    return g_params, jnp.stack(g_weights), g_x

@@ -28,7 +28,9 @@ from asap_jax.batch_norm import batch_norm
 class Context(NamedTuple):
     """How a layer is run; static under jit.
 
-    train: normalise by the batch and update the running statistics.
+    train: normalise by the batch; layers then give its statistics in place of the running ones.
+    known: the statistics given are those of this batch, from a pass before, see `batch_norm`.
+    twice: the gradients will be differentiated again.
     axis_name: mapped axis the batch is spread over, if any.
     reference: plain XLA forms in place of our own primitives (same numbers, slower on a CPU).
     learn: scalar bool or None: if it is False, the backward pass may give zeros for the gradients
@@ -36,6 +38,8 @@ class Context(NamedTuple):
     """
 
     train: bool = False
+    known: bool = False
+    twice: bool = False
     axis_name: str | None = None
     reference: bool = False
     learn: jax.Array | None = None
@@ -55,7 +59,8 @@ class Layer:
 
     weights: (nested) dictionary of `Weight`, {} if there are none.
     stats: () -> dictionary of running statistics, {} if there are none.
-    apply: (params, stats, x [N, H, W, C], context) -> (y, new stats).
+    apply: (params, stats, x [N, H, W, C], context) -> (y, stats): in training those of the batch,
+      which the holder of the running ones blends in (`batch_norm.blend`); else as they came.
     """
 
     weights: Mapping
@@ -172,7 +177,14 @@ def norm(channels, affine=True) -> Layer:
         return {"mean": jnp.zeros(channels), "var": jnp.ones(channels)}
 
     def apply(params, stats, x, context):
-        return batch_norm(x, stats, train=context.train, axis_name=context.axis_name, **params)
+        return batch_norm(
+            x,
+            stats,
+            train=context.train,
+            known=context.known,
+            axis_name=context.axis_name,
+            **params,
+        )
 
     return Layer(weights if affine else {}, make_stats, apply)
 

@@ -392,9 +392,10 @@ class _Stage:
 
         def loss(alphas):
             mixtures = self.strategy.mixture(state.arch._replace(alphas=alphas), last, key)
+            context = Context(train=True, twice=True)
             variables = {"params": state.params, "batch_stats": state.batch_stats}
             logits, _ = self.network.apply(
-                variables, images, _at_rest(mixtures), Context(train=True), mutable=["batch_stats"]
+                variables, images, _at_rest(mixtures), context, mutable=["batch_stats"]
             )
             return cross_entropy(logits, held.labels[rows])
 

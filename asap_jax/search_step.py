@@ -103,7 +103,8 @@ def make_search_step(
     are one device's part; batch statistics and gradients are those of the whole. `class_weights`
     [classes] weigh both losses.
     """
-    context = Context(train=True, axis_name=axis_name)
+    twice = strategy.alpha_gradient is bilevel.second_order_exact
+    context = Context(train=True, twice=twice, axis_name=axis_name)
 
     def mean(tree):
         return tree if axis_name is None else lax.pmean(tree, axis_name)

@@ -139,27 +139,31 @@ def test_batch_norm():
     stats = {"mean": RNG.normal(size=2), "var": RNG.uniform(1, 2, 2)}
     flat = x.reshape(-1, 2)
 
-    def run(x, scale, bias, train):
-        return batch_norm.batch_norm(x, stats, train=train, scale=scale, bias=bias)
+    def run(x, scale, bias, train, stats=stats, known=False):
+        return batch_norm.batch_norm(x, stats, train=train, known=known, scale=scale, bias=bias)
 
     y, new = run(x, scale, bias, True)
     np.testing.assert_allclose(
         y, (x - flat.mean(0)) / np.sqrt(flat.var(0) + 1e-5) * scale + bias, rtol=1e-12
     )
-    np.testing.assert_allclose(new["mean"], 0.9 * stats["mean"] + 0.1 * flat.mean(0), rtol=1e-12)
-    unbiased = flat.var(0, ddof=1)
-    np.testing.assert_allclose(new["var"], 0.9 * stats["var"] + 0.1 * unbiased, rtol=1e-12)
+    np.testing.assert_allclose(new["mean"], flat.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(new["var"], flat.var(0, ddof=1), rtol=1e-12)
+    after = batch_norm.blend(stats, new)
+    np.testing.assert_allclose(after["mean"], 0.9 * stats["mean"] + 0.1 * flat.mean(0), rtol=1e-12)
 
     # The textbook gradient: 1/std * (dy - mean(dy) - xhat * mean(dy * xhat)), dy = g * scale.
     std = np.sqrt(flat.var(0) + 1e-5)
     normed = (x - flat.mean(0)) / std
     dy = g * scale
     expected = (dy - dy.mean((0, 1, 2)) - normed * (dy * normed).mean((0, 1, 2))) / std
-    pull = jax.vjp(lambda *a: run(*a, True)[0], x, scale, bias)[1]
-    g_x, g_scale, g_bias = pull(jnp.asarray(g))
-    np.testing.assert_allclose(g_x, expected, rtol=1e-10, atol=1e-12)
-    np.testing.assert_allclose(g_scale, (g * normed).sum((0, 1, 2)), rtol=1e-11)
-    np.testing.assert_allclose(g_bias, g.sum((0, 1, 2)), rtol=1e-11)
+    for known in (False, True):  # by statistics computed here, or the same given
+        given = {"stats": new, "known": True} if known else {}
+        value, pull = jax.vjp(lambda *a, given=given: run(*a, True, **given)[0], x, scale, bias)
+        np.testing.assert_allclose(value, y, rtol=1e-12)
+        g_x, g_scale, g_bias = pull(jnp.asarray(g))
+        np.testing.assert_allclose(g_x, expected, rtol=1e-10, atol=1e-12)
+        np.testing.assert_allclose(g_scale, (g * normed).sum((0, 1, 2)), rtol=1e-11)
+        np.testing.assert_allclose(g_bias, g.sum((0, 1, 2)), rtol=1e-11)
 
     y, same = run(x, scale, bias, False)
     plain = (x - stats["mean"]) / np.sqrt(stats["var"] + 1e-5) * scale + bias

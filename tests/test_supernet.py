@@ -1,6 +1,8 @@
 """The supernet: one loop over edges, masks that save and change nothing else."""
 
+import contextlib
 import functools
+import time
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +27,7 @@ from asap_jax.spaces import ASAP, DARTS
 
 RNG = np.random.default_rng(0)
 TRAIN = Context(train=True)
+TWICE = Context(train=True, twice=True)
 IMAGES = RNG.normal(size=(4, 8, 8, 3))
 SMALL = SearchSpace(ASAP.candidates, nodes=2)
 CELLS = ("normal", "reduce")
@@ -205,8 +208,8 @@ def test_search_network_has_the_published_size(space, cells, size):
     assert count_parameters(variables["params"]) == size
 
 
-def test_every_candidate_stands_behind_a_condition_in_one_loop(half):
-    """What makes a mask save time: one scan a group of edges, one cond a candidate, no select."""
+def test_every_candidate_stands_behind_a_gate_in_one_loop(half):
+    """What makes a mask save time: one scan a group of edges, one gate a candidate, no select."""
     network, variables, alphas, masks, _ = half
 
     def logits(params):
@@ -226,8 +229,8 @@ def test_every_candidate_stands_behind_a_condition_in_one_loop(half):
             ]
             inner = [p for p in inner if hasattr(p, "eqns")]
             if equation.primitive.name == "scan":
-                conditions = [e for e in inner[0].eqns if e.primitive.name == "cond"]
-                found.append((equation.params["length"], len(conditions)))
+                gates = [e for e in inner[0].eqns if e.primitive.name == "while"]
+                found.append((equation.params["length"], len(gates)))
             else:
                 for sub in inner:
                     walk(sub)
@@ -245,7 +248,7 @@ def test_second_derivatives_pass_through_the_loop(in_place):
     names = ("sep_conv_3x3", "dil_conv_3x3", "max_pool_3x3", "skip_connect")
     layers = {name: candidate(name, 2, stride) for name in names}
     edges = edge_scan.Edges(
-        tuple(layers.items()), (0, 1, 2) if in_place else (0, 1, 0), (2, 2, 3), in_place, TRAIN
+        tuple(layers.items()), (0, 1, 2) if in_place else (0, 1, 0), (2, 2, 3), in_place, TWICE
     )
     active = jnp.asarray(RNG.uniform(size=(3, len(names))) < 0.6).at[:, 0].set(True)
     variables = edge_scan.Variables(
@@ -392,25 +395,61 @@ def test_with_partial_channels_an_edge_without_a_candidate_is_not_there():
     assert np.abs(run(inputs) - run(inputs.at[1].add(moved[0]))).max() > 0.1
 
 
-def test_inactive_candidates_are_not_computed():
+@contextlib.contextmanager
+def space_with(function):
+    """A space of `function` and a pool on five edges; the function is forgotten afterwards."""
+    name = "own"
+
+    def build(channels, stride, affine):
+        return stateless(lambda x, context: function(x[:, ::stride, ::stride]))
+
+    try:
+        yield SearchSpace({name: build, "max_pool_3x3": OPERATIONS["max_pool_3x3"]}, nodes=2)
+    finally:
+        del OPERATIONS[name]
+
+
+def test_candidates_are_computed_where_they_are_active_and_once_a_source():
     """An operation that counts its runs: forward, and forward again for the backward pass."""
     runs = []
 
-    def counting(channels, stride, affine):
-        def function(x, context):
-            jax.debug.callback(lambda: runs.append(1))
-            return x[:, ::stride, ::stride]
+    def counted(x):
+        jax.debug.callback(lambda: runs.append(1))
+        return x
 
-        return stateless(function)
-
-    space = SearchSpace({"counting": counting, "max_pool_3x3": OPERATIONS["max_pool_3x3"]}, nodes=2)
-    try:
+    with space_with(counted) as space:
         network = Supernet(space, 5, channels=4, cells=3)
-        alphas, masks = random_architecture(space, 1.0)
-        masks = {cell: mask.at[1:, 0].set(False) for cell, mask in masks.items()}
+        alphas, full = random_architecture(space, 1.0)
         variables = init(network, space)
-        jax.block_until_ready(outcome(network, variables, alphas, masks))
-        jax.effects_barrier()
-        assert len(runs) == 2 * network.cells  # one edge of each cell, both passes
-    finally:
-        del OPERATIONS["counting"]
+        # The edges are 0-2, 1-2, 0-3, 1-3, 2-3.
+        for live, sources in (([0], 1), ([0, 2], 1), ([2, 3], 2), ([], 0), ([0, 1, 2, 3, 4], 3)):
+            chosen = jnp.isin(jnp.arange(5), jnp.asarray(live, int))
+            masks = {cell: mask.at[:, 0].set(chosen) for cell, mask in full.items()}
+            runs.clear()
+            jax.block_until_ready(outcome(network, variables, alphas, masks))
+            jax.effects_barrier()
+            assert len(runs) == 2 * network.cells * sources
+
+
+def test_an_inactive_candidate_takes_no_time():
+    """The compiler does not compute ahead of a gate what lies behind it."""
+
+    def heavy(x):
+        square = jnp.broadcast_to(x.mean(), (400, 400))
+        for _ in range(20):
+            square = jnp.tanh(square @ square)
+        return x + square.sum()
+
+    with space_with(heavy) as space:
+        network = Supernet(space, 5, channels=4, cells=3)
+        alphas, full = random_architecture(space, 1.0)
+        variables = init(network, space)
+        run = jax.jit(lambda masks: outcome(network, variables, alphas, masks))
+        seconds = []
+        for live in (True, False):
+            masks = {cell: mask.at[:, 0].set(live) for cell, mask in full.items()}
+            jax.block_until_ready(run(masks))
+            begin = time.perf_counter()
+            jax.block_until_ready(run(masks))
+            seconds.append(time.perf_counter() - begin)
+        assert seconds[1] < seconds[0] / 3
