@@ -23,7 +23,7 @@ def batch_norm(x, stats, *, train, known=False, scale=None, bias=None, axis_name
     """Normalises each channel.
 
     Args:
-      x: [N, H, W, C].
+      x: [N, H, W, C]; one of 16 bits is normalised in float32.
       stats: {"mean": [C], "var": [C]}, what to normalise by if not `train`: running statistics.
       train: normalise by the batch's own statistics.
       known: in training, `stats` are those of this very batch: they are not computed again. The
@@ -35,6 +35,7 @@ def batch_norm(x, stats, *, train, known=False, scale=None, bias=None, axis_name
       (y [N, H, W, C], statistics): the batch's own in training (the variance unbiased), for `blend`
       to join with the running ones; else `stats`.
     """
+    given, x = x.dtype, x.astype(jnp.promote_types(x.dtype, jnp.float32))
     if train:
         count = x.size // x.shape[-1]
         if axis_name is not None:
@@ -50,7 +51,7 @@ def batch_norm(x, stats, *, train, known=False, scale=None, bias=None, axis_name
         y = _standardise(x, stats["mean"], lax.rsqrt(stats["var"] + EPSILON))
     if scale is not None:
         y = y * scale + bias
-    return y, stats
+    return y.astype(given), stats
 
 
 def blend(running, batch):

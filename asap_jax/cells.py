@@ -18,6 +18,7 @@ from asap_jax.ops import (
     factorized_reduce,
     relu_conv_norm,
 )
+from asap_jax.plans import Plan
 from asap_jax.relaxation import Mixture
 from asap_jax.spaces import SKELETONS, SearchSpace
 
@@ -55,6 +56,7 @@ class SearchCell(nn.Module):
 
     Attributes:
       partial_channels: K: the candidates see the first 1 / K of an edge's channels.
+      plan: how the edges are computed.
     """
 
     space: SearchSpace
@@ -62,6 +64,7 @@ class SearchCell(nn.Module):
     reduction: bool = False
     reduction_prev: bool = False
     partial_channels: int = 1
+    plan: Plan = Plan()
 
     @nn.compact
     def __call__(self, states, mixture: Mixture, context: Context, learn=None):
@@ -116,28 +119,28 @@ class SearchCell(nn.Module):
         )
         if self.is_initializing():
             return nodes  # the shapes are known: nothing to compute for a start
-        rows = jnp.asarray(indices)
+        rows, wide = jnp.asarray(indices), jnp.promote_types(inputs.dtype, jnp.float32)
         edge_weights = None
         if self.partial_channels > 1:
             edge_weights = mixture.edge_weights
             if edge_weights is None:  # an edge on which nothing is active is not there
                 edge_weights = mixture.active.any(-1)
-            edge_weights = edge_weights[rows].astype(inputs.dtype)
+            edge_weights = edge_weights[rows].astype(wide)
         if dropout is not None:
             keys = jax.random.split(dropout.key, len(indices))
-            rates = jnp.broadcast_to(dropout.rate, len(indices)).astype(inputs.dtype)
+            rates = jnp.broadcast_to(dropout.rate, len(indices)).astype(wide)
             dropout = jax.random.key_data(keys), rates
         variables = edge_scan.Variables(
             params,
             stats.value,
-            mixture.scaled[rows].astype(inputs.dtype),
+            mixture.scaled[rows].astype(wide),
             mixture.active[rows],
             edge_weights,
             dropout,
             learn if learn is None else jnp.broadcast_to(learn, len(indices)),
         )
-        scan = edge_scan.scan_edges_reference if context.reference else edge_scan.scan_edges
-        nodes, new_stats = scan(edges, variables, inputs, nodes)
+        cell_type = "reduce" if self.reduction else "normal"
+        nodes, new_stats = self.plan.add_edges(edges, indices, variables, inputs, nodes, cell_type)
         if context.train:
             stats.value = lax.stop_gradient(new_stats)
         return nodes
@@ -185,4 +188,4 @@ class EvalCell(nn.Module):
 def _drop_samples(y, probability, key, context):
     """Zeroes whole samples of y [N, ...] with `probability`, and scales the others by 1 / keep."""
     keep = draw_kept(key, probability, (y.shape[0], 1, 1, 1), context)
-    return y * keep / (1 - probability)
+    return (y * keep / (1 - probability)).astype(y.dtype)

@@ -124,6 +124,8 @@ def _kernel_gradient(x, kernel_shape, g, stride, dilation):
     vector code that copies nothing. The map's own sum is a product with ones, since XLA would merge
     a sum with what comes before it, into scalar code.
     """
+    dtype, wide = g.dtype, jnp.promote_types(g.dtype, jnp.float32)
+    x, g = x.astype(wide), g.astype(wide)
     size, _, channels = kernel_shape
     batch, height, width, _ = g.shape
     piece = min(IMAGES, batch)
@@ -147,7 +149,7 @@ def _kernel_gradient(x, kernel_shape, g, stride, dilation):
         return ones @ total.reshape(height * width, channels)
 
     taps = lax.map(tap, jnp.arange((batch + missing) // piece * size**2))
-    return taps.reshape(-1, *kernel_shape).sum(0)
+    return taps.reshape(-1, *kernel_shape).sum(0).astype(dtype)
 
 
 def _pad(x, widths):

@@ -114,16 +114,16 @@ def scan_edges_reference(edges: Edges, variables: Variables, inputs, nodes):
         stats, total = dict(v.stats), 0.0
         for o, (name, layer) in enumerate(edges.layers):
             y, new = layer.apply(
-                v.params.get(name, {}), v.stats.get(name, {}), _part(edges, x), edges.context
+                v.params.get(name, {}), v.stats.get(name, {}), part(edges, x), edges.context
             )
-            total += v.weights[o] * _dropped(edges, name, v, y)
+            total += weighted(v.weights[o], dropped(edges, name, v.dropout, y))
             if new and edges.context.train:
                 stats[name] = jax.tree.map(
                     lambda n, s, live=v.active[o]: jnp.where(live, n, s),
                     blend(stats[name], new),
                     stats[name],
                 )
-        nodes = nodes.at[target].add(_join(edges, total, v.edge_weights, x))
+        nodes = nodes.at[target].add(join(edges, total, v.edge_weights, x))
         new_stats.append(stats)
     return nodes, jax.tree.map(lambda *leaves: jnp.stack(leaves), *new_stats)
 
@@ -156,14 +156,18 @@ def _walk(edges) -> _Walk:
     )
 
 
-def _shared(edges) -> tuple[int, ...]:
-    """Indices of the candidates that are the same on all edges of a source."""
-    if edges.share > 1 or edges.context.twice:
+def shared(edges: Edges) -> tuple[int, ...]:
+    """Indices of the candidates that give the same map on all edges of a source.
+
+    They have no parameters, no dropout, and if they have statistics, these are the batch's.
+    """
+    context = edges.context
+    if edges.share > 1 or context.twice:
         return ()
     return tuple(
         o
         for o, (name, layer) in enumerate(edges.layers)
-        if not layer.weights and name not in edges.dropped
+        if not layer.weights and name not in edges.dropped and (context.train or not layer.stats())
     )
 
 
@@ -205,12 +209,17 @@ def _gate(edges, active, compute, operands, carry):
     return lax.fori_loop(0, active.astype(jnp.int32), turn, carry)
 
 
-def _part(edges, x):
+def part(edges, x):
     """The channels of x [..., C] that the candidates see."""
     return x if edges.share == 1 else x[..., : x.shape[-1] // edges.share]
 
 
-def _join(edges, mixed, edge_weight, x):
+def weighted(weight, y):
+    """The product, in the precision of the map y."""
+    return (weight * y).astype(y.dtype)
+
+
+def join(edges, mixed, edge_weight, x):
     """An edge's output [N, h, w, C]: the mixed channels beside those of x that pass by, shuffled.
 
     Where the edge halves its map, what passes by is max-pooled 2 x 2.
@@ -221,73 +230,75 @@ def _join(edges, mixed, edge_weight, x):
     rest = x[..., channels:]
     if height < x.shape[1]:
         rest = rest.reshape(batch, height, 2, width, 2, -1).max((2, 4))
-    y = jnp.concatenate([mixed, edge_weight * rest], -1)
+    y = jnp.concatenate([mixed, (edge_weight * rest).astype(mixed.dtype)], -1)
     groups = y.reshape(batch, height, width, edges.share, channels)
     return groups.swapaxes(-1, -2).reshape(y.shape)
 
 
-def _dropped(edges, name, v, y):
+def dropped(edges, name, dropout, y):
     """y, with the dropout that the candidate has while training."""
     if name not in edges.dropped or not edges.context.train:
         return y
-    key_data, rate = v.dropout
+    key_data, rate = dropout
     keep = draw_kept(jax.random.wrap_key_data(key_data), rate, y.shape, edges.context)
-    return y * keep / (1 - rate)
+    return (y * keep / (1 - rate)).astype(y.dtype)
 
 
 def _forward(edges, variables, inputs, nodes):
-    shared, train = _shared(edges), edges.context.train
+    once, train = shared(edges), edges.context.train
 
     def add_edge(nodes, operands):
         v, source, target, group = operands
         x = (nodes if edges.in_place else inputs)[source]
-        part, stats = _part(edges, x), dict(v.stats)
+        x_part, stats = part(edges, x), dict(v.stats)
 
         def add_shared(o, layer, operands, carry):
-            part, stats = operands
-            y, found = layer.apply({}, stats, part, edges.context)
+            x, stats = operands
+            y, found = layer.apply({}, stats, x, edges.context)
             nodes = carry[0]
             for k in range(group.targets.size):
                 nodes = _gate(
                     edges,
                     group.active[k, o],
-                    lambda y, nodes, k=k: nodes.at[group.targets[k]].add(group.weights[k, o] * y),
+                    lambda y, nodes, k=k: nodes.at[group.targets[k]].add(
+                        weighted(group.weights[k, o], y)
+                    ),
                     y,
                     nodes,
                 )
             return nodes, found
 
         def add_own(o, name, layer, operands, carry):
-            part, params, stats = operands
-            y, found = layer.apply(params, stats, part, edges.context)
-            return carry[0] + v.weights[o] * _dropped(edges, name, v, y), found
+            x, params, stats, dropout = operands
+            y, found = layer.apply(params, stats, x, edges.context)
+            return carry[0] + weighted(v.weights[o], dropped(edges, name, dropout, y)), found
 
-        for o in shared:
+        for o in once:
             name, layer = edges.layers[o]
             before = v.stats.get(name, {})
             nodes, stats[name] = _gate(
                 edges,
                 group.first & group.active[:, o].any(),
                 partial(add_shared, o, layer),
-                (part, before),
+                (x_part, before),
                 (nodes, before),
             )
         at_target = nodes[target]
-        total = at_target if edges.share == 1 else jnp.zeros_like(_part(edges, at_target))
+        total = at_target if edges.share == 1 else jnp.zeros_like(part(edges, at_target))
         for o, (name, layer) in enumerate(edges.layers):
-            if o not in shared:
+            if o not in once:
                 before = v.stats.get(name, {})
                 total, stats[name] = _gate(
                     edges,
                     v.active[o],
                     partial(add_own, o, name, layer),
-                    (part, v.params.get(name, {}), before),
+                    (x_part, v.params.get(name, {}), before, v.dropout),
                     (total, before),
                 )
         if edges.share == 1:
             nodes = nodes.at[target].set(total)
         else:
-            nodes = nodes.at[target].add(_join(edges, total, v.edge_weights, x))
+            nodes = nodes.at[target].add(join(edges, total, v.edge_weights, x))
         return nodes, {name: found for name, found in stats.items() if found}
 
     nodes, found = lax.scan(add_edge, nodes, _walked(edges, variables))
@@ -304,11 +315,9 @@ def _by_edge(edges, found):
     walk = _walk(edges)
     place = np.argsort(walk.order)  # of each edge in the walk
     at_first = place[walk.group[place, 0]]  # of its source's first edge
-    shared = {edges.layers[o][0] for o in _shared(edges)}
+    once = {edges.layers[o][0] for o in shared(edges)}
     return {
-        name: jax.tree.map(
-            lambda leaf, rows=at_first if name in shared else place: leaf[rows], tree
-        )
+        name: jax.tree.map(lambda leaf, rows=at_first if name in once else place: leaf[rows], tree)
         for name, tree in found.items()
     }
 
@@ -334,32 +343,32 @@ def _backward(edges, residuals, cotangents):
 @partial(jax.jit, static_argnums=0)  # cells of equal shape, and both passes, share the trace
 def _pull_back(edges, variables, maps, g_nodes):
     """Cotangents of the variables, the inputs and the nodes; `variables.stats` are the batch's."""
-    shared = _shared(edges)
+    once = shared(edges)
 
     def pull_edge(g_sources, operands):
         v, source, target, group = operands
         g_nodes_now = g_sources if edges.in_place else g_nodes
         g, x = g_nodes_now[target], maps[source]
-        part = _part(edges, x)
-        g_x, g_edge_weight, g_passed = jnp.zeros_like(part), None, None
+        x_part = part(edges, x)
+        g_x, g_edge_weight, g_passed = jnp.zeros_like(x_part), None, None
         if edges.share > 1:
-            mixed = jnp.zeros(_part(edges, g).shape, g.dtype)  # _join is linear in it
-            _, pull = jax.vjp(partial(_join, edges), mixed, v.edge_weights, x)
+            mixed = jnp.zeros(part(edges, g).shape, g.dtype)  # join is linear in it
+            _, pull = jax.vjp(partial(join, edges), mixed, v.edge_weights, x)
             g, g_edge_weight, g_passed = pull(g)
         context = edges.context._replace(learn=v.learn, known=not edges.context.twice)
 
         def pull_shared(o, layer, operands, carry):
-            part, stats = operands
+            x, stats = operands
             g_x, g_weights = carry
 
             def gather(k, operands, carry):
                 y, g_nodes = operands
                 g_y, g_weights = carry
                 g_k = g_nodes[group.targets[k]]
-                g_weights = g_weights.at[k].set(jnp.sum(y * g_k))
-                return g_y + group.weights[k, o] * g_k, g_weights
+                g_weights = g_weights.at[k].set(jnp.sum(y * g_k, dtype=g_weights.dtype))
+                return g_y + weighted(group.weights[k, o], g_k), g_weights
 
-            y, pull = jax.vjp(lambda x: layer.apply({}, stats, x, context)[0], part)
+            y, pull = jax.vjp(lambda x: layer.apply({}, stats, x, context)[0], x)
             carry = jnp.zeros_like(y), g_weights
             for k in range(group.targets.size):
                 carry = _gate(
@@ -369,25 +378,25 @@ def _pull_back(edges, variables, maps, g_nodes):
             return g_x + pull(g_y)[0], g_weights
 
         def pull_own(o, name, layer, operands, carry):
-            part, params, stats, g = operands
+            x, params, stats, dropout, g = operands
 
             def output(params, x, weight):
                 y = layer.apply(params, stats, x, context)[0]
-                return weight * _dropped(edges, name, v, y)
+                return weighted(weight, dropped(edges, name, dropout, y))
 
-            g_params, g_part, g_weight = jax.vjp(output, params, part, v.weights[o])[1](g)
+            g_params, g_part, g_weight = jax.vjp(output, params, x, v.weights[o])[1](g)
             return carry[0] + g_part, g_params, g_weight
 
         g_params, g_weights, g_shared = {}, [], []
         for o, (name, layer) in enumerate(edges.layers):
             params, stats = v.params.get(name, {}), v.stats.get(name, {})
-            if o in shared:
+            if o in once:
                 g_x, g_group = _gate(
                     edges,
                     group.first & group.active[:, o].any(),
                     partial(pull_shared, o, layer),
-                    (part, stats),
-                    (g_x, jnp.zeros(group.targets.shape, g.dtype)),
+                    (x_part, stats),
+                    (g_x, jnp.zeros(group.targets.shape, v.weights.dtype)),
                 )
                 g_shared.append(g_group)
                 continue
@@ -395,7 +404,7 @@ def _pull_back(edges, variables, maps, g_nodes):
                 edges,
                 v.active[o],
                 partial(pull_own, o, name, layer),
-                (part, params, stats, g),
+                (x_part, params, stats, v.dropout, g),
                 (g_x, jax.tree.map(jnp.zeros_like, params), jnp.zeros_like(v.weights[o])),
             )
             g_weights.append(g_w)
@@ -413,8 +422,8 @@ def _pull_back(edges, variables, maps, g_nodes):
     place = np.argsort(walk.order)
     own, of_group = iter(g_weights), iter(g_shared)
     columns = [
-        jnp.zeros(len(place), g_nodes.dtype).at[walk.group].add(next(of_group))
-        if o in shared
+        jnp.zeros(len(place), variables.weights.dtype).at[walk.group].add(next(of_group))
+        if o in once
         else next(own)[place]
         for o in range(len(edges.layers))
     ]

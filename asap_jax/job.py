@@ -23,6 +23,7 @@ from asap_jax import (
     data,
     loop,
     memory,
+    precisions,
     presets,
     search_loop,
     train_loop,
@@ -83,6 +84,9 @@ def run(
     """
     started = time.monotonic()
     presets.check(config)
+    for part in ("search", "train"):
+        if not mode or part == mode:
+            precisions.check(config[part].precision, part)
     if config.genotype and mode != "train":
         raise UserError(
             f"config.genotype={config.genotype} names cells to train: add --mode=train, or leave "

@@ -77,7 +77,7 @@ class Progress:
     seconds, epoch_seconds: time spent in the stage and in the epoch, over all starts.
     ended: "" while it goes on or ran its epochs; "finished" if the step said so, "stopped" if a
       callback did.
-    history: {name: one value an epoch}, what `summary` wants to look back on.
+    history: {name: list}, what `summary` and `batches` want to look back on.
     """
 
     epoch: int = 0
@@ -108,7 +108,7 @@ def run(
     phase: str,
     state: Any,
     step: Callable,
-    batches: Callable[[int], Sequence[tuple]],
+    batches: Callable[[Progress], Sequence[tuple]],
     summary: Callable[[Any, Progress, dict], tuple[dict, str]],
     *,
     epochs: int,
@@ -127,7 +127,7 @@ def run(
       state: as the stage begins.
       step: (state, *batch) -> (state, metrics), metrics a dict of scalars with `train_loss`; a true
         `finished` among them ends the stage.
-      batches: epoch -> its batches.
+      batches: progress, at the beginning of an epoch or within it -> the epoch's batches.
       summary: (state, progress, last metrics) -> (record, line) of an epoch.
       epochs, steps: how long.
       session: log, signals, checkpoints, callbacks.
@@ -180,7 +180,7 @@ def run(
         watcher, clock = watch and watch(state), _Clock(progress)
         with session.log.bar(phase, epochs * steps, done()) as bar:
             while progress.epoch < epochs and not progress.ended:
-                order = batches(progress.epoch)
+                order = batches(progress)
                 while progress.step < steps and not progress.ended:
                     state, metrics = step(state, *order[progress.step])
                     metrics = jax.device_get(metrics)

@@ -20,6 +20,7 @@ from asap_jax.ops import (
     relu,
     stateless,
 )
+from asap_jax.plans import Plan
 from asap_jax.relaxation import Mixture
 from asap_jax.spaces import SearchSpace
 
@@ -51,6 +52,10 @@ def _imagenet_stems(inputs, channels) -> tuple[Layer, Layer]:
     )
     stem1 = chain({"relu": relu, "conv": halve(channels, channels), "norm": norm(channels)})
     return stem0, stem1
+
+
+def _in_precision(x, context):
+    return x if context.dtype is None else x.astype(context.dtype)
 
 
 def _two_by_two(x, context):
@@ -106,6 +111,7 @@ class Supernet(nn.Module):
       cells: number of cells (L). In the "darts" skeleton those at `reductions(cells)` halve the
         maps; "nasbench201" wants a multiple of 3, its residual blocks are not counted.
       partial_channels: K: each edge's candidates see 1 / K of its channels (PC-DARTS).
+      plan: how the edges are computed, see `plans`.
     """
 
     space: SearchSpace
@@ -113,6 +119,7 @@ class Supernet(nn.Module):
     channels: int = 16
     cells: int = 8
     partial_channels: int = 1
+    plan: Plan = Plan()
 
     @nn.compact
     def __call__(
@@ -130,6 +137,7 @@ class Supernet(nn.Module):
         Returns:
           Logits [N, num_classes].
         """
+        x = _in_precision(x, context)
         if self.channels % self.partial_channels:
             raise ValueError(
                 f"the supernet's {self.channels} channels cannot be divided by partial_channels, "
@@ -148,6 +156,7 @@ class Supernet(nn.Module):
                 kind == "reduce",
                 reduction_prev,
                 self.partial_channels,
+                self.plan,
                 name=f"cell{i}",
             )
             return module(states, mixture, context, learn)
@@ -269,6 +278,7 @@ class EvalNetwork(nn.Module):
           training only. The pooled features [N, F] are sown as "features" into the collection
           "intermediates".
         """
+        x = _in_precision(x, context)
         kind = nn.remat(EvalCell, static_argnums=3) if self.remat else EvalCell
         skeleton = self.genotype.skeleton
 
@@ -306,7 +316,7 @@ class EvalNetwork(nn.Module):
 
 
 def _classify(module, x, num_classes, context):
-    features = x.mean((1, 2))
+    features = x.astype(jnp.promote_types(x.dtype, jnp.float32)).mean((1, 2))
     module.sow("intermediates", "features", features)
     return run_layer(module, "classifier", dense(x.shape[-1], num_classes), features, context)
 

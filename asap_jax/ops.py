@@ -33,6 +33,8 @@ class Context(NamedTuple):
     twice: the gradients will be differentiated again.
     axis_name: mapped axis the batch is spread over, if any.
     reference: plain XLA forms in place of our own primitives (same numbers, slower on a CPU).
+    dtype: of the maps, as a string; None leaves them as they come. With "bfloat16" parameters,
+      statistics, mixture weights and logits keep their own.
     learn: scalar bool or None: if it is False, the backward pass may give zeros for the gradients
       of kernels that are dear to compute. Traced, so set within a gradient only.
     """
@@ -42,6 +44,7 @@ class Context(NamedTuple):
     twice: bool = False
     axis_name: str | None = None
     reference: bool = False
+    dtype: str | None = None
     learn: jax.Array | None = None
 
 
@@ -106,6 +109,11 @@ def draw_kept(key, rate, shape, context: Context):
     return lax.dynamic_slice_in_dim(kept, first, shape[0])
 
 
+def fit(weights, x):
+    """Weights in the precision of maps that have less."""
+    return weights.astype(x.dtype) if x.dtype.itemsize < 4 else weights
+
+
 def stateless(function: Callable) -> Layer:
     """A layer without parameters or statistics, from function(x, context) -> y."""
     return Layer({}, dict, lambda params, stats, x, context: (function(x, context), stats))
@@ -136,7 +144,7 @@ def conv(inputs, outputs, kernel=(1, 1), stride=(1, 1), padding=(0, 0)) -> Layer
     def apply(params, stats, x, context):
         y = lax.conv_general_dilated(
             x,
-            params["kernel"],
+            fit(params["kernel"], x),
             stride,
             [(p, p) for p in padding],
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
@@ -151,7 +159,7 @@ def pointwise(inputs, outputs) -> Layer:
     """1 x 1 convolution without bias as one matrix product, kernel [inputs, outputs]."""
 
     def apply(params, stats, x, context):
-        y = x.reshape(-1, inputs) @ params["kernel"]
+        y = x.reshape(-1, inputs) @ fit(params["kernel"], x)
         return y.reshape(*x.shape[:-1], outputs), stats
 
     return Layer({"kernel": Weight((inputs, outputs), inputs)}, dict, apply)
@@ -161,9 +169,10 @@ def depthwise_conv(channels, kernel, stride=1, dilation=1) -> Layer:
     """Depthwise convolution without bias, kernel [k, k, channels]."""
 
     def apply(params, stats, x, context):
+        weights = fit(params["kernel"], x)
         if context.reference:
-            return depthwise.depthwise_conv_reference(x, params["kernel"], stride, dilation), stats
-        return depthwise.depthwise_conv(x, params["kernel"], stride, dilation, context.learn), stats
+            return depthwise.depthwise_conv_reference(x, weights, stride, dilation), stats
+        return depthwise.depthwise_conv(x, weights, stride, dilation, context.learn), stats
 
     return Layer({"kernel": Weight((kernel, kernel, channels), kernel**2)}, dict, apply)
 

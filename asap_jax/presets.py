@@ -10,8 +10,10 @@ from collections.abc import Callable, Iterable, Mapping
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+from asap_jax import precisions
 from asap_jax.derive import EDGES
 from asap_jax.errors import UserError
+from asap_jax.plans import PLANS
 from asap_jax.spaces import SPACES
 from asap_jax.strategies import STRATEGIES
 
@@ -61,6 +63,8 @@ def paper() -> ConfigDict:
             "epochs": 50,  # at most: the search stops when every edge holds one candidate
             "batch_size": 96,
             "eval_batch_size": 256,
+            "plan": "auto",  # how the supernet is computed: "loop", "unrolled"; see plans.py
+            "precision": "float32",  # of the maps; "bfloat16" where the device computes in it
             "omega": {
                 "learning_rate": 0.025,  # cosine, moved on once an epoch
                 "final_learning_rate": 0.001,
@@ -84,6 +88,7 @@ def paper() -> ConfigDict:
             "epochs": 100,  # the paper's own training has 1,500, DARTS' 600
             "batch_size": 96,
             "eval_batch_size": 256,
+            "precision": "float32",  # as of the search
             "learning_rate": 0.025,  # cosine, moved on once an epoch
             "final_learning_rate": 0.0,
             "momentum": 0.9,
@@ -437,6 +442,7 @@ def check(config: ConfigDict) -> None:
         ("search.space", search.space, SPACES),
         ("search.edges", search.edges, EDGES),
         ("search.strategy.name", search.strategy.name, STRATEGIES),
+        ("search.plan", search.plan, ("auto", *PLANS)),
     ):
         expected = f"one of {', '.join(known)}{nearest(value, known)}"
         require(value in known, key, value, expected)
@@ -445,6 +451,10 @@ def check(config: ConfigDict) -> None:
         require(options.cells >= 3, f"{part}.cells", options.cells, "at least 3")
         for key in ("channels", "epochs", "batch_size", "eval_batch_size"):
             require(options[key] >= 1, f"{part}.{key}", options[key], "at least 1")
+        known, precision = ", ".join(precisions.PRECISIONS), options.precision
+        require(
+            precision in precisions.PRECISIONS, f"{part}.precision", precision, f"one of {known}"
+        )
         pad = options.augmentation.pad
         require(pad >= 0, f"{part}.augmentation.pad", pad, "0 or more pixels")
     for key, group in (("search.omega", search.omega), ("train", train)):

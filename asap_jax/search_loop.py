@@ -9,7 +9,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from asap_jax import collapse, compile_cache, data, derive, loop, memory, optim, schedules
+from asap_jax import (
+    collapse,
+    compile_cache,
+    data,
+    derive,
+    loop,
+    memory,
+    optim,
+    plans,
+    precisions,
+    schedules,
+)
 from asap_jax.benchmarks import NASBench201
 from asap_jax.data.augment import Augmentation, augment, normalise
 from asap_jax.derive import EDGES
@@ -153,6 +164,7 @@ def build(config, dataset: data.Dataset, strategy: Strategy | None = None) -> Pa
             config.channels,
             config.cells + strategy.extra_cells,
             strategy.partial_channels,
+            plans.Plan(plans.choose(config.plan)),
         ),
         Optimizers(
             optim.sgd(rate, omega.momentum, omega.weight_decay, omega.clip),
@@ -267,9 +279,11 @@ class _Stage:
         self.config, self.dataset, self.held, self.seed = config, dataset, held, seed
         self.space, self.strategy, self.network, self.optimizers, self.epochs, self.steps = parts
         self.session, self.benchmark, self.warned = session, _benchmark(config), warned
+        # The loop serves every mask and any derivative with one compilation.
+        self.measured = self.network.clone(plan=plans.Plan("loop"))
         self.accuracy, self.accuracy_by_batch = (
             make_accuracy(
-                _supernet_logits(self.network, by_batch),
+                _supernet_logits(self.measured, by_batch),
                 held.images,
                 held.labels,
                 dataset.mean,
@@ -289,14 +303,11 @@ class _Stage:
         key = jax.random.fold_in(key, number) if number else key
         shape = self.dataset.preparation.shape
         state = init_state(self.network, self.strategy, self.optimizers, key, shape)
-        step = make_search_step(
-            self.network, self.strategy, self.optimizers, class_weights=class_weights
-        )
-        pad, flip = config.augmentation.pad, config.augmentation.flip
-        jitted = _with_data(step, Augmentation(self.dataset.mean, self.dataset.std, pad, flip))
+        planned = _PlannedStep(self, class_weights)
 
-        def batches(epoch):
-            size, epoch = config.batch_size, before + epoch
+        def batches(progress):
+            planned.follow(progress.history)
+            size, epoch = config.batch_size, before + progress.epoch
             order = data.epoch_order(held.omega, size, (self.seed, 0), epoch)
             alpha_order = data.epoch_order(held.alpha, size, (self.seed, 1), epoch)
             # The halves differ by one image at most: the shorter one starts over.
@@ -304,6 +315,7 @@ class _Stage:
 
         def summary(state, progress, last):
             record = self.summary(state, progress, last)
+            planned.consider(state, progress)
             name = f"search {number + 1}:" if staged else "search "
             return record, _epoch_line(name, progress.epoch, record, self.epochs)
 
@@ -311,7 +323,7 @@ class _Stage:
         return loop.run(
             "search",
             state,
-            lambda state, *indices: jitted(state, held.images, held.labels, *indices),
+            planned,
             batches,
             summary,
             epochs=self.epochs,
@@ -394,12 +406,75 @@ class _Stage:
             mixtures = self.strategy.mixture(state.arch._replace(alphas=alphas), last, key)
             context = Context(train=True, twice=True)
             variables = {"params": state.params, "batch_stats": state.batch_stats}
-            logits, _ = self.network.apply(
+            logits, _ = self.measured.apply(
                 variables, images, _at_rest(mixtures), context, mutable=["batch_stats"]
             )
             return cross_entropy(logits, held.labels[rows])
 
         return collapse.dominant_eigenvalue(loss, state.arch.alphas, key)[0]
+
+
+WORTH = 1.0  # seconds that compiling anew has to save for each second it takes
+
+
+class _PlannedStep:
+    """The jitted step of a stage, compiled anew where its plan and the pruned masks call for it.
+
+    The live candidates that it was compiled for stand in `Progress.history`, so that a search that
+    goes on computes as it did before.
+    """
+
+    def __init__(self, stage, class_weights):
+        self._stage, self._class_weights = stage, class_weights
+        self._network, self._jitted, self._compile_seconds = stage.network, None, None
+        self._fresh = False  # whether the epoch under way holds the time of a compilation
+
+    def follow(self, history) -> None:
+        """Takes the plan that the history tells of."""
+        name, live = history.setdefault("plan", [self._network.plan.name, None])
+        plan = plans.Plan(name, live and plans.freeze(live))
+        if self._jitted is None or plan != self._network.plan:
+            self._network, self._compile_seconds = self._stage.network.clone(plan=plan), None
+            self._jitted = self._compiled()
+
+    def _compiled(self):
+        stage, augmentation = self._stage, self._stage.config.augmentation
+        step = make_search_step(
+            self._network,
+            stage.strategy,
+            stage.optimizers,
+            class_weights=self._class_weights,
+            dtype=precisions.map_dtype(stage.config.precision),
+        )
+        mean, std = stage.dataset.mean, stage.dataset.std
+        return _with_data(step, Augmentation(mean, std, augmentation.pad, augmentation.flip))
+
+    def __call__(self, state, *indices):
+        begin = time.monotonic()
+        held = self._stage.held
+        state, metrics = self._jitted(state, held.images, held.labels, *indices)
+        if self._compile_seconds is None:  # the call returns when all is compiled and under way
+            self._compile_seconds, self._fresh = time.monotonic() - begin, True
+        return state, metrics
+
+    def consider(self, state, progress) -> None:
+        """After an epoch: drops dead candidates if that is expected to save more than it takes."""
+        stage, plan = self._stage, self._network.plan
+        if plan.name != "unrolled" or stage.strategy.masks_may_grow:
+            return
+        masks = jax.device_get(state.arch.masks)
+        full = {cell: np.ones(stage.space.shape, bool) for cell in masks}
+        computed = plan.live and {cell: np.asarray(rows) for cell, rows in plan.live}
+        share = plans.cost(masks, stage.space) / plans.cost(computed or full, stage.space)
+        seconds = progress.epoch_seconds - self._compile_seconds * self._fresh
+        remaining, self._fresh = (stage.epochs - progress.epoch - 1) * seconds, False
+        if (1 - share) * remaining > WORTH * self._compile_seconds:
+            live = {cell: mask.tolist() for cell, mask in masks.items()}
+            progress.history["plan"] = [plan.name, live]
+            stage.session.log.say(
+                f"compiling the search step for the {sum(mask.sum() for mask in masks.values())} "
+                "candidates that are left"
+            )
 
 
 def _prune_watch(on_prune, space):

@@ -95,16 +95,17 @@ def make_search_step(
     optimizers: Optimizers,
     axis_name: str | None = None,
     class_weights=None,
+    dtype: str | None = None,
 ) -> Callable[[SearchState, Batch, Batch], tuple[SearchState, dict[str, jax.Array]]]:
     """Builds step(state, omega batch, alpha batch) -> (state, metrics).
 
     Algorithm 1's lines 4 to 9: an omega step; then, where the strategy learns, an alpha step and
     pruning. The running statistics follow both passes, as in DARTS. With `axis_name` the batches
     are one device's part; batch statistics and gradients are those of the whole. `class_weights`
-    [classes] weigh both losses.
+    [classes] weigh both losses. `dtype` is that of the maps, see `ops.Context`.
     """
     twice = strategy.alpha_gradient is bilevel.second_order_exact
-    context = Context(train=True, twice=twice, axis_name=axis_name)
+    context = Context(train=True, twice=twice, axis_name=axis_name, dtype=dtype)
 
     def mean(tree):
         return tree if axis_name is None else lax.pmean(tree, axis_name)

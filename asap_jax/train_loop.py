@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from asap_jax import checkpoint, compile_cache, data, loop, memory, optim, schedules
+from asap_jax import checkpoint, compile_cache, data, loop, memory, optim, precisions, schedules
 from asap_jax.data.augment import Augmentation, augment
 from asap_jax.errors import UserError
 from asap_jax.evaluation import make_accuracy
@@ -108,7 +108,7 @@ def estimate(config, genotype: Genotype, dataset: data.Dataset) -> memory.Estima
         (logits, auxiliary), _ = network.apply(
             variables,
             images,
-            Context(train=True),
+            Context(train=True, dtype=precisions.map_dtype(config.precision)),
             drop_path,
             mutable=["batch_stats"],
             rngs={"drop_path": jax.random.key(0)},
@@ -177,13 +177,14 @@ def train(
             class_weights=class_weights,
             accumulate=config.accumulate,
             average=config.average,
+            dtype=precisions.map_dtype(config.precision),
         ),
         augmentation,
     )
     images, labels = jnp.asarray(dataset.train_images), jnp.asarray(dataset.train_labels)
 
-    def batches(epoch):
-        order = data.epoch_order(np.arange(count), config.batch_size, (seed, 2), epoch)
+    def batches(progress):
+        order = data.epoch_order(np.arange(count), config.batch_size, (seed, 2), progress.epoch)
         return [(indices,) for indices in order]
 
     def summary(state, progress, last):

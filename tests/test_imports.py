@@ -13,10 +13,12 @@ METHODS = "asap asap_pac darts edas gdas gradual p_darts pc_darts random snas".s
 LAYERS = [
     {"errors", "windows", "batch_norm", "schedules", "metrics", "compile_cache", "losses"},
     {"depthwise", "pooling", "checkpoint", "memory", "workdir", "interruption"},
-    {"ops", "loop"},
+    {"ops", "loop", "precisions"},
     {"spaces"},
     {"genotypes"},
     {"benchmarks", "relaxation", "edge_scan", "report.cells"},
+    {"edges_unrolled"},
+    {"plans"},
     {"cells", "derive", "pruning"},
     {"networks", "bilevel", "optim", "parallel", "data.splits", "data.batches", "data.augment"},
     {

@@ -1,0 +1,105 @@
+"""Plans and precisions in a search; that the plans compute the same: test_supernet.py."""
+
+import json
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny import tiny
+
+import asap_jax
+from asap_jax import Context, Supernet, plans, precisions, presets, search_loop
+from asap_jax.errors import UserError
+from asap_jax.relaxation import Mixture
+from asap_jax.spaces import ASAP, SearchSpace
+
+CELLS = ("normal", "reduce")
+
+
+def test_a_cpu_takes_the_loop_and_a_flag_overrides():
+    assert plans.choose() == "loop"
+    assert plans.choose("unrolled") == "unrolled"
+
+
+def test_cost_counts_the_kernels_of_what_is_live():
+    one = np.zeros(ASAP.shape, bool)
+    one[0, ASAP.candidates.index("sep_conv_5x5")] = True  # two depthwise, two pointwise
+    one[1, ASAP.candidates.index("max_pool_3x3")] = True
+    assert plans.cost({"normal": one}, ASAP) == 5 + 1
+
+
+@pytest.mark.slow
+def test_an_unrolled_search_drops_what_is_pruned_and_finds_the_same(tmp_path, monkeypatch, capsys):
+    """Compiled anew where it is worth it; what it was compiled for stands in the checkpoint."""
+    monkeypatch.setattr(search_loop, "WORTH", 0.0)
+    config = tiny()
+    loop = asap_jax.search(config, quiet=True)
+    unrolled = asap_jax.search(config, workdir=tmp_path, plan="unrolled")
+    assert unrolled.genotype == loop.genotype
+    assert unrolled.search["epochs"] == loop.search["epochs"]
+    assert "compiling the search step for the" in capsys.readouterr().out
+    checkpoints = [int(path.name) for path in (tmp_path / "checkpoints/search-0").iterdir()]
+    folder = tmp_path / "checkpoints/search-0" / str(max(checkpoints)) / "progress"
+    name, live = json.loads((folder / "metadata").read_text())["history"]["plan"]
+    shape = (14, len(config.search.candidates))
+    assert name == "unrolled"
+    assert {cell: np.shape(rows) for cell, rows in live.items()} == dict.fromkeys(CELLS, shape)
+    assert sum(np.sum(rows) for rows in live.values()) < 2 * np.prod(shape)
+
+
+def test_bfloat16_is_refused_where_it_is_emulated():
+    with pytest.raises(UserError, match="precision is bfloat16"):
+        asap_jax.search("tiny", precision="bfloat16")
+    config = presets.get_config("tiny")
+    config.train.precision = "float16"
+    with pytest.raises(UserError, match="one of float32, bfloat16"):
+        presets.check(config)
+
+
+@pytest.mark.parametrize(
+    ("platform", "capability", "native"),
+    [("gpu", "9.0", True), ("gpu", "8.0", True), ("gpu", "7.5", False), ("tpu", None, True)],
+)
+def test_which_devices_compute_in_bfloat16(platform, capability, native):
+    device = types.SimpleNamespace(platform=platform, compute_capability=capability)
+    assert precisions.native_bfloat16(device) is native
+
+
+@pytest.mark.parametrize("plan", plans.PLANS)
+def test_bfloat16_is_for_maps_alone(plan):
+    """Close to float32, with gradients, statistics and logits in float32."""
+    space = SearchSpace(ASAP.candidates, nodes=1)
+    network = Supernet(space, 5, channels=4, cells=3, plan=plans.Plan(plan))
+    rng = np.random.default_rng(0)
+    images = jnp.asarray(rng.normal(size=(8, 8, 8, 3)), jnp.float32)
+    weights = jnp.full(space.shape, 1 / len(space.candidates))
+    active = jnp.ones(space.shape, bool)
+    mixtures = {cell: Mixture(weights, active) for cell in space.cell_types}
+    variables = network.init(jax.random.key(0), images, mixtures)
+
+    def outcome(dtype):
+        @jax.jit
+        def run(params, weights):
+            def loss(params, weights):
+                mixed = {cell: Mixture(weights, active) for cell in space.cell_types}
+                logits, new = network.apply(
+                    {**variables, "params": params},
+                    images,
+                    mixed,
+                    Context(train=True, dtype=dtype),
+                    mutable=["batch_stats"],
+                )
+                return jnp.sum(jnp.sin(logits)), (logits, new["batch_stats"])
+
+            return jax.value_and_grad(loss, (0, 1), has_aux=True)(params, weights)
+
+        return run(variables["params"], weights)
+
+    (_, (want, _)), (_, want_weights) = outcome(None)
+    (_, (got, stats)), gradients = outcome("bfloat16")
+    assert {leaf.dtype for leaf in jax.tree.leaves((got, stats, gradients))} == {jnp.dtype("float32")}
+    for a, b in ((got, want), (gradients[1], want_weights)):
+        error = float(jnp.linalg.norm(a - b) / jnp.linalg.norm(b))
+        assert 1e-5 < error < 0.05  # bfloat16 has eight bits
