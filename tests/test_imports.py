@@ -12,8 +12,8 @@ METHODS = "asap asap_pac darts edas gdas gradual p_darts pc_darts random snas".s
 # From the root up: a module may import from its own line's modules' predecessors only.
 LAYERS = [
     {"errors", "windows", "batch_norm", "schedules", "metrics", "compile_cache", "losses"},
-    {"depthwise", "pooling", "checkpoint", "memory", "workdir", "interruption"},
-    {"ops", "loop", "precisions"},
+    {"depthwise", "pooling", "checkpoint", "memory", "workdir", "interruption", "data.operations"},
+    {"ops", "loop", "precisions", "data.autoaugment", "data.jitter"},
     {"spaces"},
     {"genotypes"},
     {"benchmarks", "relaxation", "edge_scan", "report.cells"},
