@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from asap_jax import precisions
+from asap_jax.data.autoaugment import POLICIES
 from asap_jax.derive import EDGES
 from asap_jax.errors import UserError
 from asap_jax.plans import PLANS
@@ -103,7 +104,13 @@ def paper() -> ConfigDict:
             "remat": False,  # compute the cells twice, to save memory (not on a CPU)
             "seeds": 1,  # trainings, with seeds from `seed` on; results.json has mean and deviation
             "start_from": "",  # workdir of a trained network of these cells to start from
-            "augmentation": {"pad": 4, "flip": True, "cutout": 16},
+            "augmentation": {
+                "pad": 4,
+                "flip": True,
+                "cutout": 16,
+                "policy": "",  # AutoAugment's: "cifar10", "svhn", "imagenet"; "" is none
+                "jitter": (),  # brightness, contrast, saturation, hue; DARTS': (.4, .4, .4, .2)
+            },
         }
     )
     return config
@@ -474,6 +481,21 @@ def check(config: ConfigDict) -> None:
     auxiliary, cutout = train.auxiliary_weight, train.augmentation.cutout
     require(auxiliary >= 0, "train.auxiliary_weight", auxiliary, "0 or more")
     require(cutout >= 0, "train.augmentation.cutout", cutout, "0 or more pixels")
+    policy, jitter = train.augmentation.policy, train.augmentation.jitter
+    expected = f"empty or one of {', '.join(POLICIES)}{nearest(policy, POLICIES)}"
+    require(policy in ("", *POLICIES), "train.augmentation.policy", policy, expected)
+    require(
+        not jitter or _is_jitter(jitter),
+        "train.augmentation.jitter",
+        jitter,
+        "empty or four numbers from 0 on: brightness, contrast, saturation, and hue up to 0.5",
+    )
+    require(
+        not (policy and jitter),
+        "train.augmentation.jitter",
+        jitter,
+        f"empty beside config.train.augmentation.policy={policy}: choose one of the two",
+    )
     require(0 <= train.drop_path < 1, "train.drop_path", train.drop_path, "in [0, 1)")
     smoothing = train.label_smoothing
     require(0 <= smoothing < 1, "train.label_smoothing", smoothing, "in [0, 1)")
@@ -484,3 +506,8 @@ def check(config: ConfigDict) -> None:
         train.accumulate,
         f"a divisor of config.train.batch_size, which is {train.batch_size}",
     )
+
+
+def _is_jitter(strengths) -> bool:
+    numbers = all(isinstance(strength, int | float) for strength in strengths)
+    return len(strengths) == 4 and numbers and min(strengths) >= 0 and strengths[3] <= 0.5

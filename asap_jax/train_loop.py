@@ -88,6 +88,20 @@ def make_optimizer(config, steps: int) -> optax.GradientTransformation:
     )
 
 
+def make_augmentation(config, dataset: data.Dataset) -> Augmentation:
+    """What the config (the `train` part) does to the data's training images."""
+    options = config.augmentation
+    return Augmentation(
+        dataset.mean,
+        dataset.std,
+        options.pad,
+        options.flip,
+        options.cutout,
+        options.policy,
+        tuple(options.jitter),
+    )
+
+
 def estimate(config, genotype: Genotype, dataset: data.Dataset) -> memory.Estimate:
     """The memory that a step of the training takes."""
     network = make_network(config, genotype, len(dataset.class_names))
@@ -157,13 +171,6 @@ def train(
     if start is not None:
         fresh = {"params": state.params, "batch_stats": state.batch_stats}
         state = from_variables(_transplanted(start, fresh), optimizer, state.key, average)
-    augmentation = Augmentation(
-        dataset.mean,
-        dataset.std,
-        config.augmentation.pad,
-        config.augmentation.flip,
-        config.augmentation.cutout,
-    )
     drop_path = None
     if config.drop_path:
         drop_path = schedules.linear_by_epoch(config.drop_path, config.epochs, steps)
@@ -179,7 +186,7 @@ def train(
             average=config.average,
             dtype=precisions.map_dtype(config.precision),
         ),
-        augmentation,
+        make_augmentation(config, dataset),
     )
     images, labels = jnp.asarray(dataset.train_images), jnp.asarray(dataset.train_labels)
 

@@ -1,16 +1,21 @@
-"""AutoAugment and the colour jitter against Pillow; their draws."""
+"""AutoAugment and the colour jitter against Pillow; their draws; their place in `augment`."""
 
 from functools import cache, partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageOps
 from sklearn.datasets import load_sample_image
 
-from asap_jax.data import jitter, operations
+from asap_jax import presets
+from asap_jax.data import jitter, load, operations
+from asap_jax.data.augment import Augmentation, _crop, _cutout, augment, normalise
 from asap_jax.data.autoaugment import POLICIES, auto_augment, draw, make_operation, sub_policies
 from asap_jax.data.jitter import color_jitter, shift_hue
+from asap_jax.errors import UserError
+from asap_jax.train_loop import make_augmentation
 
 JITTER = (0.4, 1.5, 0.4, 0.2)  # contrast's lowest factor is held at 0
 policy_of = jax.jit(auto_augment, static_argnums=1)
@@ -224,3 +229,65 @@ def test_jitter_draws():
     for values, low, high in zip(amounts, (0.6, 0, 1, -0.2), (1.4, 2.5, 1, 0.2), strict=True):
         quantiles = np.quantile(values, [0, 0.25, 0.5, 0.75, 1])
         np.testing.assert_allclose(quantiles, np.linspace(low, high, 5), atol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("options", "change"),
+    [
+        ({}, lambda images, key: images),
+        (
+            {"policy": "svhn"},
+            lambda images, key: auto_augment(images, "svhn", jax.random.fold_in(key, 3)),
+        ),
+        (
+            {"jitter": (0.4, 0.4, 0.4, 0.2)},
+            lambda images, key: color_jitter(
+                images, (0.4, 0.4, 0.4, 0.2), jax.random.fold_in(key, 4)
+            ),
+        ),
+    ],
+)
+def test_augment_changes_colours_between_flip_and_normalise(options, change):
+    """And draws crop, flip and cutout as it does without a policy."""
+    mean, std = (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)
+
+    @jax.jit
+    def both(images, key):
+        found = augment(images, Augmentation(mean, std, 4, True, 16, **options), key)
+        key_crop, key_flip, key_cutout = jax.random.split(key, 3)
+        images = _crop(images, 4, key_crop)
+        mirrored = jax.random.bernoulli(key_flip, shape=(len(images), 1, 1, 1))
+        images = change(jnp.where(mirrored, images[:, :, ::-1], images), key)
+        return found, _cutout(normalise(images, mean, std), 16, key_cutout)
+
+    np.testing.assert_array_equal(*both(samples(32, 32), jax.random.key(7)))
+
+
+def test_config():
+    config = presets.get_config("digits")
+    assert config.train.augmentation.policy == ""
+    assert config.train.augmentation.jitter == ()
+    for options in ({"policy": "svhn"}, {"jitter": (0.4, 0.4, 0.4, 0.2)}, {"jitter": (1, 1, 1, 0)}):
+        config = presets.get_config("digits")
+        presets.update(config, {"train": {"augmentation": options}})
+        presets.check(config)
+        made = make_augmentation(config.train, load("digits"))
+        assert (made.policy, made.jitter) == (options.get("policy", ""), options.get("jitter", ()))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"policy": "cifar"}, "one of cifar10, svhn, imagenet .did you mean 'cifar10'"),
+        ({"jitter": (0.4, 0.4, 0.4)}, "empty or four numbers"),
+        ({"jitter": (0.4, 0.4, -0.4, 0.2)}, "empty or four numbers"),
+        ({"jitter": (0.4, 0.4, 0.4, 0.6)}, "hue up to 0.5"),
+        ({"jitter": (0.4, 0.4, 0.4, "0.2")}, "empty or four numbers"),
+        ({"policy": "svhn", "jitter": (0.4, 0.4, 0.4, 0.2)}, "choose one of the two"),
+    ],
+)
+def test_config_errors(options, message):
+    config = presets.get_config("digits")
+    presets.update(config, {"train": {"augmentation": options}})
+    with pytest.raises(UserError, match=message):
+        presets.check(config)

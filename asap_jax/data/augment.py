@@ -1,6 +1,6 @@
 """Augmentation on the device, batch-wise, inside the jitted step: DARTS' order.
 
-Crop (padding with black), flip, scale to [0, 1], normalise, cut out.
+Crop (padding with black), flip, AutoAugment or colour jitter, scale to [0, 1], normalise, cut out.
 """
 
 from typing import NamedTuple
@@ -8,6 +8,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+from asap_jax.data.autoaugment import auto_augment
+from asap_jax.data.jitter import color_jitter
 
 
 class Augmentation(NamedTuple):
@@ -17,6 +20,8 @@ class Augmentation(NamedTuple):
     pad: pixels of black around the image before a random crop to its own size.
     flip: mirror every other image, at random.
     cutout: side of the square that is set to the mean, in pixels; 0 for none.
+    policy: AutoAugment's, a key of `autoaugment.POLICIES`; "" for none.
+    jitter: strengths of brightness, contrast, saturation and hue, see `color_jitter`; () for none.
     """
 
     mean: tuple[float, ...]
@@ -24,6 +29,8 @@ class Augmentation(NamedTuple):
     pad: int = 4
     flip: bool = True
     cutout: int = 0
+    policy: str = ""
+    jitter: tuple[float, ...] = ()
 
 
 def normalise(images, mean, std):
@@ -40,6 +47,11 @@ def augment(images, augmentation: Augmentation, key):
     if augmentation.flip:
         mirrored = jax.random.bernoulli(key_flip, shape=(images.shape[0], 1, 1, 1))
         images = jnp.where(mirrored, images[:, :, ::-1], images)
+    # Keys beside the three above, which are the folds 0 to 2.
+    if augmentation.policy:
+        images = auto_augment(images, augmentation.policy, jax.random.fold_in(key, 3))
+    if augmentation.jitter:
+        images = color_jitter(images, augmentation.jitter, jax.random.fold_in(key, 4))
     images = normalise(images, augmentation.mean, augmentation.std)
     if augmentation.cutout:
         images = _cutout(images, augmentation.cutout, key_cutout)
