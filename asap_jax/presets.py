@@ -90,8 +90,12 @@ def paper() -> ConfigDict:
             "batch_size": 96,
             "eval_batch_size": 256,
             "precision": "float32",  # as of the search
-            "learning_rate": 0.025,  # cosine, moved on once an epoch
+            "learning_rate": 0.025,
             "final_learning_rate": 0.0,
+            "schedule": "cosine",  # "cosine", "power_cosine", "exponential"; moved on once an epoch
+            "cycles": 5,  # of "power_cosine"
+            "amplitude": 0.5,  # of "power_cosine": a cycle's learning rate, in the last one's
+            "power": 2.0,  # of "power_cosine"; 1 is the plain cosine
             "momentum": 0.9,
             "nesterov": False,
             "weight_decay": 3e-4,
@@ -339,6 +343,7 @@ def _with_random(config: ConfigDict) -> None:
     )
 
 
+SCHEDULES = ("cosine", "power_cosine", "exponential")
 CLASS_WEIGHTS = ("none", "balanced")
 
 SIZES: dict[str, Callable[[], ConfigDict]] = {
@@ -478,6 +483,19 @@ def check(config: ConfigDict) -> None:
     require(alpha.weight_decay >= 0, "search.alpha.weight_decay", alpha.weight_decay, "0 or more")
     images = search.watch.images
     require(images >= 0, "search.watch.images", images, "0 or more")
+    schedule = train.schedule
+    expected = f"one of {', '.join(SCHEDULES)}{nearest(schedule, SCHEDULES)}"
+    require(schedule in SCHEDULES, "train.schedule", schedule, expected)
+    final = train.final_learning_rate
+    require(
+        final > 0 or schedule != "exponential",
+        "train.final_learning_rate",
+        final,
+        "above 0: the exponential schedule falls to it by a constant factor an epoch",
+    )
+    require(train.cycles >= 1, "train.cycles", train.cycles, "at least 1")
+    for key in ("amplitude", "power"):
+        require(train[key] > 0, f"train.{key}", train[key], "above 0")
     auxiliary, cutout = train.auxiliary_weight, train.augmentation.cutout
     require(auxiliary >= 0, "train.auxiliary_weight", auxiliary, "0 or more")
     require(cutout >= 0, "train.augmentation.cutout", cutout, "0 or more pixels")

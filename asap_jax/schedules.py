@@ -5,6 +5,7 @@ Time t of the paper counts epochs from 1: t = step // steps_per_epoch + 1. With 
 states (sections 4.1 and 6.2.1).
 """
 
+import math
 from collections.abc import Callable
 
 import jax.numpy as jnp
@@ -109,6 +110,37 @@ def cosine_by_epoch(initial: float, final: float, epochs: int, steps_per_epoch: 
     def learning_rate(step):
         epoch = epoch_of(step, steps_per_epoch)
         return final + (initial - final) * (1 + jnp.cos(jnp.pi * epoch / epochs)) / 2
+
+    return learning_rate
+
+
+def power_cosine_by_epoch(
+    initial: float,
+    final: float,
+    epochs: int,
+    steps_per_epoch: int,
+    *,
+    cycles: int = 5,
+    amplitude: float = 0.5,
+    power: float = 2.0,
+) -> Schedule:
+    """Cycles of the power cosine (Hundt et al., 2019, arXiv:1903.09900), moved on once an epoch.
+
+    Cycle k, of epochs / cycles, starts at initial * amplitude^k and falls towards `final` by
+
+        final + (initial * amplitude^k - final) * (power^c - 1) / (power - 1),
+
+    c = (1 + cos(pi * share)) / 2 at that share of the cycle. A cycle starts at its highest value,
+    without a warm-up. Power 1 is the limit, the plain cosine; `cosine_by_epoch` is one cycle of it.
+    """
+
+    def learning_rate(step):
+        done = epoch_of(step, steps_per_epoch) * cycles  # in parts of an epoch, exact integers
+        left = (epochs - done % epochs) / epochs
+        c = jnp.sin(jnp.pi / 2 * left) ** 2  # exact near the end, where 1 + cos is not
+        fall = c if power == 1 else jnp.expm1(c * math.log(power)) / (power - 1)
+        highest = initial * jnp.power(jnp.float32(amplitude), done // epochs)
+        return final + (highest - final) * fall
 
     return learning_rate
 

@@ -76,11 +76,22 @@ def check(config, dataset: data.Dataset) -> None:
         )
 
 
+def make_schedule(config, steps: int) -> schedules.Schedule:
+    """The learning rate; every schedule stretches to `config.epochs` epochs of `steps`."""
+    course = (config.learning_rate, config.final_learning_rate, config.epochs, steps)
+    if config.schedule == "power_cosine":
+        return schedules.power_cosine_by_epoch(
+            *course, cycles=config.cycles, amplitude=config.amplitude, power=config.power
+        )
+    if config.schedule == "exponential":
+        return schedules.exponential_by_epoch(*course)
+    return schedules.cosine_by_epoch(*course)
+
+
 def make_optimizer(config, steps: int) -> optax.GradientTransformation:
+    """SGD; weight decay is on every parameter, those of batch norm included, as in DARTS."""
     return optim.sgd(
-        schedules.cosine_by_epoch(
-            config.learning_rate, config.final_learning_rate, config.epochs, steps
-        ),
+        make_schedule(config, steps),
         config.momentum,
         config.weight_decay,
         config.clip,

@@ -60,6 +60,51 @@ def test_cosine_of_the_last_epoch():
         assert float(rate(jnp.int32(step))) == pytest.approx(1.023679e-3, rel=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("epoch", "rate"),
+    [
+        (0, 0.025),
+        (100, 0.025 * (2**0.75 - 1)),  # a third of a cycle: c = (1 + 1 / 2) / 2
+        (150, 0.025 * (2**0.5 - 1)),
+        (299, 1e-8 + 0.025 * 1.900303e-5),  # c = 2.741532e-5
+        (300, 0.0125),
+        (450, 0.0125 * (2**0.5 - 1)),
+        (1200, 0.025 / 16),
+        (1499, 1e-8 + 0.025 / 16 * 1.900303e-5),
+    ],
+)
+def test_power_cosine_at_the_papers_settings(epoch, rate):
+    schedule = schedules.power_cosine_by_epoch(0.025, 1e-8, 1500, STEPS)
+    for step in (epoch * STEPS, (epoch + 1) * STEPS - 1):
+        assert float(schedule(jnp.int32(step))) == pytest.approx(rate, rel=5e-6)
+
+
+def test_power_cosine_of_any_length_has_its_cycles():
+    """7 epochs in 2 cycles of 3.5: the second starts half an epoch before epoch 4."""
+    schedule = schedules.power_cosine_by_epoch(1.0, 0.0, 7, 1, cycles=2, amplitude=0.1, power=1.0)
+    shares = [0, 2 / 7, 4 / 7, 6 / 7, 1 / 7, 3 / 7, 5 / 7]
+    want = [(1 + np.cos(np.pi * s)) / 2 * (0.1 if i > 3 else 1) for i, s in enumerate(shares)]
+    got = [float(schedule(jnp.int32(step))) for step in range(7)]
+    np.testing.assert_allclose(got, want, atol=1e-6)
+
+
+def test_one_cycle_of_power_one_is_the_cosine():
+    one = schedules.power_cosine_by_epoch(0.1, 0.01, 30, 4, cycles=1, power=1.0)
+    plain = schedules.cosine_by_epoch(0.1, 0.01, 30, 4)
+    for step in (0, 5, 61, 119):
+        assert float(one(jnp.int32(step))) == pytest.approx(float(plain(jnp.int32(step))), rel=1e-6)
+
+
+def test_exponential_is_darts_imagenet_decay():
+    """0.1 * 0.97^epoch over 250 epochs; of another length it ends at the same value."""
+    last = 0.1 * 0.97**249
+    schedule = schedules.exponential_by_epoch(0.1, last, 250, STEPS)
+    for epoch, rate in ((0, 0.1), (1, 0.097), (100, 0.1 * 0.97**100), (249, 5.083488e-5)):
+        assert float(schedule(jnp.int32(epoch * STEPS))) == pytest.approx(rate, rel=1e-5)
+    short = schedules.exponential_by_epoch(0.1, last, 5, STEPS)
+    assert float(short(jnp.int32(4 * STEPS))) == pytest.approx(last, rel=1e-5)
+
+
 def test_drop_path_rises_by_epoch():
     probability = schedules.linear_by_epoch(0.2, 600, STEPS)
     assert float(probability(jnp.int32(STEPS - 1))) == 0
