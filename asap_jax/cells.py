@@ -17,6 +17,7 @@ from asap_jax.ops import (
     draw_kept,
     factorized_reduce,
     relu_conv_norm,
+    squeeze_excite,
 )
 from asap_jax.plans import Plan
 from asap_jax.relaxation import Mixture
@@ -152,6 +153,10 @@ class EvalCell(nn.Module):
     Attributes:
       nodes, concat: of the genotype's cell type.
       skeleton: the genotype's.
+      convolve: end with ReLU, a 1 x 1 convolution to `channels` and a norm, in place of the bare
+        concatenation.
+      squeeze: scale the output's channels by a gate whose inner layer is so many times narrower; 0
+        for none.
     """
 
     nodes: tuple[Node, ...]
@@ -160,12 +165,14 @@ class EvalCell(nn.Module):
     reduction: bool = False
     reduction_prev: bool = False
     skeleton: str = "darts"
+    convolve: bool = False
+    squeeze: int = 0
 
     @nn.compact
     def __call__(self, states, drop_path, context: Context):
         """As `SearchCell`; `drop_path` is the probability that an edge drops a sample (scalar).
 
-        Returns [N, H, W, len(concat) * channels].
+        Returns [N, H, W, len(concat) * channels], or [N, H, W, channels] with `convolve`.
         """
         if self.skeleton == "darts":
             states = _preprocess(self, *states, self.channels, self.reduction_prev, True, context)
@@ -182,7 +189,12 @@ class EvalCell(nn.Module):
                 total += y
                 edge += 1
             states.append(total)
-        return jnp.concatenate([states[node] for node in self.concat], -1)
+        y = jnp.concatenate([states[node] for node in self.concat], -1)
+        if self.convolve:
+            y = run_layer(self, "output", relu_conv_norm(y.shape[-1], self.channels), y, context)
+        if self.squeeze:
+            y = run_layer(self, "squeeze", squeeze_excite(y.shape[-1], self.squeeze), y, context)
+        return y
 
 
 def _drop_samples(y, probability, key, context):

@@ -162,10 +162,12 @@ def _place(name, layer):
 
 def _entries(network, image_channels) -> list[_Entry]:
     described = network.space if isinstance(network, Supernet) else network.genotype
-    if described.skeleton != "darts" or getattr(network, "partial_channels", 1) > 1:
+    altered = isinstance(network, EvalNetwork) and (network.squeeze or network.output != "concat")
+    if described.skeleton != "darts" or getattr(network, "partial_channels", 1) > 1 or altered:
         raise ValueError(
-            "weights are exchanged with the networks of quark0/darts; those of another skeleton "
-            "or with partial channels, have no counterpart there"
+            "weights are exchanged with the networks of quark0/darts; those of another skeleton, "
+            "with partial channels, squeeze and excitation or convolved outputs have no "
+            "counterpart there"
         )
     size = 64 if getattr(network, "stem", "cifar") == "imagenet" else 32
     x = jax.ShapeDtypeStruct((1, size, size, image_channels), jnp.result_type(float))

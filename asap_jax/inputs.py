@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 from asap_jax import data, presets
 from asap_jax.errors import UserError
 from asap_jax.genotypes import GENOTYPES, Genotype
-from asap_jax.networks import reductions
+from asap_jax.networks import side_multiple
 
 
 def data_options(config: ConfigDict) -> dict:
@@ -34,16 +34,18 @@ def load_data(config: ConfigDict, preparation=None) -> data.Dataset:
 
 
 def check_size(config, dataset, mode="") -> None:
-    """Raises UserError for images that the reductions cannot halve."""
+    """Raises UserError for images that the stem and the reductions cannot halve."""
     height, width, _ = dataset.preparation.shape
     for part in (mode,) if mode else ("search", "train"):
-        factor = 2 ** len(reductions(config[part].cells))
+        stem = config.train.stem if part == "train" else "cifar"
+        factor = side_multiple(config[part].cells, stem)
         if height % factor or width % factor:
             good = max(factor, round(height / factor) * factor)
+            beside = " and the imagenet stem" if stem == "imagenet" else ""
             raise UserError(
                 f"the images are {height}x{width}, but the reductions of config.{part}.cells="
-                f"{config[part].cells} need a multiple of {factor}: the nearest good size is "
-                f"{good} (--config.data.image_size={good})"
+                f"{config[part].cells}{beside} need a multiple of {factor}: the nearest good size "
+                f"is {good} (--config.data.image_size={good})"
             )
 
 

@@ -25,12 +25,23 @@ from asap_jax.relaxation import Mixture
 from asap_jax.spaces import SearchSpace
 
 STEM_MULTIPLIER = 3
+STEMS = ("cifar", "imagenet")
+OUTPUTS = ("concat", "conv")
+SQUEEZES = ("", "early", "every")
 STAGES = 3  # of a "nasbench201" network, with a residual reduction between each two
 
 
 def reductions(cells: int) -> tuple[int, ...]:
     """Positions of the reduction cells: at a third and two thirds (20 -> 6, 13; 8 -> 2, 5)."""
     return tuple(sorted({cells // 3, 2 * cells // 3}))
+
+
+def side_multiple(cells: int, stem: str = "cifar") -> int:
+    """What an image's sides have to be a multiple of, so that every map that is halved is even.
+
+    The reductions halve the maps, the ImageNet stems do three times before them.
+    """
+    return 2 ** (len(reductions(cells)) + 3 * (stem == "imagenet"))
 
 
 def _stem(inputs, outputs) -> Layer:
@@ -250,6 +261,11 @@ class EvalNetwork(nn.Module):
       num_classes: width of the logits.
       channels, cells: as in `Supernet` (36 and 20 for CIFAR-10, 48 and 14 for ImageNet).
       stem: "cifar" keeps the image's size, "imagenet" divides it by 8 ("darts" only).
+      output: what a cell's nodes end in: "concat", or "conv" for ReLU, a 1 x 1 convolution to the
+        cell's channels and a norm on it ("darts" only).
+      squeeze: which cells' outputs are gated by squeeze and excitation: "" none, "early" those up
+        to the second reduction, as in XNAS' public code, "every" all of them. The gates' inner
+        layers are 4 times narrower at the first cells' width, 8 times after ("darts" only).
       auxiliary: a second classifier after the last reduction, for training only ("darts" only).
       remat: keep only the cells' outputs for the backward pass and compute the rest anew: a
         fraction of the memory, about a third more time. (XLA's CPU compiler undoes it.)
@@ -262,6 +278,8 @@ class EvalNetwork(nn.Module):
     stem: str = "cifar"
     auxiliary: bool = False
     remat: bool = False
+    output: str = "concat"
+    squeeze: str = ""
 
     @nn.compact
     def __call__(self, x, context: Context = Context(), drop_path=None):
@@ -285,25 +303,39 @@ class EvalNetwork(nn.Module):
         def cell(i, cell_type, states, channels, reduction_prev=False):
             nodes, concat = self.genotype.cells[cell_type]
             reduction = cell_type == "reduce"
+            gated = i < {"": 0, "early": 2 * self.cells // 3 + 1, "every": self.cells}[self.squeeze]
+            narrower = 4 if channels == self.channels else 8
             module = kind(
-                nodes, concat, channels, reduction, reduction_prev, skeleton, name=f"cell{i}"
+                nodes,
+                concat,
+                channels,
+                reduction,
+                reduction_prev,
+                skeleton,
+                convolve=self.output == "conv",
+                squeeze=narrower if gated else 0,
+                name=f"cell{i}",
             )
             return module(states, drop_path, context)
 
+        for name, known in (("stem", STEMS), ("output", OUTPUTS), ("squeeze", SQUEEZES)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} has to be one of {known}, got {getattr(self, name)!r}")
         if skeleton == "nasbench201":
-            if self.auxiliary or self.stem != "cifar":
-                raise ValueError("a nasbench201 network has no auxiliary head and one kind of stem")
+            if self.auxiliary or self.squeeze or (self.stem, self.output) != ("cifar", "concat"):
+                raise ValueError(
+                    "a nasbench201 network has no auxiliary head, one kind of stem, and cells that "
+                    "end in their last node"
+                )
             x = _residual_stages(self, x, context, cell)
             return _classify(self, x, self.num_classes, context), None
         if self.stem == "imagenet":
             stem0, stem1 = _imagenet_stems(x.shape[-1], self.channels)
             s0 = run_layer(self, "stem0", stem0, x, context)
             s1 = run_layer(self, "stem1", stem1, s0, context)
-        elif self.stem == "cifar":
+        else:
             stem = _stem(x.shape[-1], STEM_MULTIPLIER * self.channels)
             s0 = s1 = run_layer(self, "stem", stem, x, context)
-        else:
-            raise ValueError(f'stem has to be "cifar" or "imagenet", got {self.stem!r}')
         auxiliary = None
         wanted = self.auxiliary and (context.train or self.is_initializing())
         for i, x in enumerate(

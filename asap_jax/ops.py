@@ -248,6 +248,23 @@ def factorized_reduce(inputs, outputs, affine=True) -> Layer:
     return Layer(weights, lambda: {"norm": bn.stats()}, apply)
 
 
+def squeeze_excite(channels, factor) -> Layer:
+    """Scales each channel by a gate in (0, 1) that sees the means of all channels.
+
+    Two linear maps without bias, ReLU between them and a sigmoid after, the inner one `factor`
+    times narrower (Hu et al., 2018, arXiv:1709.01507).
+    """
+    inner = max(1, channels // factor)
+    squeeze, excite = pointwise(channels, inner), pointwise(inner, channels)
+
+    def apply(params, stats, x, context):
+        gate, _ = squeeze.apply(params["squeeze"], {}, x.mean((1, 2)), context)
+        gate, _ = excite.apply(params["excite"], {}, jax.nn.relu(gate), context)
+        return x * jax.nn.sigmoid(gate)[:, None, None], stats
+
+    return Layer({"squeeze": squeeze.weights, "excite": excite.weights}, dict, apply)
+
+
 def separable(channels, kernel, stride, affine) -> Layer:
     """ReLU, depthwise, pointwise, norm; twice, the second time with stride 1."""
     return chain(

@@ -14,6 +14,7 @@ from asap_jax import precisions
 from asap_jax.data.autoaugment import POLICIES
 from asap_jax.derive import EDGES
 from asap_jax.errors import UserError
+from asap_jax.networks import OUTPUTS, SQUEEZES, STEMS
 from asap_jax.plans import PLANS
 from asap_jax.spaces import SPACES
 from asap_jax.strategies import STRATEGIES
@@ -86,6 +87,9 @@ def paper() -> ConfigDict:
         {
             "channels": 36,
             "cells": 20,
+            "stem": "cifar",  # "imagenet" divides the images' sides by 8
+            "output": "concat",  # of a cell's nodes; "conv" adds a 1 x 1 convolution
+            "squeeze": "",  # squeeze and excitation: after the "early" cells, or "every" one
             "epochs": 100,  # the paper's own training has 1,500, DARTS' 600
             "batch_size": 96,
             "eval_batch_size": 256,
@@ -483,10 +487,15 @@ def check(config: ConfigDict) -> None:
     require(alpha.weight_decay >= 0, "search.alpha.weight_decay", alpha.weight_decay, "0 or more")
     images = search.watch.images
     require(images >= 0, "search.watch.images", images, "0 or more")
-    schedule = train.schedule
-    expected = f"one of {', '.join(SCHEDULES)}{nearest(schedule, SCHEDULES)}"
-    require(schedule in SCHEDULES, "train.schedule", schedule, expected)
-    final = train.final_learning_rate
+    for key, known in (
+        ("schedule", SCHEDULES),
+        ("stem", STEMS),
+        ("output", OUTPUTS),
+        ("squeeze", SQUEEZES),
+    ):
+        expected = f"one of {', '.join(map(repr, known))}{nearest(train[key], known)}"
+        require(train[key] in known, f"train.{key}", train[key], expected)
+    schedule, final = train.schedule, train.final_learning_rate
     require(
         final > 0 or schedule != "exponential",
         "train.final_learning_rate",

@@ -45,15 +45,29 @@ def make_network(config, genotype: Genotype, num_classes: int) -> EvalNetwork:
         num_classes,
         config.channels,
         config.cells,
+        stem=config.stem,
         auxiliary=config.auxiliary_weight > 0,
         remat=config.remat,
+        output=config.output,
+        squeeze=config.squeeze,
     )
 
 
 def check_cells(config, skeleton: str) -> None:
     """Raises UserError if the config's network cannot be built of cells of that skeleton."""
     if skeleton != "nasbench201":
+        if config.stem == "imagenet" and config.channels % 2:
+            raise UserError(
+                f"config.train.channels is {config.channels}, but the imagenet stem halves it: "
+                f"choose an even number, {config.channels - 1} or {config.channels + 1}"
+            )
         return
+    for key, usual in (("stem", "cifar"), ("output", "concat"), ("squeeze", "")):
+        if config[key] != usual:
+            raise UserError(
+                f"config.train.{key} is {config[key]!r}, but a network of nasbench201 cells knows "
+                f"no other than {usual!r}"
+            )
     if config.auxiliary_weight > 0:
         raise UserError(
             "config.train.auxiliary_weight is above 0, but a network of nasbench201 cells has no "

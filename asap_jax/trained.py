@@ -158,6 +158,8 @@ class TrainedNetwork:
                 "cells": module.cells,
                 "stem": module.stem,
                 "auxiliary": module.auxiliary,
+                "output": module.output,
+                "squeeze": module.squeeze,
                 "class_names": self.class_names,
                 "preparation": self.preparation._asdict(),
                 "mean": self.mean,
@@ -251,7 +253,8 @@ def load(folder: str | Path, index: int = 0) -> TrainedNetwork:
         module = EvalNetwork(
             Genotype.from_json(json.dumps(record["genotype"])),
             len(record["class_names"]),
-            *(record[field] for field in ("channels", "cells", "stem", "auxiliary")),
+            **{field: record[field] for field in ("channels", "cells", "stem", "auxiliary")},
+            **{field: record[field] for field in ("output", "squeeze") if field in record},
         )
         network = TrainedNetwork(
             module,

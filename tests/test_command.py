@@ -174,6 +174,17 @@ def test_another_config_is_refused_and_nothing_is_lost(finished):
         (lambda c: c.train.update(schedule="exponential"), "falls to it by a constant factor"),
         (lambda c: c.train.update(cycles=0), "train.cycles is 0"),
         (lambda c: c.train.update(power=0.0), "train.power is 0.0"),
+        (lambda c: c.train.update(stem="imagenets"), "did you mean 'imagenet'"),
+        (lambda c: c.train.update(output="convolved"), "one of 'concat', 'conv'"),
+        (lambda c: c.train.update(squeeze="all"), "one of '', 'early', 'every'"),
+        (
+            lambda c: (c.train.update(stem="imagenet"), c.data.update(image_size=48)),
+            "train.cells=3 and the imagenet stem need a multiple of 32: the nearest .* is 64",
+        ),
+        (
+            lambda c: (c.train.update(stem="imagenet", channels=5), c.data.update(image_size=32)),
+            "channels is 5, but the imagenet stem halves it: choose an even number, 4 or 6",
+        ),
         (lambda c: c.train.update(start_from="x"), "start_from needs --mode=train"),
         (lambda c: c.update(genotype="ASAP"), "add --mode=train"),
         (lambda c: c.update(searches=0), "config.searches is 0"),

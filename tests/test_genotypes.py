@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from asap_jax import GENOTYPES, Context, EvalNetwork, Genotype, count_parameters, multiply_adds
+from asap_jax.networks import side_multiple
 
 # Parameters at CIFAR-10 C=36 L=20 and ImageNet C=48 L=14, auxiliary head apart; then the head's.
 SIZES = {
@@ -56,6 +57,52 @@ def test_published_sizes(name):
 
 def test_darts_v2_with_its_auxiliary_head():
     assert sum(parameters(EvalNetwork(GENOTYPES["DARTS_V2"], 10, auxiliary=True), 32)) == 3_825_768
+
+
+@pytest.mark.parametrize(("channels", "count"), [(44, 3_757_126), (50, 4_827_760), (56, 6_032_386)])
+def test_wider_networks_of_the_asap_cell(channels, count):
+    """The paper: 3.7M at 44 channels, 6.0M at 50, which takes 56."""
+    network = EvalNetwork(GENOTYPES["ASAP"], 10, channels, auxiliary=True)
+    assert parameters(network, 32)[0] == count
+
+
+@pytest.mark.parametrize(("channels", "count"), [(36, 2_287_054), (44, 3_382_422)])
+def test_sizes_with_a_convolution_on_the_cells_outputs(channels, count):
+    network = EvalNetwork(GENOTYPES["ASAP"], 10, channels, auxiliary=True, output="conv")
+    assert parameters(network, 32)[0] == count
+
+
+@pytest.mark.parametrize(
+    ("squeeze", "gates"),
+    [
+        ("", 0),
+        # Two maps of 200 x 50, 400 x 50 and 800 x 100 in cells of 50, 100 and 200 channels.
+        ("early", 4 * 20_000 + 5 * 40_000 + 1 * 160_000),
+        ("every", 4 * 20_000 + 5 * 40_000 + 5 * 160_000),
+    ],
+)
+def test_sizes_with_squeeze_and_excitation(squeeze, gates):
+    """ImageNet with 50 channels: 4.12M, with the gates of XNAS' code 4.56M (the paper: 5.7M)."""
+    network = EvalNetwork(
+        GENOTYPES["ASAP"], 1000, 50, 14, stem="imagenet", auxiliary=True, squeeze=squeeze
+    )
+    assert parameters(network, 224)[0] == 4_117_075 + gates
+
+
+@pytest.mark.parametrize(
+    ("stem", "good", "bad"),
+    [("cifar", (28, 32, 64, 224), (30, 33)), ("imagenet", (64, 224), (28, 48, 225))],
+)
+def test_which_sizes_a_network_takes(stem, good, bad):
+    cells = 5  # reductions at 1 and 3, and a cell that reads the last one
+    network = EvalNetwork(GENOTYPES["ASAP"], 10, 4, cells, stem=stem, auxiliary=True)
+    for size in good:
+        assert size % side_multiple(cells, stem) == 0
+        parameters(network, size)
+    for size in bad:
+        assert size % side_multiple(cells, stem)
+        with pytest.raises(ValueError, match="stays even at each reduction"):
+            parameters(network, size)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from asap_jax import batch_norm, depthwise, pooling
+from asap_jax import Context, batch_norm, depthwise, ops, pooling
 
 RNG = np.random.default_rng(0)
 
@@ -169,3 +169,19 @@ def test_batch_norm():
     plain = (x - stats["mean"]) / np.sqrt(stats["var"] + 1e-5) * scale + bias
     np.testing.assert_allclose(y, plain, rtol=1e-12)
     assert same is stats
+
+
+def test_squeeze_and_excitation_by_hand():
+    """Means (3, 1) -> inner value relu(3 - 1) = 2 -> gates sigmoid(2 * (1, -1/2))."""
+    x = jnp.asarray([[[[2.0, 4.0], [4.0, -2.0]]]])
+    params = {
+        "squeeze": {"kernel": jnp.asarray([[1.0], [-1.0]])},
+        "excite": {"kernel": jnp.asarray([[1.0, -0.5]])},
+    }
+    layer = ops.squeeze_excite(2, 2)
+    assert jax.tree.map(jnp.shape, params) == jax.tree.map(
+        lambda weight: weight.shape, layer.weights, is_leaf=lambda w: isinstance(w, ops.Weight)
+    )
+    y, _ = layer.apply(params, {}, x, Context())
+    gates = 1 / (1 + np.exp([-2.0, 1.0]))
+    np.testing.assert_allclose(y, x * gates, rtol=1e-12)
