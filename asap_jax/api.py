@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from asap_jax import compile_cache, inputs, job, loop, presets, trained
+from asap_jax import compile_cache, inputs, job, loop, presets, recipes, trained
 from asap_jax.data import as_dataset
 from asap_jax.errors import UserError
 from asap_jax.genotypes import Genotype
@@ -34,7 +34,8 @@ def search(
     """Searches a cell, as `--mode=search` does.
 
     Args:
-      config: a preset's name ("digits", "small,darts"), or a config made by `presets.get_config`.
+      config: a preset's name ("digits", "small,darts"), a recipe's ("train:asap_small"), or a
+        config made by `presets.get_config` or `recipes.get_config`.
       data: in place of the config's own: a source's name ("folder:PATH"), arrays (images, labels)
         or (images, labels, test_images, test_labels), or a `Dataset`.
       workdir: folder for the run's files; the same call with the same folder resumes. None writes
@@ -118,7 +119,8 @@ def run(
 
 def _config(config, seed, changes) -> ConfigDict:
     if isinstance(config, str):
-        config = presets.get_config(config)
+        packaged = recipes if config.startswith("train:") else presets
+        config = packaged.get_config(config.removeprefix("train:"))
     elif isinstance(config, ConfigDict):
         config = config.copy_and_resolve_references().lock()
     else:

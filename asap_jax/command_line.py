@@ -4,8 +4,10 @@ from pathlib import Path
 
 from absl import flags
 
-from asap_jax import presets
+from asap_jax import presets, recipes
 from asap_jax.errors import UserError
+
+PACKAGED = {"search": presets, "train": recipes}
 
 
 def parse(argv) -> list[str]:
@@ -33,7 +35,7 @@ def _check_file(argv) -> None:
         if name.lstrip("-") == "config" and not Path(file).is_file():
             raise UserError(
                 f"there is no config file {file}: name a file with get_config(preset), or "
-                "search:PRESET for the presets in the package"
+                "search:PRESET or train:RECIPE for those in the package"
             )
 
 
@@ -52,9 +54,9 @@ def _joined(argv) -> list[str]:
 
 
 def _packaged(argument: str) -> str:
-    """--config=search:NAME -> the presets inside the package."""
+    """--config=search:NAME -> the presets inside the package, train:NAME -> the recipes."""
     name, equals, value = argument.partition("=")
     file, _, preset = value.partition(":")
-    if name.lstrip("-") == "config" and file == "search":
-        return f"{name}{equals}{presets.__file__}:{preset}"
+    if name.lstrip("-") == "config" and file in PACKAGED:
+        return f"{name}{equals}{PACKAGED[file].__file__}:{preset}"
     return argument

@@ -73,7 +73,7 @@ def run(
       folder: the workdir; made if need be. One that holds another config is refused, one that holds
         this run's beginnings is gone on with. None writes no files.
       mode: "search" ends with the genotype; "train" takes one (`config.genotype`, or the workdir's
-        own); "" does both.
+        own); "" is `config.mode`, and if that is "" too, does both.
       dataset: in place of the one that `config.data` names.
       callbacks: functions that follow the run.
       quiet: print nothing.
@@ -84,6 +84,7 @@ def run(
     """
     started = time.monotonic()
     presets.check(config)
+    mode = mode or config.mode
     for part in ("search", "train"):
         if not mode or part == mode:
             precisions.check(config[part].precision, part)

@@ -2,10 +2,12 @@
 
     python -m asap_jax.main --config=configs/search.py:digits --workdir=runs/digits
     python -m asap_jax.main --mode=train --config=configs/search.py:small --config.genotype=ASAP
+    python -m asap_jax.main --config=configs/train.py:asap_small
     python -m asap_jax.main --mode=evaluate --workdir=runs/digits --split=train
 
 `--config` takes a file with `get_config(name)` and the preset's name after a colon. Outside a
-checkout `--config=search:digits` names the same presets, which the package carries.
+checkout `--config=search:digits` and `--config=train:asap_small` name the same presets and recipes,
+which the package carries.
 """
 
 import shlex
@@ -20,10 +22,14 @@ from asap_jax import command_line, compile_cache, presets, workdir
 from asap_jax.errors import UserError
 from asap_jax.interruption import Interrupted
 
-_CONFIG = config_flags.DEFINE_config_file("config", help_string="FILE:PRESET, or search:PRESET.")
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", help_string="FILE:PRESET, search:PRESET or train:RECIPE."
+)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run (runs/PRESET if unset).")
 _MODE = flags.DEFINE_string(
-    "mode", "", "search, train, evaluate or describe; if unset: search, then train what was found."
+    "mode",
+    "",
+    "search, train, evaluate or describe; if unset: config.mode, or both search and train.",
 )
 _SPLIT = flags.DEFINE_string("split", "", "What --mode=evaluate measures on (test if unset).")
 _DATA = flags.DEFINE_string("data", "", "Data source for --mode=evaluate, if not the training's.")

@@ -27,6 +27,7 @@ def paper() -> ConfigDict:
     """
     config = ConfigDict()
     config.seed = 0
+    config.mode = ""  # "search" or "train"; "" is both, one after the other. --mode overrules it
     config.genotype = ""  # cells to train: a published name, a genotype.json, a search's workdir
     config.searches = 1  # with others' seeds; the best derived network is trained fully
     config.selection = ConfigDict({"epochs": 20})  # training on one half that ranks the searches
@@ -347,6 +348,7 @@ def _with_random(config: ConfigDict) -> None:
     )
 
 
+MODES = ("", "search", "train")
 SCHEDULES = ("cosine", "power_cosine", "exponential")
 CLASS_WEIGHTS = ("none", "balanced")
 
@@ -438,6 +440,7 @@ def check(config: ConfigDict) -> None:
 
     search, train = config.search, config.train
     require(config.seed >= 0, "seed", config.seed, "0 or more")
+    require(config.mode in MODES, "mode", config.mode, f"one of {', '.join(map(repr, MODES))}")
     for key, value in (
         ("searches", config.searches),
         ("selection.epochs", config.selection.epochs),

@@ -12,6 +12,7 @@ VERSION = 1
 # What another start in the same workdir may ask for anew; every other key has to stay. The data may
 # have moved (so may the path of a folder or npz source): that it is the same, every stage checks.
 MAY_CHANGE = (
+    "mode",
     "data.dir",
     "data.prepare",
     "checkpoint.*",

@@ -9,19 +9,18 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from command import ROOT, command
 from tiny import tiny
 
 from asap_jax import GENOTYPES, Genotype, checkpoint, job, metrics, presets, search_loop
 from asap_jax.errors import UserError
 from asap_jax.report.cells import draw_cells
 
-ROOT = Path(__file__).parents[1]
 CONFIG = f"--config={ROOT / 'configs' / 'search.py'}"
 
 RESULTS = """
@@ -200,16 +199,6 @@ def test_impossible_values_are_refused(change, message, tmp_path):
     with pytest.raises(UserError, match=message):
         job.run(config, tmp_path / "run", quiet=True)
     assert not (tmp_path / "run").exists()  # so that the corrected command may use it
-
-
-def command(*arguments, cwd=ROOT):
-    return subprocess.run(
-        [sys.executable, "-m", "asap_jax.main", *arguments],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        timeout=120,
-    )
 
 
 @pytest.mark.parametrize(

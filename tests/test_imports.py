@@ -36,8 +36,8 @@ LAYERS = [
     {"strategies", "report"},
     {"search_step"},
     {"train_step", "presets"},
-    {"search_loop", "train_loop", "command_line"},
-    {"trained", "inputs"},
+    {"search_loop", "train_loop", "recipes"},
+    {"trained", "inputs", "command_line"},
     {"job", "inspection"},
     {"api", "main"},
 ]
@@ -90,6 +90,7 @@ def test_networks_know_no_strategy_and_only_the_host_sees_configs():
         "main",
         "presets",
         "metrics",
+        "recipes",
         "trained",
     }
     for path in PACKAGE.rglob("*.py"):
