@@ -1,10 +1,13 @@
-"""Accuracy over a whole set, in batches of one compiled shape."""
+"""Accuracy and the like over a whole set, in batches of one compiled shape."""
 
 from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from asap_jax.data.augment import normalise
 from asap_jax.data.batches import evaluation_batches
@@ -42,3 +45,115 @@ def make_accuracy(
         return total / count
 
     return accuracy
+
+
+TOP = 5
+
+
+class Answers(NamedTuple):
+    """How a classifier answers on a set of images.
+
+    confusion: [K, K] integers: how many images of the class of the row it takes for the column's.
+    in_top_5: how many images have their class among its five most probable.
+    """
+
+    confusion: np.ndarray | jax.Array
+    in_top_5: int | jax.Array
+
+    @property
+    def accuracy(self) -> float:
+        """The share of the images that is classified right."""
+        return float(np.trace(self.confusion) / np.sum(self.confusion))
+
+    @property
+    def class_accuracy(self) -> list[float | None]:
+        """[K] the same of each class' images alone; None where there are none."""
+        right, images = np.diagonal(self.confusion), np.sum(self.confusion, 1)
+        return [float(r / n) if n else None for r, n in zip(right, images, strict=True)]
+
+    @property
+    def balanced_accuracy(self) -> float:
+        """The mean of the class accuracies that there are."""
+        return float(np.mean([each for each in self.class_accuracy if each is not None]))
+
+    def record(self, class_names) -> dict:
+        """All that is told of a test, as plain values.
+
+        {"accuracy", "balanced_accuracy", "class_accuracy" {name: accuracy or None}}, with more than
+        five classes "top_5_accuracy", with at most a hundred "confusion" (rows, [K][K]).
+        """
+        record = {
+            "accuracy": self.accuracy,
+            "balanced_accuracy": self.balanced_accuracy,
+            "class_accuracy": dict(zip(class_names, self.class_accuracy, strict=True)),
+        }
+        if len(class_names) > TOP:
+            record["top_5_accuracy"] = int(self.in_top_5) / int(np.sum(self.confusion))
+        if len(class_names) <= 100:
+            record["confusion"] = np.asarray(self.confusion).tolist()
+        return record
+
+
+def no_answers(classes: int) -> Answers:
+    """What `add_answers` begins with."""
+    return Answers(jnp.zeros((classes, classes), jnp.int32), jnp.int32(0))
+
+
+def add_answers(answers: Answers, scores, labels, valid=True) -> Answers:
+    """With those to a batch: scores [N, K] (logits or probabilities), labels [N], valid [N] bool.
+
+    Among equal scores the lower index comes first, as with argmax.
+    """
+    best = lax.top_k(scores, min(TOP, scores.shape[-1]))[1]
+    counted = jnp.broadcast_to(valid, labels.shape).astype(jnp.int32)
+    return Answers(
+        answers.confusion.at[labels, best[:, 0]].add(counted),
+        answers.in_top_5 + jnp.sum((best == labels[:, None]).any(-1) * counted),
+    )
+
+
+def make_answers(
+    logits: Callable, images, labels, mean, std, batch_size: int, classes: int
+) -> Callable:
+    """Builds answers(*arguments) -> Answers of logits(*arguments, batch), counted on the device.
+
+    Args:
+      logits, images, labels, mean, std, batch_size: as in `make_accuracy`.
+      classes: K.
+    """
+    images, labels = jnp.asarray(images), jnp.asarray(labels)
+    batch_size = min(batch_size, len(labels))
+
+    @partial(jax.jit, donate_argnums=0)
+    def add(before, arguments, images, labels, indices, valid):
+        scores = logits(*arguments, normalise(images[indices], mean, std))
+        return add_answers(before, scores, labels[indices], valid)
+
+    def answers(*arguments) -> Answers:
+        total = no_answers(classes)
+        for indices, valid in evaluation_batches(len(labels), batch_size):
+            total = add(total, arguments, images, labels, indices, valid)
+        return jax.device_get(total)
+
+    return answers
+
+
+def most_confused(confusion, class_names, pairs: int = 3) -> str:
+    """The most frequent mistakes in words: "cat as dog 12, ..."; "nothing" if there are none."""
+    mistakes, names = np.array(confusion), list(class_names)
+    np.fill_diagonal(mistakes, 0)
+    worst = [divmod(int(i), len(names)) for i in np.argsort(-mistakes, axis=None, kind="stable")]
+    told = [
+        f"{names[i]} as {names[j]} {mistakes[i, j]}" for i, j in worst[:pairs] if mistakes[i, j]
+    ]
+    return ", ".join(told) or "nothing"
+
+
+def rows(record: dict) -> list[tuple[str, str]]:
+    """Lines of a table for what `Answers.record` tells beside the accuracy and the classes'."""
+    told = [("balanced accuracy", f"{100 * record['balanced_accuracy']:.2f} %")]
+    if "top_5_accuracy" in record:
+        told.append(("top-5 accuracy", f"{100 * record['top_5_accuracy']:.2f} %"))
+    if "confusion" in record:
+        told.append(("most confused", most_confused(record["confusion"], record["class_accuracy"])))
+    return told

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from asap_jax import data, memory, presets, train_loop, trained, workdir
+from asap_jax import data, evaluation, memory, presets, train_loop, trained, workdir
 from asap_jax.errors import UserError
 from asap_jax.genotypes import Genotype
 from asap_jax.inputs import check_size, find_genotype, load_data
@@ -31,7 +31,7 @@ def evaluate(
       quiet: print nothing.
 
     Returns:
-      {"source", "split", "images", "accuracy", "class_accuracy" {class name: accuracy or None}}.
+      {"source", "split", "images"} and what `evaluation.Answers.record` tells.
     """
     network = trained.load(folder)
     if source:
@@ -62,22 +62,20 @@ def evaluate(
             "on others)"
         )
     labels = np.array([network.class_names.index(name) for name in class_names])[labels]
-    right = network.predict_proba(images).argmax(-1) == labels
+    nothing = evaluation.no_answers(len(network.class_names))
+    answers = evaluation.add_answers(nothing, network.predict_proba(images), labels)
     result = {
         "source": source,
         "split": split,
         "images": len(labels),
-        "accuracy": float(right.mean()),
-        "class_accuracy": {
-            each: float(right[labels == i].mean()) if (labels == i).any() else None
-            for i, each in enumerate(network.class_names)
-        },
+        **answers.record(network.class_names),
     }
     with open(Path(folder) / "evaluations.jsonl", "a") as file:
         file.write(json.dumps({**result, "time": time.strftime("%Y-%m-%dT%H:%M:%S")}) + "\n")
     if not quiet:
         rows = [("note", note) for note in notes]
         rows += [("accuracy", f"{100 * result['accuracy']:.2f} % of {len(labels)} images")]
+        rows += evaluation.rows(result)
         rows += [
             (f"  {each}", "-" if value is None else f"{100 * value:.2f} %")
             for each, value in result["class_accuracy"].items()

@@ -21,6 +21,7 @@ from ml_collections import ConfigDict
 from asap_jax import (
     checkpoint,
     data,
+    evaluation,
     loop,
     memory,
     precisions,
@@ -276,7 +277,7 @@ class _Run:
                         identity=self.identity | {"genotype": genotype.to_json()},
                         class_weights=self.class_weights,
                     )
-                record = {"val_accuracy": outcome.test_accuracy, "seconds": outcome.seconds}
+                record = {"val_accuracy": outcome.answers.accuracy, "seconds": outcome.seconds}
                 self.keep("select", index, record)
             scores.append(record["val_accuracy"])
             searched |= record | {"seconds": searched["seconds"] + record["seconds"]}
@@ -344,6 +345,7 @@ class _Run:
         results = {
             "test_accuracy": statistics.fmean(accuracies),
             "test_error": 1 - statistics.fmean(accuracies),
+            **_mean_answers(records),
             "parameters": count_parameters(network.variables["params"]),
             "multiply_adds": multiply_adds(network.module, self.dataset.preparation.shape),
             "search_seconds": search_seconds,
@@ -389,6 +391,28 @@ class _Run:
             path = self.folder / "stages" / f"{phase}-{index}.json"
             workdir.write_json(path, {**record, "identity": identity or self.identity})
         self.session.interruption.check(f"{phase} {index} is done")
+
+
+def _mean_answers(records) -> dict:
+    """What `Answers.record` tells beside the accuracy, over seeds: means, and a sum of confusions.
+
+    The seeds are tested on the same images.
+    """
+    first = records[0]
+    result = {
+        key: statistics.fmean(record[key] for record in records)
+        for key in ("balanced_accuracy", "top_5_accuracy")
+        if key in first
+    }
+    result["class_accuracy"] = {
+        name: None
+        if value is None
+        else statistics.fmean(record["class_accuracy"][name] for record in records)
+        for name, value in first["class_accuracy"].items()
+    }
+    if "confusion" in first:
+        result["confusion"] = np.sum([record["confusion"] for record in records], 0).tolist()
+    return result
 
 
 def versions() -> dict[str, str]:
@@ -444,4 +468,5 @@ def _train_rows(results) -> list[tuple[str, str]]:
         ("parameters", f"{results['parameters']:,}"),
         ("multiply-adds", f"{results['multiply_adds']:,}"),
         ("test accuracy", accuracy),
+        *evaluation.rows(results),
     ]

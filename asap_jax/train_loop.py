@@ -11,7 +11,7 @@ import optax
 from asap_jax import checkpoint, compile_cache, data, loop, memory, optim, precisions, schedules
 from asap_jax.data.augment import Augmentation, augment
 from asap_jax.errors import UserError
-from asap_jax.evaluation import make_accuracy
+from asap_jax.evaluation import Answers, make_answers
 from asap_jax.genotypes import Genotype
 from asap_jax.networks import STAGES, EvalNetwork
 from asap_jax.ops import Context
@@ -22,14 +22,14 @@ from asap_jax.train_step import from_variables, init_state, make_train_step, ste
 class TrainOutcome(NamedTuple):
     """What a training ends with.
 
-    test_accuracy: share of the test images that are classified right, read once, at the end.
+    answers: how the test images are classified, which are read once, at the end.
     epochs, seconds: how long it took, over all starts.
     network: the module.
     variables: {"params", "batch_stats"}; the moving average of them if one was asked for.
     ended: "stopped" if a callback ended it, else "".
     """
 
-    test_accuracy: float
+    answers: Answers
     epochs: int
     seconds: float
     network: EvalNetwork
@@ -242,18 +242,19 @@ def train(
         index=index,
     )
     left = time.monotonic()
-    accuracy = make_accuracy(
+    answer = make_answers(
         evaluation_logits(network),
         dataset.test_images,
         dataset.test_labels,
         dataset.mean,
         dataset.std,
         config.eval_batch_size,
+        len(dataset.class_names),
     )
-    test_accuracy = accuracy(state.variables)
+    answers = answer(state.variables)
     outside = time.monotonic() - left + entered - started
     return TrainOutcome(
-        test_accuracy,
+        answers,
         progress.epoch,
         progress.seconds + outside,
         network,

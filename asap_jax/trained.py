@@ -106,7 +106,8 @@ class TrainedNetwork:
           on_step, on_epoch: see `loop.Callbacks`.
 
         Returns:
-          The new network. Its `results` hold test_accuracy, epochs and seconds.
+          The new network. Its `results` hold test_accuracy, what `Answers.record` tells beside it,
+          epochs and seconds.
         """
         if save_to is not None and (Path(save_to) / "config.json").exists():
             raise UserError(f"save_to={save_to} is the workdir of a run: choose another folder")
@@ -211,7 +212,8 @@ def _forward(module, mean, std, variables, images):
 
 def from_outcome(outcome: train_loop.TrainOutcome, dataset, config) -> TrainedNetwork:
     """The trained network of a training's outcome; `config` is the `train` part."""
-    record = ("test_accuracy", "epochs", "seconds")
+    record = outcome.answers.record(dataset.class_names)
+    results = {"test_accuracy": record.pop("accuracy"), **record}
     return TrainedNetwork(
         outcome.network,
         jax.device_get(outcome.variables),
@@ -219,7 +221,7 @@ def from_outcome(outcome: train_loop.TrainOutcome, dataset, config) -> TrainedNe
         dataset.preparation,
         dataset.mean,
         dataset.std,
-        {name: getattr(outcome, name) for name in record},
+        {**results, "epochs": outcome.epochs, "seconds": outcome.seconds},
         config.to_dict(),
     )
 

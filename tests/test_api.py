@@ -88,6 +88,12 @@ def test_several_searches_and_seeds(tmp_path):
         network = asap_jax.load(tmp_path, index)
         accuracy = network.accuracy(dataset.test_images, dataset.test_labels)
         assert accuracy == pytest.approx(each[index])
+    confusion = np.array(results["confusion"])  # of both networks together
+    assert confusion.sum() == 2 * TEST
+    assert np.trace(confusion) / (2 * TEST) == pytest.approx(np.mean(each))
+    by_class = np.diagonal(confusion) / confusion.sum(1)
+    assert list(results["class_accuracy"].values()) == pytest.approx(by_class)
+    assert results["balanced_accuracy"] == pytest.approx(np.mean(by_class))
 
 
 @pytest.fixture(scope="module")
@@ -215,6 +221,8 @@ def test_evaluate_measures_on_any_split_or_source(trained, tmp_path, capsys):
     folder, outcome, dataset = trained
     on_test = asap_jax.evaluate(folder, quiet=True)
     assert on_test["accuracy"] == pytest.approx(outcome.results["test_accuracy"])
+    assert on_test["confusion"] == outcome.results["confusion"]
+    assert on_test["top_5_accuracy"] == outcome.results["top_5_accuracy"]
     assert on_test["images"] == TEST
     shares = np.bincount(dataset.test_labels, minlength=10) / TEST
     each = np.array(list(on_test["class_accuracy"].values()))

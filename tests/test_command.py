@@ -25,7 +25,8 @@ CONFIG = f"--config={ROOT / 'configs' / 'search.py'}"
 
 RESULTS = """
     test_accuracy test_error parameters multiply_adds search_seconds train_seconds total_seconds
-    candidates_left epochs seed versions gap
+    candidates_left epochs seed versions gap balanced_accuracy top_5_accuracy class_accuracy
+    confusion
 """.split()
 EPOCH = """
     temperature threshold candidates_left entropy train_loss val_loss val_accuracy seconds
@@ -55,6 +56,8 @@ def test_what_is_printed(finished):
     assert re.search(line + r"accuracy \d+\.\d\d %  \d+\.\d s\n", printed)
     assert re.search(r"train 2/2  loss \d\.\d{3}  train accuracy .* %", printed)
     assert f"test accuracy            {100 * results['test_accuracy']:.2f} %" in printed
+    assert f"top-5 accuracy           {100 * results['top_5_accuracy']:.2f} %" in printed
+    assert re.search(r"most confused +\d as \d \d+, \d as \d", printed)
     assert "gap supernet -> derived" in printed
     assert str(workdir) in printed
 
