@@ -37,10 +37,17 @@ class Genotype:
                 f"the genotype's skeleton is {self.skeleton!r}; known are {', '.join(SKELETONS)}"
             )
         for cell in ("normal", "reduce"):
-            nodes = tuple(
-                tuple((str(op), int(source)) for op, source in node) for node in getattr(self, cell)
-            )
-            concat = tuple(int(node) for node in getattr(self, f"{cell}_concat"))
+            try:
+                nodes = tuple(
+                    tuple((str(op), int(source)) for op, source in node)
+                    for node in getattr(self, cell)
+                )
+                concat = tuple(int(node) for node in getattr(self, f"{cell}_concat"))
+            except (TypeError, ValueError) as error:
+                raise ValueError(
+                    f"{cell} has to be a list of nodes, each a list of pairs (operation, source), "
+                    f"and {cell}_concat a list of node numbers: {error}"
+                ) from error
             object.__setattr__(self, cell, nodes)
             object.__setattr__(self, f"{cell}_concat", concat)
             if cell in SKELETONS[self.skeleton].cell_types:
@@ -158,7 +165,7 @@ def _check(cell, nodes, concat, inputs):
     if not concat or not all(inputs <= node <= last for node in concat):
         raise ValueError(
             f"{cell} cell: the output concatenates nodes {list(concat)}, but the intermediate "
-            f"nodes are {inputs} to {last}"
+            f"nodes are {inputs} to {last}: name one or more of those"
         )
 
 

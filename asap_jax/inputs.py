@@ -55,7 +55,7 @@ def find_genotype(config, folder) -> Genotype:
     if name in GENOTYPES:
         return GENOTYPES[name]
     if name.startswith("{"):
-        return Genotype.from_json(name)
+        return _read(name, "config.genotype")
     if not name and (folder is None or not (Path(folder) / "genotype.json").is_file()):
         raise UserError(
             "there are no cells to train: name some with --config.genotype (a published name, a "
@@ -69,6 +69,17 @@ def find_genotype(config, folder) -> Genotype:
             f"name ({', '.join(GENOTYPES)}), a genotype.json, or a workdir that holds one"
         )
     try:
-        return Genotype.load(path)
-    except (ValueError, TypeError, OSError) as error:
-        raise UserError(f"{path}: {error}") from error
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    return _read(text, path)
+
+
+def _read(text: str, origin) -> Genotype:
+    """The genotype of a JSON text; UserError, with where it came from, if it is none."""
+    try:
+        return Genotype.from_json(text)
+    except ValueError as error:
+        raise UserError(
+            f"{origin} holds no genotype that a network can be built from: {error}"
+        ) from error

@@ -143,6 +143,9 @@ def test_any_number_of_inputs_a_node():
         (lambda r: r["normal"][0][0].__setitem__(0, "conv_9x9"), "unknown operation 'conv_9x9'"),
         (lambda r: r["normal"][0][0].__setitem__(1, 2), "input 2 does not exist yet"),
         (lambda r: r.update(normal_concat=[2, 9]), "concatenates nodes"),
+        (lambda r: r.update(normal=5), "normal has to be a list of nodes"),
+        (lambda r: r["reduce"][0][0].pop(), "reduce has to be a list of nodes"),
+        (lambda r: r.update(reduce_concat="x"), "reduce_concat a list of node numbers"),
     ],
 )
 def test_bad_genotypes_are_named(change, message):

@@ -1,5 +1,6 @@
 """Recipes: the papers' values, the hours in the docstrings, a run whose mode the config tells."""
 
+import json
 import re
 
 import jax.numpy as jnp
@@ -129,3 +130,49 @@ def test_the_command_knows_recipes_outside_the_checkout(tmp_path):
     assert done.returncode == 2
     assert "did you mean 'asap_small'" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def _spoilt(change):
+    record = json.loads(SMALL.to_json())
+    change(record)
+    return f"--config.genotype={json.dumps(record)}"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            (_spoilt(lambda r: r["normal"][0][0].__setitem__(0, "conv_9x9")),),
+            "normal cell, node 2: unknown operation 'conv_9x9'; known are none, max_pool_3x3",
+        ),
+        (
+            (_spoilt(lambda r: r["reduce"][0][1].__setitem__(1, 4)),),
+            "reduce cell, node 2: input 4 does not exist yet; it can be 0 to 1",
+        ),
+        (
+            (_spoilt(lambda r: r.update(normal_concat=[2, 3])),),
+            "concatenates nodes [2, 3], but the intermediate nodes are 2 to 2",
+        ),
+        (("--config.genotype={",), "config.genotype holds no genotype"),
+        (
+            ("--config.train.stem=imagenet", "--config.train.channels=35"),
+            "config.train.channels is 35, but the imagenet stem halves it: choose an even number",
+        ),
+        (
+            ("--config.data.image_size=30",),
+            "images are 30x30, but the reductions of config.train.cells=20 need a multiple of 4: "
+            "the nearest good size is 32 (--config.data.image_size=32)",
+        ),
+        (
+            ("--config.train.stem=imagenet", "--config.data.image_size=100"),
+            "and the imagenet stem need a multiple of 32: the nearest good size is 96",
+        ),
+    ],
+)
+def test_cells_and_sizes_that_no_network_can_take(arguments, message, tmp_path):
+    data = ("--config.data.source=digits", "--config.data.image_size=32")
+    done = command("--config=train:asap_small", *data, *arguments, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "runs").exists()
