@@ -12,9 +12,9 @@ methods.json (a record a run) and methods.md as results come. Options after `--`
 import argparse
 import json
 import statistics
-import subprocess
-import sys
 from pathlib import Path
+
+from runs import by_seed, keep, results_of, spread
 
 from asap_jax.derive import skips
 from asap_jax.genotypes import Genotype
@@ -26,15 +26,11 @@ def record_of(folder: Path) -> dict:
     results = json.loads((folder / "results.json").read_text())
     genotype = Genotype.load(folder / "genotype.json")
     return {
-        "test_accuracy": results["test_accuracy"],
-        "parameters": results["parameters"],
-        "search_seconds": results["search_seconds"],
-        "total_seconds": results["total_seconds"],
+        **results_of(folder),
         "skips": skips(genotype),
         "candidates_left": results["candidates_left"],
         "gap": {rule: gap["gap"] for rule, gap in results["gap"].items()},
         "architecture": genotype.architecture_string(),
-        "versions": results["versions"],
     }
 
 
@@ -50,11 +46,9 @@ def table(records: dict) -> str:
         def mean(value, runs=runs):
             return statistics.fmean(value(run) for run in runs)
 
-        accuracies = [100 * run["test_accuracy"] for run in runs]
-        spread = f" +- {statistics.stdev(accuracies):.2f}" if len(runs) > 1 else ""
         gaps = [100 * next(iter(run["gap"].values())) for run in runs if run["gap"]]
         lines.append(
-            f"| `{method}` | {statistics.fmean(accuracies):.2f}{spread} "
+            f"| `{method}` | {spread([100 * run['test_accuracy'] for run in runs])} "
             f"| {mean(lambda run: run['parameters']):,.0f} "
             f"| {mean(lambda run: run['search_seconds']):.0f} "
             f"| {mean(lambda run: run['total_seconds']):.0f} "
@@ -73,26 +67,18 @@ def main() -> None:
     parser.add_argument("--out", default="runs/methods", help="folder of the workdirs")
     parser.add_argument("options", nargs="*", help="after --: passed on to each run")
     arguments = parser.parse_args()
-    out, records = Path(arguments.out), {}
-    out.mkdir(parents=True, exist_ok=True)
-    # Seed by seed, so that a table of all methods stands early.
-    for seed in range(arguments.seeds):
-        for method in arguments.methods.split(","):
-            folder = out / f"{method}-{seed}"
-            command = [
-                sys.executable,
-                "-m",
-                "asap_jax.main",
-                f"--config=search:{arguments.size},{method}",
-                f"--config.seed={seed}",
-                f"--workdir={folder}",
-                *arguments.options,
-            ]
-            if not (folder / "results.json").exists():
-                subprocess.run(command, check=True)
-            records.setdefault(method, []).append({"seed": seed, **record_of(folder)})
-            (out / "methods.json").write_text(json.dumps(records, indent=2) + "\n")
-            (out / "methods.md").write_text(table(records))
+    out = Path(arguments.out)
+    cases = {
+        method: [f"--config=search:{arguments.size},{method}", *arguments.options]
+        for method in arguments.methods.split(",")
+    }
+    records = by_seed(
+        cases,
+        arguments.seeds,
+        out,
+        record_of,
+        lambda records: keep(out, "methods", records, table(records)),
+    )
     print(table(records))
 
 

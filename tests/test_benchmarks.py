@@ -40,6 +40,18 @@ def test_train_step(tmp_path):
 
 
 @pytest.mark.slow
+def test_latency(tmp_path):
+    options = ("--channels=4", "--cells=3", "--size=8", "--repeats=3", "--largest=4", "--gain=0")
+    run("latency.py", *options, f"--out={tmp_path}/latency.json")
+    *cases, summary = json.loads((tmp_path / "latency.json").read_text())["cases"]
+    assert [case["batch"] for case in cases] == [1, 2, 4]
+    assert [case["seconds"]["count"] for case in cases] == [3, 3, 3]
+    assert summary["latency_seconds"] == cases[0]["seconds"]["median"]
+    rates = {case["batch"]: case["images_per_second"] for case in cases}
+    assert rates[summary["best_batch"]] == max(rates.values()) == summary["best_images_per_second"]
+
+
+@pytest.mark.slow
 def test_search_run(tmp_path):
     run("search_run.py", "--config=tiny", "--epochs=4", f"--out={tmp_path}")
     epochs = json.loads((tmp_path / "search.json").read_text())["epochs"]
@@ -47,6 +59,68 @@ def test_search_run(tmp_path):
     assert left == [epoch["candidates_left"] for epoch in epochs]
     assert left[-1] < left[0]
     assert (tmp_path / "search.svg").exists()
+
+
+def finished(folder, accuracy):
+    """A workdir as a run leaves it, so far as the tables look at it."""
+    folder.mkdir(parents=True)
+    record = dict.fromkeys(
+        ("balanced_accuracy", "parameters", "search_seconds", "train_seconds", "total_seconds"), 1
+    )
+    record |= {"test_accuracy": accuracy, "versions": {}, "epochs": {"search": 0}}
+    (folder / "results.json").write_text(json.dumps({**record, "candidates_left": None}))
+
+
+def test_a_table_of_runs_that_are_done_starts_none(tmp_path):
+    """Two cells on two data sets, two seeds; errors and deviations by hand."""
+    for cell, data, first, second in (
+        ("ASAP", "cifar100", 0.84, 0.85),
+        ("ASAP", "svhn", 0.98, 0.98),
+        ("mine", "cifar100", 0.5, 0.6),
+        ("mine", "svhn", 0.9, 0.91),
+    ):
+        finished(tmp_path / f"{cell}-{data}-0", first)
+        finished(tmp_path / f"{cell}-{data}-1", second)
+    options = ("--cells=ASAP,runs/mine", "--data=cifar100,svhn", "--seeds=2", f"--out={tmp_path}")
+    printed = run("transfer.py", *options)
+    assert "| cell | cifar100 | svhn |" in printed
+    assert "| `ASAP` | 15.50 +- 0.71 | 2.00 +- 0.00 |" in printed
+    assert "| `mine` | 45.00 +- 7.07 | 9.50 +- 0.71 |" in printed
+    assert (tmp_path / "transfer.md").read_text().strip() == printed.strip()
+    records = json.loads((tmp_path / "transfer.json").read_text())
+    assert [each["seed"] for each in records["mine/svhn"]] == [0, 1]
+
+
+@pytest.mark.slow
+def test_transfer(tmp_path):
+    options = ("--cells=ASAP", "--data=fashion_mnist,cifar100", "--seeds=1", f"--out={tmp_path}")
+    changes = {"data.source": "digits", "data.train_examples": 100, "train.batch_size": 50}
+    changes |= {"train.channels": 4, "train.cells": 3, "train.epochs": 1}
+    changes |= {"train.auxiliary_weight": 0.0, "train.augmentation.jitter": ()}
+    passed = [f"--config.{key}={value}" for key, value in changes.items()]
+    printed = run("transfer.py", *options, "--", *passed)
+    assert "| `ASAP` |" in printed
+    config = json.loads((tmp_path / "ASAP-cifar100-0" / "config.json").read_text())
+    assert config["train"]["schedule"] == "power_cosine"
+
+
+@pytest.mark.slow
+def test_ablations(tmp_path):
+    options = ("--size=tiny", "--of=edges,output", "--seeds=1", f"--out={tmp_path}")
+    changes = {"search.epochs": 1, "train.epochs": 1, "search.channels": 4, "train.channels": 4}
+    changes["search.candidates"] = '("skip_connect", "max_pool_3x3")'
+    passed = [f"--config.{key}={value}" for key, value in changes.items()]
+    printed = run("ablations.py", *options, "--", *passed)
+    rows = [line.split("`")[1] for line in printed.splitlines() if line.startswith("| `")]
+    assert rows == ["ASAP", "all-edges", "conv-output"]
+    records = json.loads((tmp_path / "ablations.json").read_text())
+    assert records["conv-output"][0]["parameters"] != records["ASAP"][0]["parameters"]
+    assert records["conv-output"][0]["candidates_left"] is None  # no search of its own
+    usual, _, convolved = (
+        json.loads((tmp_path / f"{each}-0" / "config.json").read_text()) for each in rows
+    )
+    assert (usual["train"]["output"], convolved["train"]["output"]) == ("concat", "conv")
+    assert convolved["genotype"] == str(tmp_path / "ASAP-0")
 
 
 @pytest.mark.slow

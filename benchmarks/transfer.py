@@ -1,0 +1,68 @@
+"""ASAP's table 2: published cells on several data sets under one recipe, over several seeds.
+
+    python benchmarks/transfer.py --seeds=3 --out=runs/transfer -- --config.data.dir=DIR
+    python benchmarks/transfer.py --cells=ASAP,runs/mine --data=cifar100,fashion_mnist --seeds=1
+
+Rows are cells, published names or workdirs of searches; columns are recipes of configs/train.py. A
+cell's network differs from another's in nothing but the cell. Runs one after another, each in a
+process of its own; the same command goes on where it stopped. Writes transfer.json (a record a run)
+and transfer.md as results come. Options after `--` go to each run; --config.train.epochs=100
+shortens them all.
+"""
+
+import argparse
+from pathlib import Path
+
+from runs import by_seed, keep, results_of, spread
+
+from asap_jax.recipes import RECIPES
+
+CELLS = "AmoebaNet,NASNet,PNASNet,SNAS_mild,DARTS_V1,DARTS_V2,ASAP"  # the paper's rows
+DATA = "cinic10,freiburg,cifar100,svhn,fashion_mnist"  # trained alike; its ImageNet column is not
+
+
+def table(records: dict, data: list[str]) -> str:
+    """Markdown: a row a cell, the test error in % on each data set, mean and deviation."""
+    lines = [f"| cell | {' | '.join(data)} |", f"|---|{'---|' * len(data)}"]
+    for cell in dict.fromkeys(name.rpartition("/")[0] for name in records):
+        errors = [
+            [100 * (1 - run["test_accuracy"]) for run in records.get(f"{cell}/{each}", ())]
+            for each in data
+        ]
+        told = (spread(each) if each else "" for each in errors)
+        lines.append(f"| `{cell}` | {' | '.join(told)} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--cells", default=CELLS, help="comma-separated")
+    parser.add_argument("--data", default=DATA, help=f"comma-separated: {', '.join(RECIPES)}")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--out", default="runs/transfer", help="folder of the workdirs")
+    parser.add_argument("options", nargs="*", help="after --: passed on to each run")
+    arguments = parser.parse_args()
+    out, data, cells = Path(arguments.out), arguments.data.split(","), arguments.cells.split(",")
+    if len({Path(cell).name for cell in cells}) < len(cells):
+        parser.error(f"--cells={arguments.cells}: two of them have the same last name")
+    cases = {
+        f"{Path(cell).name}/{each}": [
+            f"--config=train:{each}",
+            f"--config.genotype={cell}",
+            *arguments.options,
+        ]
+        for cell in cells
+        for each in data
+    }
+    records = by_seed(
+        cases,
+        arguments.seeds,
+        out,
+        results_of,
+        lambda records: keep(out, "transfer", records, table(records, data)),
+    )
+    print(table(records, data))
+
+
+if __name__ == "__main__":
+    main()
