@@ -31,6 +31,8 @@ LAYERS = [
         "evaluation",
     },
     {"data.dataset"},
+    {"data.opened"},
+    {"data.archives", "data.folders", "data.reading", "data.tfds_read"},
     {"data.sources"},
     {"data", *(f"strategies.{name}" for name in METHODS)},
     {"strategies", "report"},

@@ -1,0 +1,80 @@
+"""Reads the images of a split into memory, in a few threads."""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from asap_jax.data import images
+from asap_jax.data.opened import Split, picked
+from asap_jax.errors import UserError
+
+_CHUNK = 32
+
+
+class Reader:
+    """Reads images in a few threads. One that cannot be read is an error that names it, or is left
+    out and counted."""
+
+    def __init__(self, skip: bool):
+        self._skip, self._broken = skip, []
+
+    def survey(self, split: Split) -> tuple[Split, list]:
+        """What can be opened of a split, and each image's (height, width, is grey)."""
+        if split.shape is not None:
+            return split, [split.shape]
+        shapes, kept = self._each(lambda i: (*images.size(i), images.is_grey(i)), split)
+        return (split if len(kept) == len(split.labels) else picked(split, kept)), shapes
+
+    def read(self, split: Split, preparation) -> tuple[np.ndarray, np.ndarray]:
+        """(images [N, H, W, C], labels [N])."""
+        pixels, kept = self._each(lambda i: images.prepare(i, preparation), split)
+        if not pixels:
+            return np.empty((0, *preparation.shape), np.uint8), split.labels[:0]
+        return np.stack(pixels), split.labels[kept]
+
+    def notes(self) -> list[str]:
+        if not self._broken:
+            return []
+        names = ", ".join(each.name for each in self._broken[:3])
+        return [f"{len(self._broken)} images could not be read and are left out: {names}"]
+
+    def _each(self, function, split: Split):
+        """([function(image)], their indices) over what can be read of a split."""
+
+        def attempt(index):
+            try:
+                image = split.open(index)
+                result = function(image)
+                if isinstance(image, Image.Image):
+                    image.close()
+                return result
+            except Exception as error:  # Pillow's decoders raise whatever a broken file makes them
+                return _Unreadable(split.name(index), error)
+
+        def attempt_some(start):  # many images a task: small ones take less than a task's start
+            return [attempt(i) for i in range(start, min(start + _CHUNK, len(split.labels)))]
+
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            chunks = pool.map(attempt_some, range(0, len(split.labels), _CHUNK))
+            results = [result for chunk in chunks for result in chunk]
+        broken = [result for result in results if isinstance(result, _Unreadable)]
+        if broken and not self._skip:
+            reason = broken[0].error
+            if isinstance(reason, UnidentifiedImageError):
+                reason = "it is no image of a format that Pillow knows"
+            more = f" (and {len(broken) - 1} more)" if len(broken) > 1 else ""
+            raise UserError(
+                f"cannot read the image {broken[0].name}{more}: {reason}. Repair or remove it, or "
+                "leave such images out with --config.data.skip_unreadable=True"
+            )
+        self._broken += broken
+        kept = [i for i, result in enumerate(results) if not isinstance(result, _Unreadable)]
+        return [results[i] for i in kept], np.array(kept, int)
+
+
+class _Unreadable(NamedTuple):
+    name: str
+    error: Exception

@@ -1,0 +1,75 @@
+"""Prepared data sets of tensorflow_datasets as a source; `tfds_prepare` prepares them."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from asap_jax.data import tfds_prepare
+from asap_jax.data.opened import VALIDATION, Source, Split
+from asap_jax.errors import UserError
+
+# Mean and standard deviation of the training images' channels, in [0, 1], as published.
+STATISTICS = {
+    "cifar10": (
+        (0.49139968, 0.48215827, 0.44653124),
+        (0.24703233, 0.24348505, 0.26158768),
+    ),
+    "mnist": ((0.13066,), (0.30811,)),
+    "fashion_mnist": ((0.28604,), (0.35302,)),
+}
+
+
+def open_tfds(name: str, data_dir: str | None, prepare: bool) -> Source:
+    import tensorflow_datasets as tfds  # reads array_record without TensorFlow
+
+    where = data_dir or "its default folder"
+    try:
+        builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
+        ready = Path(builder.data_path).exists()
+    except (tfds.core.DatasetNotFoundError, ImportError, ValueError) as error:
+        if not prepare:
+            raise UserError(
+                f"tfds has no data set {name!r} to read at {where} "
+                f"({str(error).strip().splitlines()[0]}). {tfds_prepare.HINT}"
+            ) from error
+        builder, ready = None, False
+    if not ready and prepare:
+        tfds_prepare.run(name, data_dir)
+        builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
+    elif not ready:
+        raise UserError(
+            f"the tfds data set {name!r} is not prepared at {builder.data_path}. "
+            f"{tfds_prepare.HINT}"
+        )
+    features = builder.info.features
+    pixels, target = (builder.info.supervised_keys or ("image", "label"))[:2]
+    known = {key: type(feature) for key, feature in features.items()}
+    wanted = (tfds.features.Image, tfds.features.ClassLabel)
+    if (known.get(pixels), known.get(target)) != wanted:
+        raise UserError(
+            f"tfds data set {name!r} has the features {sorted(features)}: image classification "
+            "needs an image and a class label"
+        )
+
+    def split(part):
+        records = builder.as_data_source(split=part, decoders={pixels: tfds.decode.SkipDecoding()})
+        labels = np.array([record[target] for record in records], np.int32)
+
+        def read(index):
+            image = records[index][pixels]
+            return Image.open(io.BytesIO(image)) if isinstance(image, bytes) else image
+
+        height, width, channels = features[pixels].shape
+        shape = None if None in (height, width, channels) else (height, width, channels == 1)
+        return Split(labels, read, lambda i: f"{part}[{i}] of {name}", shape)
+
+    used = [part for part in builder.info.splits if part in ("train", "test", *VALIDATION)]
+    others = sorted(set(builder.info.splits) - set(used))
+    return Source(
+        {part: split(part) for part in used},
+        tuple(features[target].names),
+        STATISTICS.get(name.partition("/")[0].partition(":")[0]),
+        (f"not used: the splits {', '.join(others)}",) if others else (),
+    )
