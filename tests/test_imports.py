@@ -32,7 +32,7 @@ LAYERS = [
     },
     {"data.dataset"},
     {"data.opened"},
-    {"data.archives", "data.folders", "data.reading", "data.tfds_read"},
+    {"data.archives", "data.folders", "data.reading", "data.roles", "data.tfds_read"},
     {"data.sources"},
     {"data", *(f"strategies.{name}" for name in METHODS)},
     {"strategies", "report"},

@@ -89,6 +89,16 @@ def test_without_a_test_folder_val_tests(tmp_path):
     assert "the val images test" in loaded.notes[0]
 
 
+@pytest.mark.parametrize("with_test", [True, False])
+def test_val_beside_valid_is_not_dropped(with_test, tmp_path):
+    for split, count in (("train", 4), ("val", 2), ("valid", 1), *[("test", 3)] * with_test):
+        write(tmp_path / split, ("a", "b"), count)
+    loaded = data.load(f"folder:{tmp_path}")
+    counts = (len(loaded.train_labels), len(loaded.test_labels))
+    assert counts == ((14, 6) if with_test else (8, 6))
+    assert "the val and valid images t" in loaded.notes[0]
+
+
 def folder_without(change):
     def build(root):
         write(root, ("a", "b"), 5)

@@ -45,4 +45,5 @@ def npz(path: Path) -> Source:
             "test_labels if there is a test split"
         )
     names = np.ravel(arrays.get("class_names", range(top))).tolist()
-    return Source(splits, tuple(n.decode() if isinstance(n, bytes) else str(n) for n in names))
+    names = tuple(n.decode() if isinstance(n, bytes) else str(n) for n in names)
+    return Source(splits, names, in_memory=True)

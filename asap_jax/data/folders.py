@@ -1,6 +1,7 @@
 """Class folders as a source."""
 
 import collections
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -74,6 +75,23 @@ def _class_folders(path: Path, class_names, others) -> Split:
         labels += [class_names.index(folder.name)] * len(found)
     if not files:
         raise UserError(f"{path} holds no class folder: put each class's images in one")
+    return files_split(path, files, labels)
+
+
+def files_split(path: Path, files: list[Path], labels: list[int]) -> Split:
+    """The split of the image files below `path`; it goes by their names within."""
+    # A worker gets a copy of the names: strings below one folder are lighter than paths.
+    names, root = [file.relative_to(path).as_posix() for file in files], str(path)
+    numbers = np.array(labels, np.int32)
+
+    def place(index):
+        return f"{root}/{names[index]}"
+
+    lines = (f"{name} {label}\n" for name, label in zip(names, labels, strict=True))
     return Split(
-        np.array(labels, np.int32), lambda i: Image.open(files[i]), lambda i: str(files[i])
+        len(names),
+        lambda i: (Image.open(place(i)), int(numbers[i])),
+        lambda: numbers,
+        place,
+        hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest(),
     )

@@ -1,6 +1,9 @@
 """What a source opens as: splits of images that are not read yet."""
 
+import hashlib
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,55 +13,87 @@ from asap_jax.data import dataset
 VALIDATION = ("val", "valid", "validation")
 
 
-class Split(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Split:
     """Images that are not read yet.
 
-    labels: [N] int32.
-    open: index -> a Pillow image (opened, not decoded) or an array.
-    name: index -> what a message calls the image.
-    shape: (height, width, is grey) of all its images, where that is known beforehand.
+    Attributes:
+      count: how many.
+      read: index -> (image, label): a Pillow image (opened, not decoded) or an array; an integer.
+      read_labels: () -> [count] int32; may have to read every record.
+      name: index -> what a message calls the image.
+      fingerprint: what tells this split from another, found without reading its images.
+      shape: (height, width, is grey) of all its images, where that is known beforehand.
     """
 
-    labels: np.ndarray
-    open: Callable[[int], Any]
+    count: int
+    read: Callable[[int], tuple[Any, int]]
+    read_labels: Callable[[], np.ndarray]
     name: Callable[[int], str]
+    fingerprint: str
     shape: tuple[int, int, bool] | None = None
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        """[count] int32, read once."""
+        return self.read_labels()
 
 
 class Source(NamedTuple):
-    """splits by name; a name per class; published (mean, std) or None; notes for the user."""
+    """What a source holds.
+
+    splits: by name.
+    class_names: a name per class.
+    statistics: published (mean, std), or None.
+    notes: for the user.
+    in_memory: the images are arrays already; the others can be streamed.
+    """
 
     splits: dict[str, Split]
     class_names: tuple[str, ...]
     statistics: tuple | None = None
     notes: tuple[str, ...] = ()
+    in_memory: bool = False
 
 
 def of_arrays(name, pixels, labels_name, labels) -> Split:
     pixels = dataset.check_images(name, pixels)
     labels = dataset.check_labels(labels_name, labels, len(pixels))
-    shape = (*pixels.shape[1:3], pixels.shape[-1] == 1)
-    return Split(labels, lambda i: pixels[i], lambda i: f"{name}[{i}]", shape)
+    return Split(
+        len(labels),
+        lambda i: (pixels[i], int(labels[i])),
+        lambda: labels,
+        lambda i: f"{name}[{i}]",
+        name,
+        (*pixels.shape[1:3], pixels.shape[-1] == 1),
+    )
 
 
 def joined(first: Split, second: Split) -> Split:
-    count = len(first.labels)
+    count = first.count
 
     def either(a, b):
         return lambda i: a(i) if i < count else b(i - count)
 
     return Split(
-        np.concatenate([first.labels, second.labels]),
-        either(first.open, second.open),
+        count + second.count,
+        either(first.read, second.read),
+        lambda: np.concatenate([first.labels, second.labels]),
         either(first.name, second.name),
+        f"{first.fingerprint}+{second.fingerprint}",
         first.shape if first.shape == second.shape else None,
     )
 
 
 def picked(split: Split, indices) -> Split:
+    indices = np.asarray(indices, np.int64)
+    read, name = split.read, split.name  # not the split: its labels need not travel to a worker
+    chosen = hashlib.sha256(indices.tobytes()).hexdigest()[:16]
     return Split(
-        split.labels[indices],
-        lambda i: split.open(int(indices[i])),
-        lambda i: split.name(int(indices[i])),
+        len(indices),
+        lambda i: read(int(indices[i])),
+        lambda: split.labels[indices],
+        lambda i: name(int(indices[i])),
+        f"{split.fingerprint}[{chosen}]",
         split.shape,
     )

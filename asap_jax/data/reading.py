@@ -26,7 +26,7 @@ class Reader:
         if split.shape is not None:
             return split, [split.shape]
         shapes, kept = self._each(lambda i: (*images.size(i), images.is_grey(i)), split)
-        return (split if len(kept) == len(split.labels) else picked(split, kept)), shapes
+        return (split if len(kept) == split.count else picked(split, kept)), shapes
 
     def read(self, split: Split, preparation) -> tuple[np.ndarray, np.ndarray]:
         """(images [N, H, W, C], labels [N])."""
@@ -46,7 +46,7 @@ class Reader:
 
         def attempt(index):
             try:
-                image = split.open(index)
+                image, _ = split.read(index)
                 result = function(image)
                 if isinstance(image, Image.Image):
                     image.close()
@@ -55,10 +55,10 @@ class Reader:
                 return _Unreadable(split.name(index), error)
 
         def attempt_some(start):  # many images a task: small ones take less than a task's start
-            return [attempt(i) for i in range(start, min(start + _CHUNK, len(split.labels)))]
+            return [attempt(i) for i in range(start, min(start + _CHUNK, split.count))]
 
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            chunks = pool.map(attempt_some, range(0, len(split.labels), _CHUNK))
+            chunks = pool.map(attempt_some, range(0, split.count, _CHUNK))
             results = [result for chunk in chunks for result in chunk]
         broken = [result for result in results if isinstance(result, _Unreadable)]
         if broken and not self._skip:

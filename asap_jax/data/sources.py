@@ -1,20 +1,19 @@
 """Where images come from: scikit-learn's digits, tfds, folders, npz files.
 
-A source opens as splits, each a sequence of labels and a function that reads one image; what
-follows is the same for all of them: which splits train and test, a subset, colour, size, arrays.
+A source opens as splits, each a function that reads one image and its label; what follows is the
+same for all of them: which splits train and test, a subset, colour, size, arrays.
 """
 
-import functools
 from pathlib import Path
 
 import numpy as np
 
 from asap_jax import memory
-from asap_jax.data import dataset, images
+from asap_jax.data import dataset, images, roles
 from asap_jax.data.archives import npz
 from asap_jax.data.dataset import Dataset
 from asap_jax.data.folders import folder
-from asap_jax.data.opened import VALIDATION, Source, Split, joined, of_arrays, picked
+from asap_jax.data.opened import Source, of_arrays, picked
 from asap_jax.data.reading import Reader
 from asap_jax.data.splits import stratified
 from asap_jax.data.tfds_read import open_tfds
@@ -80,7 +79,7 @@ def from_arrays(
     if class_names is None:
         top = max(int(split.labels.max()) for split in splits.values())
         class_names = range(top + 1)
-    return assemble(Source(splits, tuple(map(str, class_names))), **options)
+    return assemble(Source(splits, tuple(map(str, class_names)), in_memory=True), **options)
 
 
 def assemble(
@@ -98,17 +97,12 @@ def assemble(
 ) -> Dataset:
     """Reads a source's images and makes training and test of its splits.
 
-    A validation split joins the training images where there is a test split too, and is the test
-    where there is none. Without either, a share of the images is held out.
-
     Args:
       source: what `open_source` gave.
-      train_examples, test_examples: keep that many, the same share of each class; 0 for all.
+      train_examples, test_examples, test_share, split_seed: see `roles.train_and_test`.
       image_size: side that all images are resized to; 0 is their own size, or 64 where they differ.
       color: "rgb" or "grey"; "" is the images' own: grey if none has colour.
       resize: "stretch" or "crop", see `images.Preparation`.
-      test_share: share of the images that is held out where the source has no test split.
-      split_seed: of that split.
       skip_unreadable: leave out images that cannot be read, and say how many; else they are errors.
       preparation: that of a trained network, in place of `image_size`, `color` and `resize`.
     """
@@ -116,18 +110,18 @@ def assemble(
         raise UserError(f"data.resize is {resize!r}, but has to be one of {images.RESIZE}")
     if color and color not in images.CHANNELS:
         raise UserError(f'data.color is {color!r}, but has to be "rgb", "grey" or "" for their own')
-    _check_classes(source)
+    roles.check_classes(source)
+    roles.check_labels(source)
     reader = Reader(skip_unreadable)
-    notes = list(source.notes)
-    train, test = _train_and_test(source, test_share, split_seed, notes)
-    train = _subset(train, train_examples, "train")
-    test = _subset(test, test_examples, "test")
+    train, test, notes = roles.train_and_test(
+        source, train_examples, test_examples, test_share, split_seed
+    )
     train, train_shapes = reader.survey(train)
     test, test_shapes = reader.survey(test)
     own = _preparation(train_shapes, test_shapes, 0, "", resize, [])
     if preparation is None:
         preparation = _preparation(train_shapes, test_shapes, image_size, color, resize, notes)
-    _check_fits(len(train.labels) + len(test.labels), preparation)
+    _check_fits(train.count + test.count, preparation)
     train_images, train_labels = reader.read(train, preparation)
     test_images, test_labels = reader.read(test, preparation)
     return dataset.finish(
@@ -146,30 +140,10 @@ def read_split(
     source: Source, split: str, preparation: images.Preparation, skip_unreadable: bool = False
 ):
     """(images [N, H, W, C], labels [N], notes) of one split; "all" joins those there are."""
-    parts = list(source.splits.values()) if split == "all" else [source.splits.get(split)]
-    if None in parts:
-        raise UserError(
-            f"the data has no split {split!r}: it has {', '.join(source.splits)} (or all)"
-        )
-    whole = functools.reduce(joined, parts)
+    whole = roles.named(source, split)
     reader = Reader(skip_unreadable)
-    _check_fits(len(whole.labels), preparation)
+    _check_fits(whole.count, preparation)
     return *reader.read(whole, preparation), [*source.notes, *reader.notes()]
-
-
-def _check_classes(source: Source) -> None:
-    classes = len(source.class_names)
-    if classes < 2:
-        raise UserError(
-            f"the data has one class only ({', '.join(source.class_names) or 'none'}): "
-            "classification needs at least two"
-        )
-    for name, split in source.splits.items():
-        if len(split.labels) and split.labels.max() >= classes:
-            raise UserError(
-                f"the {name} labels run from {split.labels.min()} to {split.labels.max()}, but "
-                f"with {classes} classes they have to lie in 0..{classes - 1}"
-            )
 
 
 def _check_fits(count: int, preparation) -> None:
@@ -182,47 +156,6 @@ def _check_fits(count: int, preparation) -> None:
             "left: lower config.data.image_size, or take fewer images with "
             "config.data.train_examples and config.data.test_examples"
         )
-
-
-def _train_and_test(source, test_share, seed, notes) -> tuple[Split, Split]:
-    splits = source.splits
-    if "train" not in splits:
-        raise UserError(
-            f"the data has the splits {', '.join(splits)}; one has to be called train (test and "
-            "val may stand beside it)"
-        )
-    held_out = next((name for name in VALIDATION if name in splits), None)
-    train, test = splits["train"], splits.get("test")
-    if test is not None and held_out:
-        notes.append(f"the {held_out} images train as well; the test images test")
-        return joined(train, splits[held_out]), test
-    if test is None and held_out:
-        notes.append(f"there is no test split: the {held_out} images test, and are not trained on")
-        return train, splits[held_out]
-    if test is None:
-        rest, share = dataset.hold_out(train.labels, test_share, seed)
-        lost = set(train.labels[share]) - set(train.labels[rest])
-        if lost:
-            raise UserError(
-                f"the class {source.class_names[min(lost)]} has so few images that the test took "
-                "all of them: add some, give the test images of their own, or lower "
-                "config.data.test_share"
-            )
-        notes.append(f"there is no test split: {len(share)} images, class by class, are held out")
-        return picked(train, rest), picked(train, share)
-    return train, test
-
-
-def _subset(split: Split, count: int, part: str) -> Split:
-    """A stratified subset of `count` images; all of them for 0."""
-    if count in (0, len(split.labels)):
-        return split
-    if not 0 < count < len(split.labels):
-        raise UserError(
-            f"config.data.{part}_examples has to lie between 1 and {len(split.labels)}, or be 0 "
-            f"for all; got {count}"
-        )
-    return picked(split, stratified(split.labels, [count], seed=0)[0])
 
 
 def _preparation(train_shapes, test_shapes, image_size, color, resize, notes):
@@ -254,4 +187,4 @@ def _digits() -> Source:
     rest, test = stratified(labels, [len(labels) - DIGITS_TEST, DIGITS_TEST], seed=0)
     whole = of_arrays("digits", pixels, "digits", labels)
     splits = {"train": picked(whole, rest), "test": picked(whole, test)}
-    return Source(splits, tuple(map(str, bunch.target_names)))
+    return Source(splits, tuple(map(str, bunch.target_names)), in_memory=True)

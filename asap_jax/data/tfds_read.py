@@ -55,15 +55,24 @@ def open_tfds(name: str, data_dir: str | None, prepare: bool) -> Source:
 
     def split(part):
         records = builder.as_data_source(split=part, decoders={pixels: tfds.decode.SkipDecoding()})
-        labels = np.array([record[target] for record in records], np.int32)
 
         def read(index):
-            image = records[index][pixels]
-            return Image.open(io.BytesIO(image)) if isinstance(image, bytes) else image
+            record = records[index]
+            image = record[pixels]
+            image = Image.open(io.BytesIO(image)) if isinstance(image, bytes) else image
+            return image, int(record[target])
 
+        size = builder.info.splits[part].num_bytes
         height, width, channels = features[pixels].shape
         shape = None if None in (height, width, channels) else (height, width, channels == 1)
-        return Split(labels, read, lambda i: f"{part}[{i}] of {name}", shape)
+        return Split(
+            len(records),
+            read,
+            lambda: np.array([record[target] for record in records], np.int32),
+            lambda i: f"{part}[{i}] of {name}",
+            f"{builder.info.full_name} {part}: {len(records)} records, {size} bytes",
+            shape,
+        )
 
     used = [part for part in builder.info.splits if part in ("train", "test", *VALIDATION)]
     others = sorted(set(builder.info.splits) - set(used))

@@ -1,0 +1,104 @@
+"""Which of a source's images train, and which test."""
+
+import functools
+
+from asap_jax.data import dataset
+from asap_jax.data.opened import VALIDATION, Source, Split, joined, picked
+from asap_jax.data.splits import stratified
+from asap_jax.errors import UserError
+
+
+def train_and_test(
+    source: Source,
+    train_examples: int = 0,
+    test_examples: int = 0,
+    test_share: float = 0.2,
+    split_seed: int = 0,
+) -> tuple[Split, Split, list[str]]:
+    """(training images, test images, notes for the user).
+
+    A validation split joins the training images where there is a test split too, and is the test
+    where there is none. Without either, a share of the images is held out.
+
+    Args:
+      source: its splits.
+      train_examples, test_examples: keep that many, the same share of each class; 0 for all.
+      test_share: share of the images that is held out where the source has no test split.
+      split_seed: of that split.
+    """
+    notes = list(source.notes)
+    train, test = _by_name(source, test_share, split_seed, notes)
+    return _subset(train, train_examples, "train"), _subset(test, test_examples, "test"), notes
+
+
+def named(source: Source, split: str) -> Split:
+    """One split; "all" joins those there are."""
+    if split == "all":
+        return functools.reduce(joined, source.splits.values())
+    if split not in source.splits:
+        raise UserError(
+            f"the data has no split {split!r}: it has {', '.join(source.splits)} (or all)"
+        )
+    return source.splits[split]
+
+
+def check_classes(source: Source) -> None:
+    """Raises UserError if there is nothing to tell apart."""
+    if len(source.class_names) < 2:
+        raise UserError(
+            f"the data has one class only ({', '.join(source.class_names) or 'none'}): "
+            "classification needs at least two"
+        )
+
+
+def check_labels(source: Source) -> None:
+    """Raises UserError for a label that stands for no class; reads all labels."""
+    classes = len(source.class_names)
+    for name, split in source.splits.items():
+        if split.count and split.labels.max() >= classes:
+            raise UserError(
+                f"the {name} labels run from {split.labels.min()} to {split.labels.max()}, but "
+                f"with {classes} classes they have to lie in 0..{classes - 1}"
+            )
+
+
+def _by_name(source, test_share, seed, notes) -> tuple[Split, Split]:
+    splits = source.splits
+    if "train" not in splits:
+        raise UserError(
+            f"the data has the splits {', '.join(splits)}; one has to be called train (test and "
+            "val may stand beside it)"
+        )
+    train, test = splits["train"], splits.get("test")
+    validation = [name for name in VALIDATION if name in splits]
+    held_out, said = [splits[name] for name in validation], " and ".join(validation)
+    if test is not None and validation:
+        notes.append(f"the {said} images train as well; the test images test")
+        return functools.reduce(joined, [train, *held_out]), test
+    if validation:
+        notes.append(f"there is no test split: the {said} images test, and are not trained on")
+        return train, functools.reduce(joined, held_out)
+    if test is not None:
+        return train, test
+    rest, share = dataset.hold_out(train.labels, test_share, seed)
+    lost = set(train.labels[share]) - set(train.labels[rest])
+    if lost:
+        raise UserError(
+            f"the class {source.class_names[min(lost)]} has so few images that the test took "
+            "all of them: add some, give the test images of their own, or lower "
+            "config.data.test_share"
+        )
+    notes.append(f"there is no test split: {len(share)} images, class by class, are held out")
+    return picked(train, rest), picked(train, share)
+
+
+def _subset(split: Split, count: int, part: str) -> Split:
+    """A stratified subset of `count` images; all of them for 0."""
+    if count in (0, split.count):
+        return split
+    if not 0 < count < split.count:
+        raise UserError(
+            f"config.data.{part}_examples has to lie between 1 and {split.count}, or be 0 for all; "
+            f"got {count}"
+        )
+    return picked(split, stratified(split.labels, [count], seed=0)[0])
