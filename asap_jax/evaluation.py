@@ -1,6 +1,6 @@
 """Accuracy and the like over a whole set, in batches of one compiled shape."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import NamedTuple
 
@@ -133,6 +133,30 @@ def make_answers(
         total = no_answers(classes)
         for indices, valid in evaluation_batches(len(labels), batch_size):
             total = add(total, arguments, images, labels, indices, valid)
+        return jax.device_get(total)
+
+    return answers
+
+
+def streamed_answers(logits: Callable, batches: Iterable, mean, std, classes: int) -> Callable:
+    """Builds answers(*arguments) -> Answers of logits(*arguments, batch), counted on the device.
+
+    Args:
+      logits, classes: as in `make_answers`.
+      batches: (images [B, H, W, C] uint8, labels [B], valid [B] bool), all of one size; gone
+        through once.
+      mean, std: [C], the normalisation.
+    """
+
+    @partial(jax.jit, donate_argnums=0)
+    def add(before, arguments, images, labels, valid):
+        scores = logits(*arguments, normalise(images, mean, std))
+        return add_answers(before, scores, labels, valid)
+
+    def answers(*arguments) -> Answers:
+        total = no_answers(classes)
+        for images, labels, valid in batches:
+            total = add(total, arguments, images, labels, valid)
         return jax.device_get(total)
 
     return answers

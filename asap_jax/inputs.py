@@ -12,24 +12,50 @@ from asap_jax.networks import side_multiple
 
 def data_options(config: ConfigDict) -> dict:
     """What `config.data` says of reading, whatever the source."""
-    apart = ("source", "dir", "prepare", "class_weights")
+    apart = ("source", "dir", "prepare", "class_weights", "streaming", "workers")
     return {key: value for key, value in config.data.items() if key not in apart}
 
 
-def load_data(config: ConfigDict, preparation=None) -> data.Dataset:
-    """The data set that `config.data` names, prepared as a network asks if one is given."""
+def load_data(
+    config: ConfigDict, preparation=None, *, searches: bool = False
+) -> data.Dataset | data.Stream:
+    """The data set that `config.data` names: images in memory, or a stream of them.
+
+    Args:
+      config: its `data.streaming` decides; "auto" streams what memory would not hold.
+      preparation: that of a network, if the images are for one.
+      searches: a search needs its images in memory.
+    """
     options = config.data
     if options.source == "arrays":
         raise UserError(
             "this config was run on arrays from Python: name them there (data=...), or a source "
             "with --config.data.source"
         )
-    return data.load(
-        options.source,
-        options.dir or None,
-        prepare=options.prepare,
-        preparation=preparation,
-        **data_options(config),
+    if searches and options.streaming == "on":
+        raise UserError(
+            "config.data.streaming is on, but a search needs its images in memory: search on fewer "
+            "or smaller ones (config.data.train_examples, config.data.image_size) with "
+            "config.data.streaming=off, then train what it found on all of them, streamed, with "
+            "--mode=train"
+        )
+    source = data.open_source(options.source, options.dir or None, options.prepare)
+    reading = data_options(config) | {"preparation": preparation}
+    if not searches and (why := _streamed(options, source, preparation)):
+        source = source._replace(notes=(*source.notes, why))
+        return data.stream(source, workers=options.workers, **reading)
+    return data.assemble(source, **reading)
+
+
+def _streamed(options, source, preparation) -> str:
+    """Why the images are streamed, or "" if they are not."""
+    if options.streaming == "off":
+        return ""
+    if options.streaming == "on" or options.resize == "random_crop":
+        return "the images are streamed: read from disk again in each epoch"
+    choice = ("train_examples", "test_examples", "test_share", "split_seed")
+    return data.outgrows_memory(
+        source, options.image_size, preparation, **{key: options[key] for key in choice}
     )
 
 

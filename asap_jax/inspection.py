@@ -37,7 +37,7 @@ def evaluate(
     if source:
         opened = data.open_source(source, data_dir or None)
         split = split or ("test" if "test" in opened.splits else "all")
-        images, labels, notes = data.read_split(opened, split, network.preparation)
+        batches, notes = data.split_batches(opened, split, network.preparation)
         class_names = opened.class_names
     else:
         config = presets.get_config()
@@ -52,7 +52,7 @@ def evaluate(
                 "with --data, or call its accuracy(images, labels)"
             )
         dataset = load_data(config, network.preparation)
-        images, labels = getattr(dataset, f"{split}_images"), getattr(dataset, f"{split}_labels")
+        batches = dataset.batches(split)
         source, class_names, notes = config.data.source, dataset.class_names, dataset.notes
     strange = [name for name in class_names if name not in network.class_names]
     if strange:
@@ -61,20 +61,23 @@ def evaluate(
             f"does not know; it knows {', '.join(network.class_names[:10])} (fine_tune trains it "
             "on others)"
         )
-    labels = np.array([network.class_names.index(name) for name in class_names])[labels]
-    nothing = evaluation.no_answers(len(network.class_names))
-    answers = evaluation.add_answers(nothing, network.predict_proba(images), labels)
+    numbers = np.array([network.class_names.index(name) for name in class_names])
+    answers = evaluation.no_answers(len(network.class_names))
+    for images, labels in batches:
+        scores = network.predict_proba(images)
+        answers = evaluation.add_answers(answers, scores, numbers[labels])
+    count = int(np.sum(answers.confusion))
     result = {
         "source": source,
         "split": split,
-        "images": len(labels),
+        "images": count,
         **answers.record(network.class_names),
     }
     with open(Path(folder) / "evaluations.jsonl", "a") as file:
         file.write(json.dumps({**result, "time": time.strftime("%Y-%m-%dT%H:%M:%S")}) + "\n")
     if not quiet:
         rows = [("note", note) for note in notes]
-        rows += [("accuracy", f"{100 * result['accuracy']:.2f} % of {len(labels)} images")]
+        rows += [("accuracy", f"{100 * result['accuracy']:.2f} % of {count} images")]
         rows += evaluation.rows(result)
         rows += [
             (f"  {each}", "-" if value is None else f"{100 * value:.2f} %")

@@ -96,7 +96,9 @@ def run(
         )
     given = find_genotype(config, folder) if mode == "train" else None
     start = _start(config, mode)
-    dataset = _begin_with(start, dataset or load_data(config, start and start.preparation))
+    if dataset is None:
+        dataset = load_data(config, start and start.preparation, searches=mode != "train")
+    dataset = _begin_with(start, dataset)
     _check_data(config, dataset, mode, given)
     if config.check_memory:
         _check_memory(config, dataset, mode, given)
@@ -118,11 +120,12 @@ def _start(config, mode) -> trained.TrainedNetwork | None:
     return trained.load(config.train.start_from)
 
 
-def _begin_with(start, dataset) -> data.Dataset:
+def _begin_with(start, dataset) -> data.Dataset | data.Stream:
     """The data as the network to start from knows images."""
     if start is None:
         return dataset
-    dataset = data.as_dataset(dataset, preparation=start.preparation)
+    if not isinstance(dataset, data.Stream):  # which was opened for that network
+        dataset = data.as_dataset(dataset, preparation=start.preparation)
     return dataclasses.replace(dataset, mean=start.mean, std=start.std)
 
 
@@ -186,8 +189,8 @@ class _Run:
     def go(self, mode, given) -> Outcome:
         shape = self.dataset.preparation.shape
         self.say(
-            f"{self.config.data.source}: {len(self.dataset.train_labels)} training and "
-            f"{len(self.dataset.test_labels)} test images of {shape[0]}x{shape[1]}, "
+            f"{self.config.data.source}: {self.dataset.train_count} training and "
+            f"{self.dataset.test_count} test images of {shape[0]}x{shape[1]}, "
             f"{len(self.dataset.class_names)} classes; {jax.devices()[0].device_kind}"
         )
         for note in self.dataset.notes:

@@ -4,9 +4,10 @@ What a resumed run needs beside the state is `Progress`, so a run that is cut an
 uninterrupted one.
 """
 
+import contextlib
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -77,7 +78,7 @@ class Progress:
     seconds, epoch_seconds: time spent in the stage and in the epoch, over all starts.
     ended: "" while it goes on or ran its epochs; "finished" if the step said so, "stopped" if a
       callback did.
-    history: {name: list}, what `summary` and `batches` want to look back on.
+    history: {name: list}, what `summary` and `begin` want to look back on.
     """
 
     epoch: int = 0
@@ -108,7 +109,7 @@ def run(
     phase: str,
     state: Any,
     step: Callable,
-    batches: Callable[[Progress], Sequence[tuple]],
+    batches: Callable[[int, int], Iterator[tuple]],
     summary: Callable[[Any, Progress, dict], tuple[dict, str]],
     *,
     epochs: int,
@@ -118,6 +119,7 @@ def run(
     index: int = 0,
     stage: int = 0,
     watch: Callable[[Any], Callable[[Any, dict], bool]] | None = None,
+    begin: Callable[[Progress], None] | None = None,
 ) -> tuple[Any, Progress]:
     """Runs `step` over the batches of all epochs, from the last checkpoint on if there is one.
 
@@ -127,13 +129,15 @@ def run(
       state: as the stage begins.
       step: (state, *batch) -> (state, metrics), metrics a dict of scalars with `train_loss`; a true
         `finished` among them ends the stage.
-      batches: progress, at the beginning of an epoch or within it -> the epoch's batches.
+      batches: (epochs, steps of the next one that are done) -> the batches from there to the end
+        of the last epoch; closed when the loop ends.
       summary: (state, progress, last metrics) -> (record, line) of an epoch.
       epochs, steps: how long.
       session: log, signals, checkpoints, callbacks.
       identity: what a checkpoint has to belong to.
       watch: the state at this start -> a function that is called after each step with (state,
         record of the step) and says whether to end.
+      begin: called with the progress before the first step at this start.
 
     Returns:
       (state, progress) at the end.
@@ -177,12 +181,14 @@ def run(
                 or record["epoch"] <= progress.epoch
             )
         )
+        if begin:
+            begin(progress)
         watcher, clock = watch and watch(state), _Clock(progress)
-        with session.log.bar(phase, epochs * steps, done()) as bar:
+        coming = contextlib.closing(batches(progress.epoch, progress.step))
+        with coming as batch, session.log.bar(phase, epochs * steps, done()) as bar:
             while progress.epoch < epochs and not progress.ended:
-                order = batches(progress)
                 while progress.step < steps and not progress.ended:
-                    state, metrics = step(state, *order[progress.step])
+                    state, metrics = step(state, *next(batch))
                     metrics = jax.device_get(metrics)
                     _check_finite(metrics, phase, progress)
                     progress.add(metrics)

@@ -41,7 +41,9 @@ def paper() -> ConfigDict:
             "test_examples": 0,
             "image_size": 0,  # side to resize to; 0 is the images' own, or 64 where they differ
             "color": "",  # "rgb", "grey"; "" is the images' own
-            "resize": "stretch",  # each side on its own; "crop" keeps the proportions
+            "resize": "stretch",  # each side on its own; or "crop", "random_crop": docs/data.md
+            "streaming": "auto",  # "on" reads images while a network trains; "off" before it
+            "workers": -1,  # processes that read streamed images; -1 is one a core, 0 none
             "test_share": 0.2,  # held out where the source has no test images
             "split_seed": 0,  # of that split
             "skip_unreadable": False,  # leave such images out and count them
@@ -351,6 +353,7 @@ def _with_random(config: ConfigDict) -> None:
 MODES = ("", "search", "train")
 SCHEDULES = ("cosine", "power_cosine", "exponential")
 CLASS_WEIGHTS = ("none", "balanced")
+STREAMING = ("auto", "on", "off")
 
 SIZES: dict[str, Callable[[], ConfigDict]] = {
     "paper": paper,
@@ -457,6 +460,9 @@ def check(config: ConfigDict) -> None:
     share, weights = config.data.test_share, config.data.class_weights
     require(0 < share < 1, "data.test_share", share, "above 0 and below 1")
     require(weights in CLASS_WEIGHTS, "data.class_weights", weights, " or ".join(CLASS_WEIGHTS))
+    streaming, workers = config.data.streaming, config.data.workers
+    require(streaming in STREAMING, "data.streaming", streaming, " or ".join(STREAMING))
+    require(workers >= -1, "data.workers", workers, "-1, 0 or more")
     for key, value, known in (
         ("search.space", search.space, SPACES),
         ("search.edges", search.edges, EDGES),

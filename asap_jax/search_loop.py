@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import time
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -305,13 +306,12 @@ class _Stage:
         state = init_state(self.network, self.strategy, self.optimizers, key, shape)
         planned = _PlannedStep(self, class_weights)
 
-        def batches(progress):
-            planned.follow(progress.history)
-            size, epoch = config.batch_size, before + progress.epoch
-            order = data.epoch_order(held.omega, size, (self.seed, 0), epoch)
+        def order(epoch):
+            size, epoch = config.batch_size, before + epoch
+            omega_order = data.epoch_order(held.omega, size, (self.seed, 0), epoch)
             alpha_order = data.epoch_order(held.alpha, size, (self.seed, 1), epoch)
             # The halves differ by one image at most: the shorter one starts over.
-            return [(order[i], alpha_order[i % len(alpha_order)]) for i in range(self.steps)]
+            return [(omega_order[i], alpha_order[i % len(alpha_order)]) for i in range(self.steps)]
 
         def summary(state, progress, last):
             record = self.summary(state, progress, last)
@@ -324,7 +324,7 @@ class _Stage:
             "search",
             state,
             planned,
-            batches,
+            partial(data.onwards, order, self.epochs),
             summary,
             epochs=self.epochs,
             steps=self.steps,
@@ -333,6 +333,7 @@ class _Stage:
             index=index,
             stage=number,
             watch=_prune_watch(self.session.callbacks.on_prune, self.space),
+            begin=planned.follow,
         )
 
     def summary(self, state, progress, last) -> dict:
@@ -429,9 +430,9 @@ class _PlannedStep:
         self._network, self._jitted, self._compile_seconds = stage.network, None, None
         self._fresh = False  # whether the epoch under way holds the time of a compilation
 
-    def follow(self, history) -> None:
-        """Takes the plan that the history tells of."""
-        name, live = history.setdefault("plan", [self._network.plan.name, None])
+    def follow(self, progress) -> None:
+        """Takes the plan that the search's history tells of, or notes its own there."""
+        name, live = progress.history.setdefault("plan", [self._network.plan.name, None])
         plan = plans.Plan(name, live and plans.freeze(live))
         if self._jitted is None or plan != self._network.plan:
             self._network, self._compile_seconds = self._stage.network.clone(plan=plan), None
@@ -475,6 +476,7 @@ class _PlannedStep:
                 f"compiling the search step for the {sum(mask.sum() for mask in masks.values())} "
                 "candidates that are left"
             )
+            self.follow(progress)
 
 
 def _prune_watch(on_prune, space):

@@ -1,6 +1,7 @@
 """The host's side of training a derived network; the mathematics is in `train_step`."""
 
 import time
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -11,7 +12,7 @@ import optax
 from asap_jax import checkpoint, compile_cache, data, loop, memory, optim, precisions, schedules
 from asap_jax.data.augment import Augmentation, augment
 from asap_jax.errors import UserError
-from asap_jax.evaluation import Answers, make_answers
+from asap_jax.evaluation import Answers, make_answers, streamed_answers
 from asap_jax.genotypes import Genotype
 from asap_jax.networks import STAGES, EvalNetwork
 from asap_jax.ops import Context
@@ -80,9 +81,9 @@ def check_cells(config, skeleton: str) -> None:
         )
 
 
-def check(config, dataset: data.Dataset) -> None:
+def check(config, dataset: data.Dataset | data.Stream) -> None:
     """Raises UserError if the data cannot make a training."""
-    count = len(dataset.train_labels)
+    count = dataset.train_count
     if config.batch_size > count:
         raise UserError(
             f"config.train.batch_size is {config.batch_size}, but there are only {count} training "
@@ -113,7 +114,7 @@ def make_optimizer(config, steps: int) -> optax.GradientTransformation:
     )
 
 
-def make_augmentation(config, dataset: data.Dataset) -> Augmentation:
+def make_augmentation(config, dataset: data.Dataset | data.Stream) -> Augmentation:
     """What the config (the `train` part) does to the data's training images."""
     options = config.augmentation
     return Augmentation(
@@ -127,7 +128,7 @@ def make_augmentation(config, dataset: data.Dataset) -> Augmentation:
     )
 
 
-def estimate(config, genotype: Genotype, dataset: data.Dataset) -> memory.Estimate:
+def estimate(config, genotype: Genotype, dataset: data.Dataset | data.Stream) -> memory.Estimate:
     """The memory that a step of the training takes."""
     network = make_network(config, genotype, len(dataset.class_names))
     if jax.default_backend() == "cpu":
@@ -154,14 +155,13 @@ def estimate(config, genotype: Genotype, dataset: data.Dataset) -> memory.Estima
         )
         return logits.sum() + (0 if auxiliary is None else auxiliary.sum())
 
-    held = dataset.train_images.nbytes + dataset.test_images.nbytes
-    return memory.estimate(loss, state.params, state, held)
+    return memory.estimate(loss, state.params, state, dataset.nbytes)
 
 
 def train(
     config,
     genotype: Genotype,
-    dataset: data.Dataset,
+    dataset: data.Dataset | data.Stream,
     seed: int,
     session: loop.Session,
     *,
@@ -176,7 +176,7 @@ def train(
     Args:
       config: the `train` part of a config.
       genotype: the cells.
-      dataset: images in memory.
+      dataset: images in memory, or a stream of them.
       seed: of the weights, the batches and the augmentation.
       session: log, checkpoints, signals, callbacks.
       phase, index: name its records and checkpoints.
@@ -187,8 +187,7 @@ def train(
     """
     started = time.monotonic()
     check(config, dataset)
-    count = len(dataset.train_labels)
-    steps = count // config.batch_size
+    steps = dataset.train_count // config.batch_size
     network = make_network(config, genotype, len(dataset.class_names))
     optimizer = make_optimizer(config, steps)
     shape, average = dataset.preparation.shape, config.average > 0
@@ -199,25 +198,19 @@ def train(
     drop_path = None
     if config.drop_path:
         drop_path = schedules.linear_by_epoch(config.drop_path, config.epochs, steps)
-    jitted = _with_data(
-        make_train_step(
-            network,
-            optimizer,
-            auxiliary_weight=config.auxiliary_weight,
-            label_smoothing=config.label_smoothing,
-            drop_path=drop_path,
-            class_weights=class_weights,
-            accumulate=config.accumulate,
-            average=config.average,
-            dtype=precisions.map_dtype(config.precision),
-        ),
-        make_augmentation(config, dataset),
+    step = make_train_step(
+        network,
+        optimizer,
+        auxiliary_weight=config.auxiliary_weight,
+        label_smoothing=config.label_smoothing,
+        drop_path=drop_path,
+        class_weights=class_weights,
+        accumulate=config.accumulate,
+        average=config.average,
+        dtype=precisions.map_dtype(config.precision),
     )
-    images, labels = jnp.asarray(dataset.train_images), jnp.asarray(dataset.train_labels)
-
-    def batches(progress):
-        order = data.epoch_order(np.arange(count), config.batch_size, (seed, 2), progress.epoch)
-        return [(indices,) for indices in order]
+    feed = _streamed if isinstance(dataset, data.Stream) else _resident
+    step, batches = feed(config, dataset, seed, _augmented(step, make_augmentation(config, dataset)))
 
     def summary(state, progress, last):
         record = {key: progress.mean(key) for key in ("train_loss", "train_accuracy")}
@@ -232,7 +225,7 @@ def train(
     state, progress = loop.run(
         phase,
         state,
-        lambda state, indices: jitted(state, images, labels, indices),
+        step,
         batches,
         summary,
         epochs=config.epochs,
@@ -242,16 +235,7 @@ def train(
         index=index,
     )
     left = time.monotonic()
-    answer = make_answers(
-        evaluation_logits(network),
-        dataset.test_images,
-        dataset.test_labels,
-        dataset.mean,
-        dataset.std,
-        config.eval_batch_size,
-        len(dataset.class_names),
-    )
-    answers = answer(state.variables)
+    answers = _test(config, network, dataset, state.variables)
     outside = time.monotonic() - left + entered - started
     return TrainOutcome(
         answers,
@@ -292,11 +276,45 @@ def _transplanted(start, fresh):
     return jax.tree.map(jnp.array, begun)  # copies: a step reuses its state's memory
 
 
-def _with_data(step, augmentation):
-    """The jitted step that takes its batch out of the data on the device and augments it."""
+def _augmented(step, augmentation):
+    """step(state, images uint8, labels), which augments its batch."""
 
-    def run(state, images, labels, indices):
+    def run(state, images, labels):
         _, key = step_keys(state.key, state.step)
-        return step(state, Batch(augment(images[indices], augmentation, key), labels[indices]))
+        return step(state, Batch(augment(images, augmentation, key), labels))
 
-    return jax.jit(run, donate_argnums=0, compiler_options=compile_cache.options())
+    return run
+
+
+def _resident(config, dataset, seed, step):
+    """(jitted step, batches) for `loop.run`: the images stay on the device, a batch is indices."""
+    images, labels = jnp.asarray(dataset.train_images), jnp.asarray(dataset.train_labels)
+    jitted = _jit(lambda state, x, y, indices: step(state, x[indices], y[indices]))
+
+    def order(epoch):
+        indices = np.arange(dataset.train_count)
+        return [(i,) for i in data.epoch_order(indices, config.batch_size, (seed, 2), epoch)]
+
+    return (
+        lambda state, indices: jitted(state, images, labels, indices),
+        partial(data.onwards, order, config.epochs),
+    )
+
+
+def _streamed(config, dataset, seed, step):
+    """(jitted step, batches) for `loop.run`: a batch is images and labels, sent ahead of time."""
+    return _jit(step), partial(dataset.train_batches, config.batch_size, seed, config.epochs)
+
+
+def _jit(step):
+    return jax.jit(step, donate_argnums=0, compiler_options=compile_cache.options())
+
+
+def _test(config, network, dataset, variables) -> Answers:
+    logits, size, classes = evaluation_logits(network), config.eval_batch_size, dataset.class_names
+    told = (dataset.mean, dataset.std)
+    if isinstance(dataset, data.Stream):
+        batches = dataset.test_batches(min(size, dataset.test_count))
+        return streamed_answers(logits, batches, *told, len(classes))(variables)
+    images, labels = dataset.test_images, dataset.test_labels
+    return make_answers(logits, images, labels, *told, size, len(classes))(variables)

@@ -34,6 +34,7 @@ LAYERS = [
     {"data.opened"},
     {"data.archives", "data.folders", "data.reading", "data.roles", "data.tfds_read"},
     {"data.sources"},
+    {"data.streams"},
     {"data", *(f"strategies.{name}" for name in METHODS)},
     {"strategies", "report"},
     {"search_step"},
@@ -86,6 +87,7 @@ def test_networks_know_no_strategy_and_only_the_host_sees_configs():
     host = {
         "api",
         "command_line",
+        "data.streams",  # grain takes its options from absl's flags
         "inputs",
         "inspection",
         "job",

@@ -1,9 +1,10 @@
 """From a config to arrays: sources, splits, batches; `augment` runs on the device."""
 
-from asap_jax.data.batches import epoch_order, evaluation_batches
+from asap_jax.data.batches import epoch_order, evaluation_batches, onwards
 from asap_jax.data.dataset import Dataset, balanced_weights
-from asap_jax.data.sources import from_arrays, load, open_source, read_split
+from asap_jax.data.sources import assemble, from_arrays, load, open_source, read_split
 from asap_jax.data.splits import halves, stratified
+from asap_jax.data.streams import Stream, outgrows_memory, split_batches, stream
 from asap_jax.errors import UserError
 
 
@@ -33,14 +34,20 @@ def as_dataset(given, **options) -> Dataset:
 
 __all__ = [
     "Dataset",
+    "Stream",
     "as_dataset",
+    "assemble",
     "balanced_weights",
     "epoch_order",
     "evaluation_batches",
     "from_arrays",
     "halves",
     "load",
+    "onwards",
     "open_source",
+    "outgrows_memory",
     "read_split",
+    "split_batches",
     "stratified",
+    "stream",
 ]

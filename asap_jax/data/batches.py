@@ -14,6 +14,19 @@ def epoch_order(indices, batch_size, seed, epoch):
     return order[: steps * batch_size].reshape(steps, batch_size)
 
 
+def onwards(order, epochs, epoch, step):
+    """Yields the batches of all epochs from a step of one on.
+
+    Args:
+      order: epoch -> its batches, a sequence.
+      epochs: how many there are.
+      epoch, step: where to begin.
+    """
+    for each in range(epoch, epochs):
+        yield from order(each)[step:]
+        step = 0
+
+
 def evaluation_batches(count, batch_size):
     """Yields (indices [batch_size], valid [batch_size] bool) over `count` images, in order.
 

@@ -9,6 +9,8 @@ from asap_jax.data.images import Preparation, prepare
 from asap_jax.data.splits import stratified
 from asap_jax.errors import UserError
 
+MIXED_SIZE = 64  # side of images that came in many sizes, where none is asked for
+
 
 @dataclass(frozen=True)
 class Dataset:
@@ -33,6 +35,23 @@ class Dataset:
     preparation: Preparation
     notes: tuple[str, ...] = ()
 
+    @property
+    def train_count(self) -> int:
+        return len(self.train_labels)
+
+    @property
+    def test_count(self) -> int:
+        return len(self.test_labels)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the images."""
+        return self.train_images.nbytes + self.test_images.nbytes
+
+    def batches(self, part: str) -> list[tuple[np.ndarray, np.ndarray]]:
+        """[(images, labels)] of the part, "train" or "test": all in one piece."""
+        return [(getattr(self, f"{part}_images"), getattr(self, f"{part}_labels"))]
+
     def digest(self) -> str:
         """A fingerprint of every pixel and label: a run goes on with the data it began with."""
         sha = hashlib.sha256()
@@ -48,7 +67,7 @@ def finish(
     test_labels,
     class_names,
     preparation,
-    statistics=None,
+    published=None,
     notes=(),
 ) -> Dataset:
     """Checks the classes, adds the statistics where none are published, reports an imbalance."""
@@ -71,15 +90,15 @@ def finish(
             f"{class_names[counts.argmin()]!r} (--config.data.class_weights=balanced weighs "
             "the loss)",
         )
-    if statistics is None:
-        statistics = _statistics(train_images)
+    if published is None:
+        published = statistics(train_images)
     return Dataset(
         train_images,
         train_labels,
         test_images,
         test_labels,
         tuple(class_names),
-        *statistics,
+        *published,
         preparation,
         tuple(notes),
     )
@@ -174,7 +193,7 @@ def check_labels(name: str, labels, count: int) -> np.ndarray:
     return labels.astype(np.int32)
 
 
-def _statistics(images):
+def statistics(images):
     """Mean and standard deviation of each channel, in [0, 1], from a histogram of the pixels."""
     levels = np.arange(256) / 255
     mean, std = [], []

@@ -6,8 +6,13 @@ from typing import NamedTuple
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
+from asap_jax.errors import UserError
+
 CHANNELS = {"grey": 1, "rgb": 3}
-RESIZE = ("stretch", "crop")
+RESIZE = ("stretch", "crop", "random_crop")
+RANDOM_AREA = (0.08, 1.0)  # share of the image that a random crop shows
+RANDOM_RATIO = (3 / 4, 4 / 3)  # width to height
+TEST_SHARE = 224 / 256  # side of what a test sees of an image whose training crops are random
 _GREY = {"1", "L", "LA", "La", "I", "F", "I;16", "I;16L", "I;16B", "I;16N"}
 
 
@@ -17,7 +22,9 @@ class Preparation(NamedTuple):
     height, width: in pixels.
     color: "rgb" or "grey".
     resize: what to do with another shape: "stretch" fits each side on its own; "crop" fits the
-      shorter side and takes the middle of the longer.
+      shorter side and takes the middle of the longer; "random_crop" shows a training another part
+      each time (see `random_crop`), and a test the middle: of 256 pixels along the shorter side
+      224, as is usual for ImageNet, and of other sizes that share.
     """
 
     height: int
@@ -29,6 +36,14 @@ class Preparation(NamedTuple):
     def shape(self) -> tuple[int, int, int]:
         """(H, W, C) of a prepared image."""
         return self.height, self.width, CHANNELS[self.color]
+
+
+def check_options(color: str, resize: str) -> None:
+    """Raises UserError for a colour or a way to resize that is not known."""
+    if resize not in RESIZE:
+        raise UserError(f"data.resize is {resize!r}, but has to be one of {RESIZE}")
+    if color and color not in CHANNELS:
+        raise UserError(f'data.color is {color!r}, but has to be "rgb", "grey" or "" for their own')
 
 
 def is_grey(image) -> bool:
@@ -83,13 +98,52 @@ def prepare(image, preparation: Preparation) -> np.ndarray:
         image = np.asarray(image)
         if image.dtype == np.uint8 and image.shape == preparation.shape:
             return image
-        image = _from_array(image)
+    image = _resized(_upright(image, preparation), preparation)
+    return np.asarray(image).reshape(preparation.shape)
+
+
+def random_crop(image, preparation: Preparation, rng: np.random.Generator) -> np.ndarray:
+    """uint8 [H, W, C] of a part of an image, chosen at random as torchvision's RandomResizedCrop.
+
+    Its area is uniform in 8 to 100 % of the image's, the logarithm of width to height uniform
+    between those of 3/4 and 4/3, its place uniform; it is resized bilinearly.
+
+    Args:
+      image: a Pillow image or an array, see `prepare`.
+      preparation: size and colour of what comes out.
+      rng: is drawn from.
+    """
+    image = _upright(image, preparation)
+    left, top, width, height = crop_box(image.width, image.height, rng)
+    part = image.crop((left, top, left + width, top + height))
+    part = part.resize((preparation.width, preparation.height), Image.Resampling.BILINEAR)
+    return np.asarray(part).reshape(preparation.shape)
+
+
+def crop_box(width: int, height: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
+    """(left, top, width, height) of a random crop of an image of that size; see `random_crop`.
+
+    What does not fit is drawn anew, ten times; then it is the middle, as much of it as the bounds
+    of the ratio allow.
+    """
+    low, high = RANDOM_RATIO
+    for _ in range(10):
+        area = width * height * rng.uniform(*RANDOM_AREA)
+        ratio = np.exp(rng.uniform(np.log(low), np.log(high)))
+        w, h = round(float(np.sqrt(area * ratio))), round(float(np.sqrt(area / ratio)))
+        if 0 < w <= width and 0 < h <= height:
+            return int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1)), w, h
+    w, h = min(width, round(height * high)), min(height, round(width / low))
+    return (width - w) // 2, (height - h) // 2, w, h
+
+
+def _upright(image, preparation) -> Image.Image:
+    """The image as it will be seen, of eight bits and the preparation's colour, its own size."""
+    if not isinstance(image, Image.Image):
+        image = _from_array(np.asarray(image))
     if _orientation(image) != 1:
         image = ImageOps.exif_transpose(image)
-    image = _eight_bit(image)
-    image = _colored(image, preparation.color)
-    image = _resized(image, preparation)
-    return np.asarray(image).reshape(preparation.shape)
+    return _colored(_eight_bit(image), preparation.color)
 
 
 def _from_array(array) -> Image.Image:
@@ -140,8 +194,19 @@ def _colored(image, color) -> Image.Image:
 
 def _resized(image, preparation) -> Image.Image:
     target = (preparation.width, preparation.height)
+    if preparation.resize == "random_crop":
+        return _middle(image, target)
     if image.size == target:
         return image
     if preparation.resize == "crop":
         return ImageOps.fit(image, target, Image.Resampling.BILINEAR)
     return image.resize(target, Image.Resampling.BILINEAR)
+
+
+def _middle(image, target) -> Image.Image:
+    """Resize so that `target` is 224 / 256 of the shorter side; cut the middle out."""
+    short = max(round(side / TEST_SHARE) for side in target)
+    size = tuple(int(short * side / min(image.size)) for side in image.size)
+    image = image.resize(size, Image.Resampling.BILINEAR)
+    left, top = (round((a - b) / 2) for a, b in zip(size, target, strict=True))
+    return image.crop((left, top, left + target[0], top + target[1]))

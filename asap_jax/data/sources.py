@@ -20,7 +20,6 @@ from asap_jax.data.tfds_read import open_tfds
 from asap_jax.errors import UserError
 
 DIGITS_TEST = 360
-MIXED_SIZE = 64  # side of images that came in many sizes, where none is asked for
 SOURCES = '"digits", "tfds:NAME", "folder:PATH" and "npz:PATH"'
 
 
@@ -106,10 +105,13 @@ def assemble(
       skip_unreadable: leave out images that cannot be read, and say how many; else they are errors.
       preparation: that of a trained network, in place of `image_size`, `color` and `resize`.
     """
-    if resize not in images.RESIZE:
-        raise UserError(f"data.resize is {resize!r}, but has to be one of {images.RESIZE}")
-    if color and color not in images.CHANNELS:
-        raise UserError(f'data.color is {color!r}, but has to be "rgb", "grey" or "" for their own')
+    images.check_options(color, resize)
+    if resize == "random_crop":
+        raise UserError(
+            'config.data.resize is "random_crop", another part of the image each time, which '
+            "images in memory cannot give: stream them (--mode=train with "
+            "--config.data.streaming=on), or choose stretch or crop"
+        )
     roles.check_classes(source)
     roles.check_labels(source)
     reader = Reader(skip_unreadable)
@@ -154,7 +156,8 @@ def _check_fits(count: int, preparation) -> None:
             f"{count} images of {preparation.height}x{preparation.width} take "
             f"{memory.readable(needed)}, but this machine has {memory.readable(left)} of memory "
             "left: lower config.data.image_size, or take fewer images with "
-            "config.data.train_examples and config.data.test_examples"
+            "config.data.train_examples and config.data.test_examples (--mode=train can stream "
+            "them: config.data.streaming)"
         )
 
 
@@ -169,9 +172,9 @@ def _preparation(train_shapes, test_shapes, image_size, color, resize, notes):
         smallest, largest = min(map(min, sizes)), max(map(max, sizes))
         notes.append(
             f"the images have sides of {smallest} to {largest} pixels: all are resized to "
-            f"{MIXED_SIZE}x{MIXED_SIZE} (--config.data.image_size changes it)"
+            f"{dataset.MIXED_SIZE}x{dataset.MIXED_SIZE} (--config.data.image_size changes it)"
         )
-        sizes = {(MIXED_SIZE, MIXED_SIZE)}
+        sizes = {(dataset.MIXED_SIZE, dataset.MIXED_SIZE)}
     if not sizes:
         raise UserError("the data holds no image that can be read")
     return images.Preparation(*sizes.pop(), color, resize)

@@ -1,0 +1,335 @@
+"""Images that are read while the network trains, for sets too large for memory; by Google's grain.
+
+A batch is a pure function of the seed and its number: which records it holds follows from grain's
+shuffle of the indices, and what is random about a record from (seed, epoch, record). So a training
+goes on in the middle of an epoch by starting at that batch, with any number of workers.
+"""
+
+import dataclasses
+import hashlib
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from multiprocessing import parent_process
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+
+from asap_jax import memory
+from asap_jax.data import dataset, images, roles, sources
+from asap_jax.data.opened import Source, Split, picked
+from asap_jax.data.reading import Reader
+from asap_jax.errors import UserError
+
+MEMORY_SHARE = 0.5  # of what is left; images that take more are streamed if nothing else is said
+MEASURED = 512  # training images whose statistics are taken where none are published
+
+
+@dataclasses.dataclass(frozen=True)
+class Stream:
+    """Images on disk, with what a training has to know of them; see `Dataset` for those in memory.
+
+    Attributes:
+      train, test: the images that train and test.
+      class_names: a name per class.
+      mean, std: [C] of images scaled to [0, 1].
+      preparation: how the images are brought to their size and colour.
+      workers: processes that read; 0 reads in threads of this one, -1 stands for one a core.
+      notes: what a user should know of how the set came about, a line each.
+    """
+
+    train: Split
+    test: Split
+    class_names: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    preparation: images.Preparation
+    workers: int = -1
+    notes: tuple[str, ...] = ()
+
+    nbytes = 0  # none of the images stays in memory
+
+    @property
+    def train_count(self) -> int:
+        return self.train.count
+
+    @property
+    def test_count(self) -> int:
+        return self.test.count
+
+    @property
+    def train_labels(self) -> np.ndarray:
+        """[N] int32; a tfds set is read once through for them."""
+        return self.train.labels
+
+    def digest(self) -> str:
+        """A fingerprint of names and counts, not of the pixels: those are too many to read."""
+        both = f"streamed\n{self.train.fingerprint}\n{self.test.fingerprint}"
+        return hashlib.sha256(both.encode()).hexdigest()[:16]
+
+    def train_batches(
+        self, batch_size: int, seed: int, epochs: int, epoch: int, step: int
+    ) -> Iterator[tuple]:
+        """(images uint8 [B, H, W, C], labels int32 [B]) on the device, from a step of an epoch on.
+
+        Each epoch has all records in an order of its own, but for an incomplete last batch.
+        """
+        import grain
+
+        order_seed, crop_seed = np.random.SeedSequence((seed, 2)).generate_state(2).tolist()
+        order = grain.MapDataset.range(self.train.count).shuffle(seed=order_seed)
+        steps = self.train.count // batch_size
+        draw = _TrainingRecord(
+            self.train.read, self.train.name, self.preparation, order, steps * batch_size, crop_seed
+        )
+        begin = epoch * steps + step
+        return _batches(draw, begin, epochs * steps, batch_size, self.workers)
+
+    def batches(self, part: str, batch_size: int = 256) -> Iterator[tuple]:
+        """(images, labels) of the part, "train" or "test", as a test sees them."""
+        split = getattr(self, part)
+        return _valid_only(in_order(split, self.preparation, batch_size, self.workers))
+
+    def test_batches(self, batch_size: int) -> Iterator[tuple]:
+        """(images, labels, valid [B] bool) of the test images; see `in_order`."""
+        return in_order(self.test, self.preparation, batch_size, self.workers)
+
+
+def stream(
+    source: Source,
+    *,
+    train_examples: int = 0,
+    test_examples: int = 0,
+    image_size: int = 0,
+    color: str = "",
+    resize: str = "stretch",
+    test_share: float = 0.2,
+    split_seed: int = 0,
+    skip_unreadable: bool = False,
+    preparation: images.Preparation | None = None,
+    workers: int = -1,
+) -> Stream:
+    """A stream of a source's images; no image is read but for the statistics of the channels.
+
+    Args:
+      source: what `open_source` gave.
+      train_examples, test_examples, test_share, split_seed: see `roles.train_and_test`.
+      image_size, color, resize: see `assemble`; sizes that differ need an `image_size`, and colour
+        is "rgb" where it is not known beforehand.
+      skip_unreadable: refused: what cannot be read is found when it is too late to leave it out.
+      preparation: that of a trained network, in place of `image_size`, `color` and `resize`.
+      workers: see `Stream`.
+
+    Raises:
+      UserError: the source cannot be streamed so.
+    """
+    images.check_options(color, resize)
+    roles.check_classes(source)
+    if source.in_memory:
+        raise UserError(
+            "config.data.streaming is on, but arrays, archives and the digits are in memory as "
+            "soon as they are opened: leave it off"
+        )
+    if skip_unreadable:
+        raise UserError(
+            "config.data.skip_unreadable needs all images to be read before the training, so they "
+            "cannot be streamed: remove what cannot be read, or set config.data.streaming=off"
+        )
+    train, test, notes = roles.train_and_test(
+        source, train_examples, test_examples, test_share, split_seed
+    )
+    if preparation is None:
+        preparation = _preparation(train, test, image_size, color, resize, notes)
+    statistics = source.statistics
+    if statistics is None or len(statistics[0]) != preparation.shape[-1]:
+        sample = np.unique(np.linspace(0, train.count - 1, MEASURED).astype(int))
+        pixels, _ = Reader(skip=False).read(picked(train, sample), preparation)
+        statistics = dataset.statistics(pixels)
+        notes.append(f"mean and deviation of the channels are those of {len(sample)} images")
+    return Stream(train, test, source.class_names, *statistics, preparation, workers, tuple(notes))
+
+
+def outgrows_memory(
+    source: Source, image_size: int, preparation: images.Preparation | None = None, **choice
+) -> str:
+    """Why the images should be streamed, for the user, or "" if they fit into memory.
+
+    Args:
+      source: what `open_source` gave.
+      image_size: the side asked for, or 0.
+      preparation: in place of it.
+      choice: see `roles.train_and_test`.
+    """
+    if source.in_memory:
+        return ""
+    train, test, _ = roles.train_and_test(source, **choice)
+    if preparation is not None:
+        size = int(np.prod(preparation.shape))
+    elif image_size or not train.shape:
+        size = 3 * (image_size or dataset.MIXED_SIZE) ** 2
+    else:
+        size = train.shape[0] * train.shape[1] * (1 if train.shape[2] else 3)
+    return _too_large(train.count + test.count, size)
+
+
+def split_batches(
+    source: Source, split: str, preparation: images.Preparation, batch_size: int = 256
+) -> tuple[Iterable[tuple[np.ndarray, np.ndarray]], list[str]]:
+    """(batches (images, labels) of one split, notes), streamed if memory does not hold it.
+
+    Args:
+      source: what `open_source` gave.
+      split: its name, or "all".
+      preparation: size and colour of the images.
+      batch_size: of a stream; what is in memory comes in one piece.
+    """
+    part = roles.named(source, split)
+    size = int(np.prod(preparation.shape))
+    why = "" if source.in_memory else _too_large(part.count, size)
+    if why:
+        return _valid_only(in_order(part, preparation, batch_size)), [*source.notes, why]
+    pixels, labels, notes = sources.read_split(source, split, preparation)
+    return [(pixels, labels)], notes
+
+
+def _valid_only(batches: Iterable[tuple]) -> Iterator[tuple]:
+    """(images, labels) of batches of `in_order`, the last one short."""
+    for pixels, labels, valid in batches:
+        count = int(valid.sum())
+        yield np.asarray(pixels[:count]), np.asarray(labels[:count])
+
+
+def _too_large(count: int, size: int) -> str:
+    """Why `count` images of `size` bytes are streamed, or ""."""
+    left = memory.host_available()
+    if left is None or count * size <= MEMORY_SHARE * left:
+        return ""
+    return (
+        f"{count} images take {memory.readable(count * size)}, more than {100 * MEMORY_SHARE:.0f} "
+        f"% of the {memory.readable(left)} of memory left, so they are streamed "
+        "(config.data.streaming=on does so on every machine)"
+    )
+
+
+def in_order(
+    split: Split, preparation: images.Preparation, batch_size: int, workers: int = -1
+) -> Iterator[tuple]:
+    """Yields (images uint8 [B, H, W, C], labels int32 [B], valid bool [B]) of a split, in order.
+
+    The last batch is filled up from the start again, and marked as not valid there.
+    """
+    read = _Record(split.read, split.name, preparation, split.count)
+    steps = -(-split.count // batch_size)
+    for step, batch in enumerate(_batches(read, 0, steps, batch_size, workers)):
+        yield *batch, np.arange(step * batch_size, (step + 1) * batch_size) < split.count
+
+
+def _preparation(train, test, image_size, color, resize, notes) -> images.Preparation:
+    shape = train.shape if train.shape == test.shape else None
+    if not image_size and shape is None:
+        raise UserError(
+            "config.data.image_size is 0, but images that are streamed are not looked at "
+            "beforehand, and these may differ in size: name a side, "
+            "such as --config.data.image_size=224"
+        )
+    if not color and shape is None:
+        notes.append('the images are read in colour (config.data.color="grey" changes it)')
+    color = color or ("grey" if shape and shape[2] else "rgb")
+    height, width = (image_size, image_size) if image_size else shape[:2]
+    return images.Preparation(height, width, color, resize)
+
+
+def _batches(read: Callable, begin: int, end: int, batch_size: int, workers: int) -> Iterator:
+    """Batches of read(position), numbers `begin` to `end`, on the device, made ahead of time."""
+    import grain
+
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()  # in a notebook; grain asks for the values of its flags
+    workers = (os.cpu_count() or 1) if workers < 0 else workers
+    ahead = 1 if workers else min(8, os.cpu_count() or 1)
+    positions = grain.MapDataset.range(begin * batch_size, end * batch_size)
+    batches = positions.map(read).batch(batch_size, drop_remainder=True)
+    batches = batches.to_iter_dataset(
+        grain.ReadOptions(num_threads=ahead, prefetch_buffer_size=ahead)
+    )
+    batches = batches.mp_prefetch(
+        grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2), _enter_worker
+    )
+    # A worker's arrays lie in shared memory; their copies may be kept as long as one likes.
+    batches = batches.map(lambda batch: tuple(np.array(part) for part in batch))
+    batches = grain.experimental.device_put(batches, jax.devices()[0], cpu_buffer_size=1)
+    iterator = iter(batches)
+    try:
+        yield from iterator
+    finally:
+        iterator.close()
+
+
+def _enter_worker(index: int, count: int) -> None:
+    """A worker leaves signals to the training, and ends with it however that ends."""
+
+    def follow():
+        parent_process().join()
+        os._exit(1)
+
+    for name in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(name, signal.SIG_IGN)
+    threading.Thread(target=follow, daemon=True).start()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Record:
+    """position -> (image as a test sees it, label)."""
+
+    read: Callable[[int], tuple[Any, int]]
+    name: Callable[[int], str]
+    preparation: images.Preparation
+    count: int
+
+    def __call__(self, position: int):
+        index = position % self.count
+        return _read(self, index, lambda image: images.prepare(image, self.preparation))
+
+
+@dataclasses.dataclass(frozen=True)
+class _TrainingRecord:
+    """position in the whole course of a training -> (image, label).
+
+    Args:
+      order: grain's shuffle of the indices, another one each time that it is gone through.
+      used: records an epoch.
+      seed: of what is random about an image.
+    """
+
+    read: Callable[[int], tuple[Any, int]]
+    name: Callable[[int], str]
+    preparation: images.Preparation
+    order: Any
+    used: int
+    seed: int
+
+    def __call__(self, position: int):
+        epoch, place = divmod(position, self.used)
+        index = int(self.order[epoch * len(self.order) + place])
+
+        def form(image):
+            if self.preparation.resize != "random_crop":
+                return images.prepare(image, self.preparation)
+            rng = np.random.default_rng((self.seed, epoch, index))
+            return images.random_crop(image, self.preparation, rng)
+
+        return _read(self, index, form)
+
+
+def _read(record, index, form):
+    try:
+        image, label = record.read(index)
+        return form(image), np.int32(label)
+    except Exception as error:  # Pillow's decoders raise whatever a broken file makes them
+        raise UserError(
+            f"cannot read the image {record.name(index)}: {error}. Repair or remove it: streamed "
+            "images cannot be left out"
+        ) from error
