@@ -34,7 +34,7 @@ def paper() -> ConfigDict:
     config.check_memory = True  # refuse a run whose estimate exceeds the device's memory
     config.data = ConfigDict(
         {
-            "source": "tfds:cifar10",  # "digits", "tfds:NAME", "folder:PATH", "npz:PATH"
+            "source": "tfds:cifar10",  # docs/data.md has them all
             "dir": "",  # folder of prepared tfds data sets; "" is tfds' own
             "prepare": False,  # let tfds download and prepare what is not there
             "train_examples": 0,  # 0 is all

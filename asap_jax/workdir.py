@@ -10,7 +10,7 @@ from asap_jax.errors import UserError
 VERSION = 1
 
 # What another start in the same workdir may ask for anew; every other key has to stay. The data may
-# have moved (so may the path of a folder or npz source): that it is the same, every stage checks.
+# have moved (so may the path of a source): that it is the same, every stage checks.
 MAY_CHANGE = (
     "mode",
     "data.dir",
@@ -90,8 +90,7 @@ def differences(old, new, prefix="") -> list[tuple]:
 
 def _may_change(key: str, old, new) -> bool:
     if key == "data.source":  # a folder or an archive may have moved
-        kinds = {old.partition(":")[0], new.partition(":")[0]}
-        return kinds in ({"folder"}, {"npz"})
+        return old.partition(":")[0] == new.partition(":")[0] != "tfds"
     return any(fnmatch.fnmatch(key, pattern) for pattern in MAY_CHANGE)
 
 

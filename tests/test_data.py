@@ -1,12 +1,10 @@
 """Sources, splits, batches, augmentation."""
 
-import io
-import json
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tfds_sets import prepare_tfds
 
 from asap_jax import data
 from asap_jax.data.augment import Augmentation, augment, normalise
@@ -111,65 +109,6 @@ def test_cutout_zeroes_a_clipped_square():
     assert all(h.sum() == h.any(1).sum() * h.any(0).sum() for h in holes)
 
 
-_MODULE = "tensorflow_datasets.core.features."
-FEATURES = {
-    "pythonClassName": f"{_MODULE}features_dict.FeaturesDict",
-    "featuresDict": {
-        "features": {
-            "id": {"pythonClassName": f"{_MODULE}text_feature.Text", "text": {}},
-            "image": {
-                "pythonClassName": f"{_MODULE}image_feature.Image",
-                "image": {"dtype": "uint8", "shape": {"dimensions": ["32", "32", "3"]}},
-            },
-            "label": {
-                "pythonClassName": f"{_MODULE}class_label_feature.ClassLabel",
-                "classLabel": {"numClasses": "10"},
-            },
-        }
-    },
-}
-
-
-def prepare_tfds(folder, name, images, labels):
-    """A tfds data set in the array_record format, made without TensorFlow."""
-    from array_record.python.array_record_module import ArrayRecordWriter
-    from PIL import Image
-    from tensorflow_datasets.proto import tf_example_generated_pb2 as tf_example_pb2
-
-    target = folder / name / "3.0.2"
-    target.mkdir(parents=True)
-    splits = []
-    for split in ("train", "test"):
-        file = target / f"{name}-{split}.array_record-00000-of-00001"
-        writer = ArrayRecordWriter(str(file), "group_size:1")
-        for image, label in zip(images[split], labels[split], strict=True):
-            png = io.BytesIO()
-            Image.fromarray(image).save(png, "PNG")
-            example = tf_example_pb2.Example()
-            example.features.feature["image"].bytes_list.value.append(png.getvalue())
-            example.features.feature["label"].int64_list.value.append(int(label))
-            example.features.feature["id"].bytes_list.value.append(b"0")
-            writer.write(example.SerializeToString())
-        writer.close()
-        splits.append(
-            {
-                "name": split,
-                "numBytes": str(file.stat().st_size),
-                "shardLengths": [str(len(labels[split]))],
-                "filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
-            }
-        )
-    classes = "airplane automobile bird cat deer dog frog horse ship truck"
-    (target / "label.labels.txt").write_text(classes.replace(" ", "\n") + "\n")
-    (target / "features.json").write_text(json.dumps(FEATURES))
-    (target / "dataset_info.json").write_text(
-        json.dumps(
-            {"name": name, "version": "3.0.2", "fileFormat": "array_record", "splits": splits}
-        )
-    )
-    return folder
-
-
 def test_tfds_reads_a_prepared_folder(tmp_path):
     rng = np.random.default_rng(0)
     images = {
@@ -177,7 +116,7 @@ def test_tfds_reads_a_prepared_folder(tmp_path):
         for s, n in (("train", 30), ("test", 20))
     }
     labels = {s: np.arange(len(v)) % 10 for s, v in images.items()}
-    prepare_tfds(tmp_path, "cifar10", images, labels)
+    prepare_tfds(tmp_path, "cifar10", {s: (images[s], labels[s]) for s in images})
     loaded = data.load("tfds:cifar10", str(tmp_path))
     np.testing.assert_array_equal(loaded.train_images, images["train"])
     np.testing.assert_array_equal(loaded.test_labels, labels["test"])

@@ -1,4 +1,4 @@
-"""Class folders as a source."""
+"""Class folders as a source, and data sets that are published as folders."""
 
 import collections
 import hashlib
@@ -9,6 +9,11 @@ from PIL import Image
 
 from asap_jax.data.opened import VALIDATION, Source, Split
 from asap_jax.errors import UserError
+
+CINIC10 = (
+    (0.47889522, 0.47227842, 0.43047404),
+    (0.24205776, 0.23828046, 0.25874835),
+)  # mean and deviation of the channels, as published
 
 
 def folder(path: Path) -> Source:
@@ -42,6 +47,66 @@ def folder(path: Path) -> Source:
         endings = ", ".join(f"{ending or 'no ending'} ({count})" for ending, count in most)
         notes = (f"left out, by their endings no images: {endings}",)
     return Source(opened, tuple(class_names), notes=notes)
+
+
+def cinic10(path: Path) -> Source:
+    """CINIC-10 as it is unpacked: train, valid and test of ten classes; train and valid train."""
+    parts = ("train", "valid", "test")
+    missing = [name for name in parts if not (path / name).is_dir()]
+    if missing:
+        raise UserError(
+            f"CINIC-10 was looked for in {path}, but the folder {' and the folder '.join(missing)} "
+            "is missing there: unpack its archive into that folder, or name the one that holds "
+            "train, valid and test"
+        )
+    return folder(path)._replace(statistics=CINIC10)
+
+
+def freiburg(path: Path) -> Source:
+    """The Freiburg Groceries as they are unpacked, by the first of their five official splits.
+
+    images/CLASS/*.png, and splits/train0.txt and test0.txt with lines "CLASS/FILE.png NUMBER".
+    """
+    lists = {part: path / "splits" / f"{part}0.txt" for part in ("train", "test")}
+    missing = [str(place) for place in lists.values() if not place.is_file()]
+    if not (path / "images").is_dir():
+        missing.append(str(path / "images"))
+    if missing:
+        raise UserError(
+            f"the Freiburg Groceries were looked for in {path}, but {' and '.join(missing)} is "
+            "missing: name the folder that holds images (a folder per class, from the data set's "
+            "archive) and splits (train0.txt and test0.txt, from its repository)"
+        )
+    listed = {part: _listed(place) for part, place in lists.items()}
+    kinds = {(n, name.partition("/")[0]) for pairs in listed.values() for name, n in pairs}
+    class_names = tuple(name for _, name in sorted(kinds))
+    if [number for number, _ in sorted(kinds)] != list(range(len(set(class_names)))):
+        raise UserError(
+            f"the lists {' and '.join(map(str, lists.values()))} do not number the classes from 0, "
+            "each by one number: take them as they were published"
+        )
+    splits = {}
+    for part, pairs in listed.items():
+        files = [path / "images" / name for name, _ in pairs]
+        gone = [file for file in files if not file.is_file()]
+        if gone:
+            raise UserError(
+                f"{len(gone)} of the {len(files)} images in {lists[part]} are missing, first "
+                f"{gone[0]}: unpack the data set's archive into {path} again"
+            )
+        splits[part] = files_split(path, files, [number for _, number in pairs])
+    return Source(splits, class_names)
+
+
+def _listed(place: Path) -> list[tuple[str, int]]:
+    """(CLASS/FILE, number) of each line."""
+    pairs = []
+    for line in place.read_text().splitlines():
+        name, _, number = line.rpartition(" ")
+        if "/" not in name or not number.isdecimal():
+            raise UserError(f"{place} has the line {line!r}, expected CLASS/FILE.png NUMBER")
+        pairs.append((name, int(number)))
+    return pairs
 
 
 def _subfolders(path: Path) -> list[Path]:

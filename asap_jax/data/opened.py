@@ -47,6 +47,7 @@ class Source(NamedTuple):
     statistics: published (mean, std), or None.
     notes: for the user.
     in_memory: the images are arrays already; the others can be streamed.
+    extra: names of the splits that were asked to train beside "train".
     """
 
     splits: dict[str, Split]
@@ -54,6 +55,7 @@ class Source(NamedTuple):
     statistics: tuple | None = None
     notes: tuple[str, ...] = ()
     in_memory: bool = False
+    extra: tuple[str, ...] = ()
 
 
 def of_arrays(name, pixels, labels_name, labels) -> Split:

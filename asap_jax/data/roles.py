@@ -17,8 +17,8 @@ def train_and_test(
 ) -> tuple[Split, Split, list[str]]:
     """(training images, test images, notes for the user).
 
-    A validation split joins the training images where there is a test split too, and is the test
-    where there is none. Without either, a share of the images is held out.
+    The source's extra splits train. A validation split joins them where there is a test split too,
+    and is the test where there is none. Without either, a share of the images is held out.
 
     Args:
       source: its splits.
@@ -70,6 +70,9 @@ def _by_name(source, test_share, seed, notes) -> tuple[Split, Split]:
             "val may stand beside it)"
         )
     train, test = splits["train"], splits.get("test")
+    if source.extra:
+        notes.append(f"the {' and '.join(source.extra)} images train as well")
+        train = functools.reduce(joined, [train, *(splits[name] for name in source.extra)])
     validation = [name for name in VALIDATION if name in splits]
     held_out, said = [splits[name] for name in validation], " and ".join(validation)
     if test is not None and validation:

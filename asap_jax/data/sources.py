@@ -12,7 +12,7 @@ from asap_jax import memory
 from asap_jax.data import dataset, images, roles
 from asap_jax.data.archives import npz
 from asap_jax.data.dataset import Dataset
-from asap_jax.data.folders import folder
+from asap_jax.data.folders import cinic10, folder, freiburg
 from asap_jax.data.opened import Source, of_arrays, picked
 from asap_jax.data.reading import Reader
 from asap_jax.data.splits import stratified
@@ -20,16 +20,18 @@ from asap_jax.data.tfds_read import open_tfds
 from asap_jax.errors import UserError
 
 DIGITS_TEST = 360
-SOURCES = '"digits", "tfds:NAME", "folder:PATH" and "npz:PATH"'
+KINDS = {"folder": folder, "cinic10": cinic10, "freiburg": freiburg, "npz": npz}
+SOURCES = '"digits", "tfds:NAME", ' + ", ".join(f'"{kind}:PATH"' for kind in KINDS)
 
 
 def load(source: str, data_dir: str | None = None, *, prepare: bool = False, **options) -> Dataset:
     """Loads a data set.
 
     Args:
-      source: "digits", "tfds:NAME" for an image classification data set of tensorflow_datasets,
-        "folder:PATH" for class folders (with or without train, val and test folders above them),
-        "npz:PATH" for a NumPy archive (see `npz`).
+      source: "digits", "tfds:NAME" for an image classification data set of tensorflow_datasets
+        ("tfds:NAME+SPLIT" to train on a further split of it), "folder:PATH" for class folders (with
+        or without train, val and test folders above them), "cinic10:PATH" and "freiburg:PATH" for
+        those data sets as they are unpacked, "npz:PATH" for a NumPy archive (see `npz`).
       data_dir: folder that holds tfds' prepared data sets (tfds' own default if None).
       prepare: let tfds download and prepare a set that is not there (needs TensorFlow).
       options: see `assemble`.
@@ -47,10 +49,8 @@ def open_source(source: str, data_dir: str | None = None, prepare: bool = False)
         return _digits()
     if kind == "tfds" and place:
         return open_tfds(place, data_dir, prepare)
-    if kind == "folder" and place:
-        return folder(Path(place).expanduser())
-    if kind == "npz" and place:
-        return npz(Path(place).expanduser())
+    if kind in KINDS and place:
+        return KINDS[kind](Path(place).expanduser())
     raise UserError(f"unknown data source {source!r}: known are {SOURCES}")
 
 

@@ -176,7 +176,11 @@ def outgrows_memory(
 
 
 def split_batches(
-    source: Source, split: str, preparation: images.Preparation, batch_size: int = 256
+    source: Source,
+    split: str,
+    preparation: images.Preparation,
+    batch_size: int = 256,
+    workers: int = -1,
 ) -> tuple[Iterable[tuple[np.ndarray, np.ndarray]], list[str]]:
     """(batches (images, labels) of one split, notes), streamed if memory does not hold it.
 
@@ -184,13 +188,13 @@ def split_batches(
       source: what `open_source` gave.
       split: its name, or "all".
       preparation: size and colour of the images.
-      batch_size: of a stream; what is in memory comes in one piece.
+      batch_size, workers: of a stream; what is in memory comes in one piece.
     """
     part = roles.named(source, split)
     size = int(np.prod(preparation.shape))
     why = "" if source.in_memory else _too_large(part.count, size)
     if why:
-        return _valid_only(in_order(part, preparation, batch_size)), [*source.notes, why]
+        return _valid_only(in_order(part, preparation, batch_size, workers)), [*source.notes, why]
     pixels, labels, notes = sources.read_split(source, split, preparation)
     return [(pixels, labels)], notes
 

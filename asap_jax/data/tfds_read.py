@@ -16,14 +16,21 @@ STATISTICS = {
         (0.49139968, 0.48215827, 0.44653124),
         (0.24703233, 0.24348505, 0.26158768),
     ),
+    "imagenet2012": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "mnist": ((0.13066,), (0.30811,)),
     "fashion_mnist": ((0.28604,), (0.35302,)),
 }
 
 
-def open_tfds(name: str, data_dir: str | None, prepare: bool) -> Source:
+def open_tfds(place: str, data_dir: str | None, prepare: bool) -> Source:
+    """A set in the array_record format, by "NAME" or "NAME+SPLIT", a split that trains as well.
+
+    Raises:
+      UserError: it is not there, or not whole, or no image classification.
+    """
     import tensorflow_datasets as tfds  # reads array_record without TensorFlow
 
+    name, *extra = place.split("+")
     where = data_dir or "its default folder"
     try:
         builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
@@ -43,6 +50,7 @@ def open_tfds(name: str, data_dir: str | None, prepare: bool) -> Source:
             f"the tfds data set {name!r} is not prepared at {builder.data_path}. "
             f"{tfds_prepare.HINT}"
         )
+    _check_splits(builder, ("train", *extra))
     features = builder.info.features
     pixels, target = (builder.info.supervised_keys or ("image", "label"))[:2]
     known = {key: type(feature) for key, feature in features.items()}
@@ -74,11 +82,38 @@ def open_tfds(name: str, data_dir: str | None, prepare: bool) -> Source:
             shape,
         )
 
-    used = [part for part in builder.info.splits if part in ("train", "test", *VALIDATION)]
-    others = sorted(set(builder.info.splits) - set(used))
+    wanted = ("train", "test", *VALIDATION, *extra)
+    splits = {part: split(part) for part in builder.info.splits if part in wanted}
+    notes = []
+    if "test" in splits and splits["test"].read(0)[1] < 0:  # as ImageNet's, kept for its contest
+        del splits["test"]
+        notes.append("the test images have no labels")
+    if others := sorted(set(builder.info.splits) - set(splits)):
+        notes.append(f"not used: the splits {', '.join(others)}")
     return Source(
-        {part: split(part) for part in used},
+        splits,
         tuple(features[target].names),
         STATISTICS.get(name.partition("/")[0].partition(":")[0]),
-        (f"not used: the splits {', '.join(others)}",) if others else (),
+        tuple(notes),
+        extra=tuple(extra),
     )
+
+
+def _check_splits(builder, needed) -> None:
+    """Raises UserError if a split or a file of one is missing."""
+    splits = builder.info.splits
+    missing = [part for part in needed if part not in splits]
+    if missing:
+        raise UserError(
+            f"the tfds data set at {builder.data_path} has no split {' and no '.join(missing)}: it "
+            f"has {', '.join(splits) or 'none'}. Name one of those, or prepare the set anew "
+            "(--config.data.prepare=True into another --config.data.dir)"
+        )
+    files = [Path(file) for split in splits.values() for file in split.filepaths]
+    gone = [file.name for file in files if not file.exists()]
+    if gone:
+        raise UserError(
+            f"the tfds data set at {builder.data_path} is not whole: {len(gone)} of {len(files)} "
+            f"files are missing ({', '.join(gone[:3])}). Copy them there, or remove the folder and "
+            "prepare the set anew with --config.data.prepare=True"
+        )

@@ -1,0 +1,188 @@
+"""The data sets that ASAP's cells are carried to, in small: each in the form it is published in."""
+
+import cloudpickle
+import numpy as np
+import pytest
+from PIL import Image
+from tfds_sets import prepare_tfds
+
+from asap_jax import data
+from asap_jax.data.images import Preparation
+from asap_jax.errors import UserError
+
+RNG = np.random.default_rng(0)
+
+
+def some(count, shape, classes=10):
+    return RNG.integers(0, 256, (count, *shape), dtype=np.uint8), np.arange(count) % classes
+
+
+def assert_reads(loaded, train, test):
+    """The images and labels of both parts, in order."""
+    np.testing.assert_array_equal(loaded.train_images, np.concatenate([x for x, _ in train]))
+    np.testing.assert_array_equal(loaded.train_labels, np.concatenate([y for _, y in train]))
+    np.testing.assert_array_equal(loaded.test_images, test[0])
+    np.testing.assert_array_equal(loaded.test_labels, test[1])
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "classes"),
+    [("cifar100", (32, 32, 3), 100), ("fashion_mnist", (28, 28, 1), 10)],
+)
+def test_small_sets_of_tfds(name, shape, classes, tmp_path):
+    splits = {"train": some(2 * classes, shape, classes), "test": some(20, shape, classes)}
+    prepare_tfds(tmp_path, name, splits)
+    loaded = data.load(f"tfds:{name}", str(tmp_path))
+    assert_reads(loaded, [splits["train"]], splits["test"])
+    assert len(loaded.class_names) == classes
+    known = {"fashion_mnist": ((0.28604,), (0.35302,))}
+    measured = (splits["train"][0] / 255).reshape(-1, shape[-1])
+    mean, std = known.get(name, (measured.mean(0), measured.std(0)))
+    np.testing.assert_allclose((loaded.mean, loaded.std), (mean, std), rtol=1e-5)
+
+
+def test_svhn_trains_on_its_extra_images_when_they_are_named(tmp_path):
+    counts = {"train": 20, "test": 10, "extra": 30}
+    splits = {part: some(count, (32, 32, 3)) for part, count in counts.items()}
+    prepare_tfds(tmp_path, "svhn_cropped", splits)
+    alone = data.load("tfds:svhn_cropped", str(tmp_path))
+    assert_reads(alone, [splits["train"]], splits["test"])
+    assert "not used: the splits extra" in alone.notes
+    both = data.load("tfds:svhn_cropped+extra", str(tmp_path))
+    assert_reads(both, [splits["train"], splits["extra"]], splits["test"])
+    assert both.notes == ("the extra images train as well",)
+    with pytest.raises(UserError, match="has no split more: it has train, test, extra"):
+        data.load("tfds:svhn_cropped+more", str(tmp_path))
+
+
+@pytest.fixture
+def imagenet(tmp_path):
+    """Twenty JPEGs of other sizes for training, ten for validation, a test without labels."""
+    sizes = RNG.integers(40, 90, (40, 2))
+    images = [np.full((h, w, 3), 6 * i, np.uint8) for i, (h, w) in enumerate(sizes)]
+    splits = {
+        "train": (images[:20], np.arange(20) % 5),
+        "validation": (images[20:30], np.arange(10) % 5),
+        "test": (images[30:], np.full(10, -1)),
+    }
+    prepare_tfds(tmp_path, "imagenet2012", splits)
+    return splits, tmp_path
+
+
+def test_imagenet_is_streamed(imagenet):
+    splits, folder = imagenet
+    source = data.open_source("tfds:imagenet2012", str(folder))
+    stream = data.stream(source, image_size=32, resize="random_crop", workers=0)
+    assert (stream.train_count, stream.test_count) == (20, 10)
+    assert stream.mean == (0.485, 0.456, 0.406)
+    assert stream.preparation == Preparation(32, 32, "rgb", "random_crop")
+    notes = " ".join(stream.notes)
+    assert "the test images have no labels" in notes
+    assert "the validation images test" in notes
+    assert "labels" not in vars(source.splits["train"])  # nobody has gone through all records
+    ((images, labels),) = stream.train_batches(20, 0, 1, 0, 0)
+    grey = np.asarray(images).mean((1, 2, 3)) / 6  # tells the record
+    np.testing.assert_array_equal(np.sort(np.round(grey)), np.arange(20))
+    np.testing.assert_array_equal(labels, np.round(grey).astype(int) % 5)
+    ((images, labels),) = stream.batches("test")
+    np.testing.assert_array_equal(labels, splits["validation"][1])
+
+
+def test_records_of_tfds_can_be_read_in_another_process(imagenet):
+    _, folder = imagenet
+    split = data.open_source("tfds:imagenet2012", str(folder)).splits["train"]
+    read = cloudpickle.loads(cloudpickle.dumps(split.read))  # as grain sends it
+    (image, label), (want, want_label) = read(7), split.read(7)
+    np.testing.assert_array_equal(np.asarray(image), np.asarray(want))
+    assert label == want_label == 2
+
+
+def test_tfds_sets_that_are_not_whole(tmp_path):
+    target = prepare_tfds(tmp_path, "cifar10", {"test": some(10, (32, 32, 3))})
+    with pytest.raises(UserError, match=f"at {target} has no split train: it has test"):
+        data.load("tfds:cifar10", str(tmp_path))
+    splits = {part: some(10, (32, 32, 3)) for part in ("train", "test")}
+    target = prepare_tfds(tmp_path / "b", "cifar10", splits)
+    next(target.glob("*-test.*")).unlink()
+    message = r"at .* is not whole: 1 of 2 files are missing \(cifar10-test.*prepare=True"
+    with pytest.raises(UserError, match=message):
+        data.load("tfds:cifar10", str(tmp_path / "b"))
+
+
+# Folders
+
+
+def save(path, images):
+    path.mkdir(parents=True)
+    for i, image in enumerate(images):
+        Image.fromarray(image).save(path / f"{i}.png")
+
+
+def test_cinic10_trains_on_train_and_valid(tmp_path):
+    images, _ = some(18, (32, 32, 3))
+    for i, part in enumerate(("train", "valid", "test")):
+        for j, name in enumerate(("airplane", "bird")):
+            save(tmp_path / part / name, images[6 * i + 3 * j : 6 * i + 3 * j + 3])
+    loaded = data.load(f"cinic10:{tmp_path}")
+    labels = np.repeat([0, 1], 3)
+    train = [(images[:6], labels), (images[6:12], labels)]
+    assert_reads(loaded, train, (images[12:], labels))
+    assert loaded.class_names == ("airplane", "bird")
+    assert loaded.mean == (0.47889522, 0.47227842, 0.43047404)
+    assert loaded.std == (0.24205776, 0.23828046, 0.25874835)
+
+
+@pytest.fixture
+def groceries(tmp_path):
+    """Two classes, numbered against the alphabet as the published ones are."""
+    images, _ = some(8, (16, 16, 3))
+    save(tmp_path / "images" / "BEANS", images[:4])
+    save(tmp_path / "images" / "CANDY", images[4:])
+    (tmp_path / "splits").mkdir()
+    lines = {
+        "train": "BEANS/2.png 1\nCANDY/0.png 0\nBEANS/0.png 1\n",
+        "test": "CANDY/3.png 0\n",
+    }
+    for part, listed in lines.items():
+        (tmp_path / "splits" / f"{part}0.txt").write_text(listed)
+    return tmp_path, images
+
+
+def test_freiburg_groceries_go_by_their_first_split(groceries):
+    folder, images = groceries
+    loaded = data.load(f"freiburg:{folder}")
+    assert_reads(loaded, [(images[[2, 4, 0]], [1, 0, 1])], (images[[7]], [0]))
+    assert loaded.class_names == ("CANDY", "BEANS")
+    assert data.load(f"freiburg:{folder}", image_size=8).train_images.shape == (3, 8, 8, 3)
+    stream = data.stream(data.open_source(f"freiburg:{folder}"), image_size=8, workers=0)
+    ((_, labels),) = stream.train_batches(3, 0, 1, 0, 0)
+    np.testing.assert_array_equal(np.sort(labels), [0, 1, 1])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda f: (f / "splits/test0.txt").unlink(), "splits/test0.txt is missing: name the"),
+        (lambda f: (f / "images/BEANS/2.png").unlink(), "1 of the 3 images .*BEANS/2.png: unpack"),
+        (
+            lambda f: (f / "splits/test0.txt").write_text("BEANS/1.png 0\n"),
+            "do not number the classes from 0",
+        ),
+        (
+            lambda f: (f / "splits/test0.txt").write_text("CANDY 0\n"),
+            "test0.txt has the line 'CANDY 0', expected CLASS/FILE.png NUMBER",
+        ),
+    ],
+)
+def test_groceries_that_are_refused(change, message, groceries):
+    folder, _ = groceries
+    change(folder)
+    with pytest.raises(UserError, match=message):
+        data.load(f"freiburg:{folder}")
+
+
+def test_cinic10_without_its_parts(tmp_path):
+    save(tmp_path / "train" / "cat", some(2, (8, 8, 3))[0])
+    message = f"looked for in {tmp_path}, but the folder valid and the folder test is missing there"
+    with pytest.raises(UserError, match=message):
+        data.load(f"cinic10:{tmp_path}")
