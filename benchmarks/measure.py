@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-LIBRARIES = ("asap_jax", "jax", "jaxlib", "flax", "optax", "numpy", "torch")
+LIBRARIES = ("asap_jax", "jax", "jaxlib", "flax", "grain", "optax", "numpy", "pillow", "torch")
 
 
 def environment() -> dict:

@@ -132,3 +132,12 @@ def test_methods(tmp_path):
     assert "| `asap` |" in printed
     (record,) = json.loads((tmp_path / "methods.json").read_text())["asap"]
     assert record["candidates_left"] >= 28
+
+
+@pytest.mark.slow
+def test_data(tmp_path):
+    run("data.py", "--images=24", "--batch=4", "--workers=0,1", f"--out={tmp_path}/data.json")
+    record = json.loads((tmp_path / "data.json").read_text())
+    assert 20_000 < record["settings"]["mean_bytes_a_file"] < 200_000
+    assert [case["workers"] for case in record["cases"]] == [0, 1]
+    assert all(case["images_a_second"] > 0 for case in record["cases"])
