@@ -252,8 +252,8 @@ def _batches(read: Callable, begin: int, end: int, batch_size: int, workers: int
 
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # in a notebook; grain asks for the values of its flags
-    workers = (os.cpu_count() or 1) if workers < 0 else workers
-    ahead = 1 if workers else min(8, os.cpu_count() or 1)
+    workers = _cores() if workers < 0 else workers
+    ahead = 1 if workers else _cores()  # batches in the making, a thread each
     positions = grain.MapDataset.range(begin * batch_size, end * batch_size)
     batches = positions.map(read).batch(batch_size, drop_remainder=True)
     batches = batches.to_iter_dataset(
@@ -270,6 +270,11 @@ def _batches(read: Callable, begin: int, end: int, batch_size: int, workers: int
         yield from iterator
     finally:
         iterator.close()
+
+
+def _cores() -> int:
+    """Cores that this process may use; all of them where the system does not say."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _enter_worker(index: int, count: int) -> None:
