@@ -231,7 +231,7 @@ def _transfer(source: str) -> ConfigDict:
 def _on_imagenet(genotype: str) -> ConfigDict:
     """What both ImageNet recipes share: the network's shape, 250 epochs, 224 pixels."""
     config = _base(genotype)
-    config.data.update({"source": "tfds:imagenet2012", "image_size": 224, "resize": "crop"})
+    config.data.update({"source": "tfds:imagenet2012", "image_size": 224, "resize": "random_crop"})
     config.train.update(
         {
             "cells": 14,

@@ -210,7 +210,8 @@ def train(
         dtype=precisions.map_dtype(config.precision),
     )
     feed = _streamed if isinstance(dataset, data.Stream) else _resident
-    step, batches = feed(config, dataset, seed, _augmented(step, make_augmentation(config, dataset)))
+    step = _augmented(step, make_augmentation(config, dataset))
+    step, batches = feed(config, dataset, seed, step)
 
     def summary(state, progress, last):
         record = {key: progress.mean(key) for key in ("train_loss", "train_accuracy")}
