@@ -9,9 +9,11 @@ import argparse
 import importlib.metadata
 import itertools
 import json
+import math
 import os
 import platform
 import resource
+import select
 import statistics
 import subprocess
 import sys
@@ -73,10 +75,13 @@ class Results:
 
 
 class Worker:
-    """The other end of `serve`: a script of this folder, started with --worker and options."""
+    """The other end of `serve`: a script of this folder, started with --worker and options.
 
-    def __init__(self, name: str, script: str, options: Iterable[str]):
-        self.name, self.seconds = name, []
+    An answer that does not come before `deadline` (of `time.monotonic`) raises TimeoutError.
+    """
+
+    def __init__(self, name: str, script: str, options: Iterable[str], deadline: float = math.inf):
+        self.name, self.seconds, self._deadline = name, [], deadline
         self._process = subprocess.Popen(
             [sys.executable, script, f"--worker={name}", *options],
             stdin=subprocess.PIPE,
@@ -103,7 +108,16 @@ class Worker:
         self._process.stdin.flush()
         return self._answer()
 
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
     def _answer(self):
+        left = self._deadline - time.monotonic()
+        wait = None if math.isinf(left) else max(left, 0)
+        if not select.select([self._process.stdout], [], [], wait)[0]:
+            self.kill()
+            raise TimeoutError(f"the worker {self.name} took too long")
         line = self._process.stdout.readline()
         if not line:
             raise RuntimeError(f"the worker {self.name} ended with {self._process.wait()}")
@@ -141,9 +155,31 @@ def arguments(description: str, **defaults) -> argparse.ArgumentParser:
     parser.add_argument("--size", type=int, default=32, help="side of the images")
     parser.add_argument("--cap", type=float, default=300, help="seconds a case may take turns")
     parser.add_argument("--peer", help="checkout of quark0/darts")
+    parser.add_argument("--precision", default="float32", help="of our maps: float32 or bfloat16")
     parser.add_argument("--out", help="JSON file")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     return parser
+
+
+def lower_and_compile(step, *operands) -> tuple[dict, Callable]:
+    """(what compiling a step took and what it needs, the compiled step)."""
+    import jax
+
+    from asap_jax import compile_cache
+
+    jitted = jax.jit(step, donate_argnums=0, compiler_options=compile_cache.options())
+    begin = time.perf_counter()
+    lowered = jitted.lower(*operands)
+    traced = time.perf_counter()
+    compiled = lowered.compile()
+    took = {
+        "device": jax.devices()[0].device_kind,
+        "trace_seconds": traced - begin,
+        "compile_seconds": time.perf_counter() - traced,
+        "temporary_bytes": compiled.memory_analysis().temp_size_in_bytes,
+        "bytes_accessed": compiled.cost_analysis().get("bytes accessed"),
+    }
+    return took, compiled
 
 
 def random_images(count: int, side: int, classes: int) -> tuple[np.ndarray, np.ndarray]:
@@ -180,7 +216,17 @@ def load_darts(path: str, device: str) -> None:
         torch.cuda.FloatTensor = torch.FloatTensor
 
 
-def compare(results: Results, script: str, case: dict, options: dict, names, repeats, cap) -> None:
+def compare(
+    results: Results,
+    script: str,
+    case: dict,
+    options: dict,
+    names,
+    repeats,
+    cap,
+    deadline: float = math.inf,
+    told: dict | None = None,
+) -> None:
     """Adds a case in which the workers of a script take turns.
 
     Args:
@@ -190,12 +236,23 @@ def compare(results: Results, script: str, case: dict, options: dict, names, rep
       options: {option: value} of the script; None values are left out.
       names: the workers; the first is ours.
       repeats, cap: see `take_turns`.
+      deadline: see `Worker`; the case then says what failed.
+      told: what the record says beside the case.
     """
     passed = [f"--{key}={value}" for key, value in (options | case).items() if value is not None]
-    workers = [Worker(name, script, passed) for name in names]
-    take_turns(workers, repeats, cap)
-    record = dict(case)
-    record |= {worker.name: worker.close() for worker in workers}
+    record, workers = (told or {}) | case, []
+    try:
+        for name in names:
+            workers.append(Worker(name, script, passed, deadline))
+        take_turns(workers, repeats, cap)
+        record |= {worker.name: worker.close() for worker in workers}
+    except (RuntimeError, TimeoutError) as error:
+        if math.isinf(deadline):
+            raise
+        for worker in workers:
+            worker.kill()
+        results.add(record | {"failed": str(error)})
+        return
     for name in names[1:]:
         medians = [record[each]["step_seconds"]["median"] for each in (name, names[0])]
         record[f"times_as_fast_as_{name}"] = medians[0] / medians[1]

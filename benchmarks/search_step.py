@@ -10,10 +10,9 @@ them (`half`), one an edge (`one`), an epoch of grace, omega alone (`grace`; PyT
 """
 
 import json
-import time
 
 import numpy as np
-from measure import arguments, load_darts, main, random_images
+from measure import arguments, load_darts, lower_and_compile, main, random_images
 
 CLASSES = 10
 
@@ -38,7 +37,7 @@ def ours(options):
     import jax
     import jax.numpy as jnp
 
-    from asap_jax import compile_cache, optim, schedules
+    from asap_jax import compile_cache, optim, plans, precisions, schedules
     from asap_jax.networks import Supernet
     from asap_jax.search_step import Batch, Optimizers, init_state, make_search_step
     from asap_jax.spaces import ASAP
@@ -48,27 +47,22 @@ def ours(options):
     half = int(options.batch)
     images, labels = map(jnp.asarray, random_images(2 * half, options.size, CLASSES))
     batches = Batch(images[:half], labels[:half]), Batch(images[half:], labels[half:])
-    network = Supernet(ASAP, CLASSES, options.channels, options.cells)
+    masks = masks_of(ASAP, options.masks)
+    plan = plans.choose(options.plan)
+    live = plans.freeze(masks) if plan == "unrolled" else None
+    network = Supernet(ASAP, CLASSES, options.channels, options.cells, plan=plans.Plan(plan, live))
     strategy = STRATEGIES["asap"](ASAP, 50, 1, threshold=1e-6)  # nothing is pruned meanwhile
     optimizers = Optimizers(
         optim.sgd(schedules.constant(0.025)), optim.adam(1e-3, weight_decay=1e-3)
     )
     state = init_state(network, strategy, optimizers, jax.random.key(0), images.shape[1:])
-    masks = jax.tree.map(jnp.asarray, masks_of(ASAP, options.masks))
+    masks = jax.tree.map(jnp.asarray, masks)
     step = 0 if options.masks == "grace" else 20  # T = 1.24 and 0.44
     state = state.replace(step=jnp.int32(step), arch=state.arch._replace(masks=masks))
-    step_function = make_search_step(network, strategy, optimizers)
-    jitted = jax.jit(step_function, donate_argnums=0, compiler_options=compile_cache.options())
-    begin = time.perf_counter()
-    lowered = jitted.lower(state, *batches)
-    traced = time.perf_counter()
-    compiled = lowered.compile()
-    took = {
-        "device": jax.devices()[0].device_kind,
-        "trace_seconds": traced - begin,
-        "compile_seconds": time.perf_counter() - traced,
-        "temporary_bytes": compiled.memory_analysis().temp_size_in_bytes,
-    }
+    dtype = precisions.map_dtype(options.precision)
+    step_function = make_search_step(network, strategy, optimizers, dtype=dtype)
+    took, compiled = lower_and_compile(step_function, state, *batches)
+    took["plan"] = plan
 
     def run(masks=""):
         """`masks`: {cell type: [E, O] of 0 and 1} as JSON, from this step on."""
@@ -97,7 +91,7 @@ def peer(options):
     images, labels = random_images(2 * half, options.size, CLASSES)
     x = torch.as_tensor(images.transpose(0, 3, 1, 2).copy()).to(device)
     y = torch.as_tensor(labels.astype(np.int64)).to(device)
-    if options.worker == "darts_channels_last":
+    if options.worker != "darts_nchw":
         network = network.to(memory_format=torch.channels_last)
         x = x.to(memory_format=torch.channels_last)
     omega = torch.optim.SGD(network.parameters(), 0.025, momentum=0.9, weight_decay=3e-4)
@@ -105,13 +99,15 @@ def peer(options):
         network.arch_parameters(), lr=1e-3, betas=(0.5, 0.999), weight_decay=1e-3
     )
 
+    forward = torch.compile(network) if options.worker == "darts_compiled" else network
+
     def run():
         if options.masks != "grace":
             alpha.zero_grad()
-            network._loss(x[half:], y[half:]).backward()
+            criterion(forward(x[half:]), y[half:]).backward()
             alpha.step()
         omega.zero_grad()
-        criterion(network(x[:half]), y[:half]).backward()
+        criterion(forward(x[:half]), y[:half]).backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 5)
         omega.step()
         if device == "cuda":
@@ -123,5 +119,6 @@ def peer(options):
 if __name__ == "__main__":
     parser = arguments(__doc__, batch="16,64,96", channels=16, cells=8, repeats=7)
     parser.add_argument("--masks", default="full,half,one,grace")
+    parser.add_argument("--plan", default="auto", help="loop or unrolled, see asap_jax/plans.py")
     # The peer has no masks: its full step stands beside each of ours.
     main(__file__, parser.parse_args(), ours, peer, ("batch", "masks"))

@@ -7,10 +7,8 @@ CIFAR-10's network (36 channels, 20 cells) with auxiliary head and drop-path; ot
 search_step.py.
 """
 
-import time
-
 import numpy as np
-from measure import arguments, load_darts, main, random_images
+from measure import arguments, load_darts, lower_and_compile, main, random_images
 
 CLASSES = 10
 
@@ -20,7 +18,7 @@ def ours(options):
     import jax
     import jax.numpy as jnp
 
-    from asap_jax import GENOTYPES, EvalNetwork, compile_cache, optim, schedules
+    from asap_jax import GENOTYPES, EvalNetwork, compile_cache, optim, precisions, schedules
     from asap_jax.search_step import Batch
     from asap_jax.train_step import init_state, make_train_step
 
@@ -32,19 +30,13 @@ def ours(options):
     optimizer = optim.sgd(schedules.constant(0.025))
     state = init_state(network, optimizer, jax.random.key(0), batch.images.shape[1:])
     step = make_train_step(
-        network, optimizer, auxiliary_weight=0.4, drop_path=schedules.constant(0.2)
+        network,
+        optimizer,
+        auxiliary_weight=0.4,
+        drop_path=schedules.constant(0.2),
+        dtype=precisions.map_dtype(options.precision),
     )
-    begin = time.perf_counter()
-    jitted = jax.jit(step, donate_argnums=0, compiler_options=compile_cache.options())
-    lowered = jitted.lower(state, batch)
-    traced = time.perf_counter()
-    compiled = lowered.compile()
-    took = {
-        "device": jax.devices()[0].device_kind,
-        "trace_seconds": traced - begin,
-        "compile_seconds": time.perf_counter() - traced,
-        "temporary_bytes": compiled.memory_analysis().temp_size_in_bytes,
-    }
+    took, compiled = lower_and_compile(step, state, batch)
 
     def run():
         nonlocal state

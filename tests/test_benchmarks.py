@@ -33,6 +33,36 @@ def test_search_step(tmp_path):
 
 
 @pytest.mark.slow
+def test_gpu(tmp_path):
+    """What is in time is measured, a later start takes the next case, bfloat16 included."""
+    sizes = ("--channels=4", "--cells=3", "--size=8", "--batch=4", "--repeats=2", "--numbers=1000")
+    run("gpu.py", *sizes, "--from=1", "--cases=2", f"--out={tmp_path}/gpu.json")
+    first, full, half = json.loads((tmp_path / "gpu.json").read_text())["cases"]
+    assert first["bandwidth"]["bytes_a_second"] > 0
+    assert (full["number"], full["masks"], full["ours"]["plan"]) == (1, "full", "unrolled")
+    assert half["precision"] == "bfloat16"
+    assert half["ours"]["step_seconds"]["count"] == 2
+
+
+def test_gpu_leaves_out_what_it_has_no_time_for(tmp_path):
+    run("gpu.py", "--minutes=0.1", "--cases=2", "--numbers=1000", f"--out={tmp_path}/gpu.json")
+    _, *cases = json.loads((tmp_path / "gpu.json").read_text())["cases"]
+    assert [case["left_out"] for case in cases] == ["no time was left"] * 2
+
+
+@pytest.mark.slow
+def test_gpu_search_goes_on_where_it_was_cut(tmp_path):
+    options = ("--config=tiny", "--data=digits", f"--workdir={tmp_path}")
+    first = run("gpu_search.py", *options, "--minutes=0.25")
+    assert "the same command goes on" in first
+    run("gpu_search.py", *options, "--minutes=5")
+    record = json.loads((tmp_path / "search_time.json").read_text())
+    assert record["ended"]
+    assert [each["epoch"] for each in record["epochs"]] == [*range(1, len(record["epochs"]) + 1)]
+    assert record["seconds"] == sum(each["seconds"] for each in record["epochs"])
+
+
+@pytest.mark.slow
 def test_train_step(tmp_path):
     run("train_step.py", *SMALL, "--genotype=ASAP", "--size=16", f"--out={tmp_path}/step.json")
     (case,) = json.loads((tmp_path / "step.json").read_text())["cases"]

@@ -1,0 +1,72 @@
+"""The paper's search on CIFAR-10: 50 epochs at its settings, in pieces if need be.
+
+    python benchmarks/gpu_search.py --data_dir=DIR --workdir=runs/paper --minutes=9
+
+Runs for --minutes, saves all and stops; the same command goes on. Writes what is done so far to
+WORKDIR/search_time.json: each epoch's seconds, candidates left and accuracy, their sum, and whether
+the search has ended. DIR holds tfds' prepared cifar10.
+"""
+
+import argparse
+import json
+import os
+import signal
+import threading
+from pathlib import Path
+
+from measure import environment
+
+
+def summary(workdir: Path) -> dict:
+    """What metrics.jsonl tells of the search."""
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    epochs = [json.loads(line) for line in lines]
+    kept = ("epoch", "seconds", "candidates_left", "val_accuracy", "temperature")
+    epochs = [{key: each[key] for key in kept} for each in epochs if each["phase"] == "search"]
+    return {
+        "environment": environment(),
+        "seconds": sum(each["seconds"] for each in epochs),
+        "ended": (workdir / "genotype.json").exists(),
+        "epochs": epochs,
+    }
+
+
+def main():
+    import jax
+
+    import asap_jax
+    from asap_jax import compile_cache, presets
+    from asap_jax.interruption import Interrupted
+
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--workdir", required=True)
+    parser.add_argument("--data_dir", default="", help="folder of prepared tfds data sets")
+    parser.add_argument("--data", default="", help="another source, see docs/data.md")
+    parser.add_argument("--config", default="paper", help="preset of the search")
+    parser.add_argument("--minutes", type=float, default=9)
+    parser.add_argument("--plan", default="auto")
+    parser.add_argument("--precision", default="float32")
+    options = parser.parse_args()
+    compile_cache.enable()
+    config = presets.get_config(options.config)
+    changes = {"dir": options.data_dir} | ({"source": options.data} if options.data else {})
+    presets.update(config.data, changes)
+    presets.update(config.search, {"plan": options.plan, "precision": options.precision})
+    timer = threading.Timer(60 * options.minutes, os.kill, (os.getpid(), signal.SIGTERM))
+    timer.daemon = True
+    timer.start()
+    workdir = Path(options.workdir)
+    try:
+        asap_jax.search(config, workdir=workdir)
+    except Interrupted as stop:
+        print(f"{stop.where}; the same command goes on")
+    finally:
+        timer.cancel()
+    if (workdir / "metrics.jsonl").exists():
+        record = {"device": jax.devices()[0].device_kind, **summary(workdir)}
+        (workdir / "search_time.json").write_text(json.dumps(record, indent=2) + "\n")
+        print(f"{len(record['epochs'])} epochs, {record['seconds']:.0f} s; {workdir}")
+
+
+if __name__ == "__main__":
+    main()
