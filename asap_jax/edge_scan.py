@@ -128,32 +128,40 @@ def scan_edges_reference(edges: Edges, variables: Variables, inputs, nodes):
     return nodes, jax.tree.map(lambda *leaves: jnp.stack(leaves), *new_stats)
 
 
-class _Walk(NamedTuple):
-    """The order in which the edges are walked, and the edges that leave one source together.
+class _Step(NamedTuple):
+    """An edge as the loop meets it. K edges leave its source, the last repeated if there are fewer.
 
-    order: [E], edges by rising source: a node's inputs are complete before it is read.
-    first: [E] bool, whether an edge is the first of its source, in that order.
-    group: [E, K], the edges of the same source, in that order, the last repeated to fill the row.
-    member: [E, K] bool, False where the row is filled up.
+    edge, source, target: scalars, its row and its nodes.
+    group, targets: [K], rows and targets of the edges that leave its source.
+    due: [O] bool, whether it is the first of those and a candidate is active on any.
+    active: [K, O] bool, on which.
     """
 
-    order: np.ndarray
-    first: np.ndarray
-    group: np.ndarray
-    member: np.ndarray
+    edge: jax.Array
+    source: jax.Array
+    target: jax.Array
+    group: jax.Array
+    targets: jax.Array
+    due: jax.Array
+    active: jax.Array
 
 
-def _walk(edges) -> _Walk:
-    sources = np.asarray(edges.sources)
+def _walk(edges, active) -> _Step:
+    """All steps, [E] on the first axis, by rising source: a node is whole when it is read."""
+    sources, targets = np.asarray(edges.sources), np.asarray(edges.targets)
     order = np.argsort(sources, kind="stable")
-    groups = [np.flatnonzero(sources == source) for source in sources[order]]
-    width = max(map(len, groups))
-    return _Walk(
-        order,
-        np.asarray([group[0] == e for group, e in zip(groups, order, strict=True)]),
-        np.stack([group[np.minimum(np.arange(width), len(group) - 1)] for group in groups]),
-        np.stack([np.arange(width) < len(group) for group in groups]),
-    )
+    leaving = [np.flatnonzero(sources == source) for source in sources[order]]
+    width = max(map(len, leaving))
+    group = np.stack([rows[np.minimum(np.arange(width), len(rows) - 1)] for rows in leaving])
+    member = np.stack([np.arange(width) < len(rows) for rows in leaving])
+    active = active[group] & member[..., None]
+    due = active.any(1) & (group[:, 0] == order)[:, None]
+    # Unsigned, since of signed indices each use asks whether they are negative.
+    indices = [
+        jnp.asarray(rows, jnp.uint32)
+        for rows in (order, sources[order], targets[order], group, targets[group])
+    ]
+    return _Step(*indices, due, active)
 
 
 def shared(edges: Edges) -> tuple[int, ...]:
@@ -171,42 +179,19 @@ def shared(edges: Edges) -> tuple[int, ...]:
     )
 
 
-class _Group(NamedTuple):
-    """What the first edge of a source does for all of them: [K], or [K, O]."""
-
-    first: jax.Array
-    targets: jax.Array
-    weights: jax.Array
-    active: jax.Array
-
-
-def _walked(edges, variables):
-    """The loop's operands, in the order of the walk: (variables, source, target, group)."""
-    walk = _walk(edges)
-    targets = np.asarray(edges.targets)
-    group = _Group(
-        jnp.asarray(walk.first),
-        jnp.asarray(targets[walk.group]),
-        variables.weights[walk.group],
-        variables.active[walk.group] & walk.member[..., None],
-    )
-    ordered = jax.tree.map(lambda leaf: leaf[walk.order], variables)
-    sources = jnp.asarray(np.asarray(edges.sources)[walk.order])
-    return ordered, sources, jnp.asarray(targets[walk.order]), group
-
-
 def _gate(edges, active, compute, operands, carry):
     """compute(operands, carry) if active, else carry as it is."""
     if edges.context.twice:
         return lax.cond(active, compute, lambda operands, carry: carry, operands, carry)
 
-    def turn(i, carry):
+    def turn(state):
+        wanted, carry = state
         # The barrier ties the operands to the turn: else the compiler would compute what depends
         # on them alone ahead of the loop, whether it turns or not.
-        _, tied = lax.optimization_barrier((i, operands))
-        return compute(tied, carry)
+        _, tied = lax.optimization_barrier((wanted, operands))
+        return jnp.bool_(False), compute(tied, carry)
 
-    return lax.fori_loop(0, active.astype(jnp.int32), turn, carry)
+    return lax.while_loop(lambda state: state[0], turn, (active, carry))[1]
 
 
 def part(edges, x):
@@ -244,94 +229,99 @@ def dropped(edges, name, dropout, y):
     return (y * keep / (1 - rate)).astype(y.dtype)
 
 
+# Slices by lax, not by `.at`: that would ask of each index whether it is within bounds.
+
+
+def _get(tree, row):
+    """Row `row` of every array."""
+    return jax.tree.map(lambda leaf: lax.dynamic_index_in_dim(leaf, row, keepdims=False), tree)
+
+
+def _set(tree, row, values):
+    return jax.tree.map(
+        lambda leaf, value: lax.dynamic_update_index_in_dim(leaf, value, row, 0), tree, values
+    )
+
+
+def _add(leaf, row, value):
+    return _set(leaf, row, _get(leaf, row) + value)
+
+
+def _set_weight(weights, edge, o, value):
+    return lax.dynamic_update_slice(weights, value[None, None], (edge, jnp.uint32(o)))
+
+
 def _forward(edges, variables, inputs, nodes):
     once, train = shared(edges), edges.context.train
 
-    def add_edge(nodes, operands):
-        v, source, target, group = operands
-        x = (nodes if edges.in_place else inputs)[source]
-        x_part, stats = part(edges, x), dict(v.stats)
+    def keep(stats, name, edge, found):
+        """Statistics (running, of the batch) with those that a candidate found on an edge."""
+        if not train or not found:
+            return stats
+        before = _get(variables.stats[name], edge)
+        return _set(stats[0], edge, blend(before, found)), _set(stats[1], edge, found)
 
-        def add_shared(o, layer, operands, carry):
-            x, stats = operands
-            y, found = layer.apply({}, stats, x, edges.context)
-            nodes = carry[0]
-            for k in range(group.targets.size):
-                nodes = _gate(
-                    edges,
-                    group.active[k, o],
-                    lambda y, nodes, k=k: nodes.at[group.targets[k]].add(
-                        weighted(group.weights[k, o], y)
-                    ),
-                    y,
-                    nodes,
-                )
-            return nodes, found
+    def add_edge(carry, step):
+        nodes, stats = carry
+        v = _get(variables, step.edge)
+        x = _get(nodes if edges.in_place else inputs, step.source)
+        x_part = part(edges, x)
+
+        def add_shared(o, name, layer, operands, carry):
+            x, before = operands
+            y, found = layer.apply({}, before, x, edges.context)
+
+            def add_to(k, carry):
+                edge = step.group[k]
+
+                def add(y, carry):
+                    nodes, stats = carry
+                    term = weighted(variables.weights[edge, o], y)
+                    return _add(nodes, step.targets[k], term), keep(stats, name, edge, found)
+
+                return _gate(edges, step.active[k, o], add, y, carry)
+
+            return lax.fori_loop(0, step.group.size, add_to, carry)
 
         def add_own(o, name, layer, operands, carry):
-            x, params, stats, dropout = operands
-            y, found = layer.apply(params, stats, x, edges.context)
-            return carry[0] + weighted(v.weights[o], dropped(edges, name, dropout, y)), found
+            x, params, before, dropout = operands
+            total, stats = carry
+            y, found = layer.apply(params, before, x, edges.context)
+            total += weighted(v.weights[o], dropped(edges, name, dropout, y))
+            return total, keep(stats, name, step.edge, found)
 
+        stats = dict(stats)
         for o in once:
             name, layer = edges.layers[o]
-            before = v.stats.get(name, {})
             nodes, stats[name] = _gate(
                 edges,
-                group.first & group.active[:, o].any(),
-                partial(add_shared, o, layer),
-                (x_part, before),
-                (nodes, before),
+                step.due[o],
+                partial(add_shared, o, name, layer),
+                (x_part, v.stats.get(name, {})),
+                (nodes, stats[name]),
             )
-        at_target = nodes[target]
+        at_target = _get(nodes, step.target)
         total = at_target if edges.share == 1 else jnp.zeros_like(part(edges, at_target))
         for o, (name, layer) in enumerate(edges.layers):
             if o not in once:
-                before = v.stats.get(name, {})
                 total, stats[name] = _gate(
                     edges,
                     v.active[o],
                     partial(add_own, o, name, layer),
-                    (x_part, v.params.get(name, {}), before, v.dropout),
-                    (total, before),
+                    (x_part, v.params.get(name, {}), v.stats.get(name, {}), v.dropout),
+                    (total, stats[name]),
                 )
         if edges.share == 1:
-            nodes = nodes.at[target].set(total)
+            nodes = _set(nodes, step.target, total)
         else:
-            nodes = nodes.at[target].add(join(edges, total, v.edge_weights, x))
-        return nodes, {name: found for name, found in stats.items() if found}
+            nodes = _add(nodes, step.target, join(edges, total, v.edge_weights, x))
+        return (nodes, stats), None
 
-    nodes, found = lax.scan(add_edge, nodes, _walked(edges, variables))
-    found = _by_edge(edges, found)
-    stats = variables.stats
-    if train:
-        stats = _where_active(edges, variables.active, blend(stats, found), stats)
+    start = {name: (variables.stats.get(name, {}),) * 2 for name, _ in edges.layers}
+    (nodes, stats), _ = lax.scan(add_edge, (nodes, start), _walk(edges, variables.active))
+    running, batch = ({name: stats[name][i] for name in variables.stats} for i in range(2))
     maps = nodes if edges.in_place else inputs
-    return (nodes, stats), (variables._replace(stats=found), maps)
-
-
-def _by_edge(edges, found):
-    """{candidate: statistics of the batch [E, ...]} in the edges' own order."""
-    walk = _walk(edges)
-    place = np.argsort(walk.order)  # of each edge in the walk
-    at_first = place[walk.group[place, 0]]  # of its source's first edge
-    once = {edges.layers[o][0] for o in shared(edges)}
-    return {
-        name: jax.tree.map(lambda leaf, rows=at_first if name in once else place: leaf[rows], tree)
-        for name, tree in found.items()
-    }
-
-
-def _where_active(edges, active, new, old):
-    names = [name for name, _ in edges.layers]
-
-    def choose(name):
-        def where(n, o):
-            return jnp.where(active[:, names.index(name)].reshape(-1, *(1,) * (n.ndim - 1)), n, o)
-
-        return jax.tree.map(where, new[name], old[name])
-
-    return {name: choose(name) for name in new}
+    return (nodes, running), (variables._replace(stats=batch), maps)
 
 
 def _backward(edges, residuals, cotangents):
@@ -345,97 +335,93 @@ def _pull_back(edges, variables, maps, g_nodes):
     """Cotangents of the variables, the inputs and the nodes; `variables.stats` are the batch's."""
     once = shared(edges)
 
-    def pull_edge(g_sources, operands):
-        v, source, target, group = operands
+    def pull_edge(carry, step):
+        g_sources, g_params, g_weights, g_edge_weights = carry
+        v = _get(variables, step.edge)
         g_nodes_now = g_sources if edges.in_place else g_nodes
-        g, x = g_nodes_now[target], maps[source]
+        g, x = _get(g_nodes_now, step.target), _get(maps, step.source)
         x_part = part(edges, x)
-        g_x, g_edge_weight, g_passed = jnp.zeros_like(x_part), None, None
+        g_x, g_passed = jnp.zeros_like(x_part), None
         if edges.share > 1:
             mixed = jnp.zeros(part(edges, g).shape, g.dtype)  # join is linear in it
             _, pull = jax.vjp(partial(join, edges), mixed, v.edge_weights, x)
             g, g_edge_weight, g_passed = pull(g)
+            g_edge_weights = _set(g_edge_weights, step.edge, g_edge_weight)
         context = edges.context._replace(learn=v.learn, known=not edges.context.twice)
 
         def pull_shared(o, layer, operands, carry):
             x, stats = operands
             g_x, g_weights = carry
-
-            def gather(k, operands, carry):
-                y, g_nodes = operands
-                g_y, g_weights = carry
-                g_k = g_nodes[group.targets[k]]
-                g_weights = g_weights.at[k].set(jnp.sum(y * g_k, dtype=g_weights.dtype))
-                return g_y + weighted(group.weights[k, o], g_k), g_weights
-
             y, pull = jax.vjp(lambda x: layer.apply({}, stats, x, context)[0], x)
+
+            def gather(k, carry):
+                edge = step.group[k]
+
+                def add(operands, carry):
+                    y, g_nodes = operands
+                    g_y, g_weights = carry
+                    g_k = _get(g_nodes, step.targets[k])
+                    product = jnp.sum(y * g_k, dtype=g_weights.dtype)
+                    g_y += weighted(variables.weights[edge, o], g_k)
+                    return g_y, _set_weight(g_weights, edge, o, product)
+
+                return _gate(edges, step.active[k, o], add, (y, g_nodes_now), carry)
+
             carry = jnp.zeros_like(y), g_weights
-            for k in range(group.targets.size):
-                carry = _gate(
-                    edges, group.active[k, o], partial(gather, k), (y, g_nodes_now), carry
-                )
-            g_y, g_weights = carry
+            g_y, g_weights = lax.fori_loop(0, step.group.size, gather, carry)
             return g_x + pull(g_y)[0], g_weights
 
         def pull_own(o, name, layer, operands, carry):
             x, params, stats, dropout, g = operands
+            g_x, g_weights, g_params = carry
 
             def output(params, x, weight):
                 y = layer.apply(params, stats, x, context)[0]
                 return weighted(weight, dropped(edges, name, dropout, y))
 
-            g_params, g_part, g_weight = jax.vjp(output, params, x, v.weights[o])[1](g)
-            return carry[0] + g_part, g_params, g_weight
+            found, g_part, g_weight = jax.vjp(output, params, x, v.weights[o])[1](g)
+            g_weights = _set_weight(g_weights, step.edge, o, g_weight)
+            return g_x + g_part, g_weights, _set(g_params, step.edge, found)
 
-        g_params, g_weights, g_shared = {}, [], []
+        g_params = dict(g_params)
         for o, (name, layer) in enumerate(edges.layers):
             params, stats = v.params.get(name, {}), v.stats.get(name, {})
             if o in once:
-                g_x, g_group = _gate(
+                g_x, g_weights = _gate(
                     edges,
-                    group.first & group.active[:, o].any(),
+                    step.due[o],
                     partial(pull_shared, o, layer),
                     (x_part, stats),
-                    (g_x, jnp.zeros(group.targets.shape, v.weights.dtype)),
+                    (g_x, g_weights),
                 )
-                g_shared.append(g_group)
                 continue
-            g_x, g_p, g_w = _gate(
+            g_x, g_weights, g_own = _gate(
                 edges,
                 v.active[o],
                 partial(pull_own, o, name, layer),
                 (x_part, params, stats, v.dropout, g),
-                (g_x, jax.tree.map(jnp.zeros_like, params), jnp.zeros_like(v.weights[o])),
+                (g_x, g_weights, g_params.get(name, {})),
             )
-            g_weights.append(g_w)
-            if g_p:
-                g_params[name] = g_p
+            if g_own:
+                g_params[name] = g_own
         if edges.share > 1:
             g_x = g_passed.at[..., : g_x.shape[-1]].add(g_x)
-        return g_sources.at[source].add(g_x), (g_params, g_weights, g_shared, g_edge_weight)
+        g_sources = _add(g_sources, step.source, g_x)
+        return (g_sources, g_params, g_weights, g_edge_weights), None
 
+    nothing = jax.tree.map(jnp.zeros_like, variables._replace(active=None, learn=None))
     start = g_nodes if edges.in_place else jnp.zeros_like(maps)
-    walk = _walk(edges)
-    g_sources, (g_params, g_weights, g_shared, g_edge_weights) = lax.scan(
-        pull_edge, start, _walked(edges, variables), reverse=True
+    carry = start, dict(nothing.params), nothing.weights, nothing.edge_weights
+    (g_sources, *gradients), _ = lax.scan(
+        pull_edge, carry, _walk(edges, variables.active), reverse=True
     )
-    place = np.argsort(walk.order)
-    own, of_group = iter(g_weights), iter(g_shared)
-    columns = [
-        jnp.zeros(len(place), variables.weights.dtype).at[walk.group].add(next(of_group))
-        if o in once
-        else next(own)[place]
-        for o in range(len(edges.layers))
-    ]
+    g_params, g_weights, g_edge_weights = gradients
     # The running statistics enter no training loss; in evaluation they are constants.
-    g_variables = Variables(
-        jax.tree.map(lambda leaf: leaf[place], g_params),
-        jax.tree.map(jnp.zeros_like, variables.stats),
-        jnp.stack(columns, -1),
-        None,
-        g_edge_weights if g_edge_weights is None else g_edge_weights[place],
-        variables.dropout and (None, jnp.zeros_like(variables.dropout[1])),
-        None,
+    g_variables = nothing._replace(
+        params=g_params,
+        weights=g_weights,
+        edge_weights=g_edge_weights,
+        dropout=variables.dropout and (None, nothing.dropout[1]),
     )
     if edges.in_place:
         return g_variables, None, g_sources
