@@ -254,12 +254,15 @@ def _set_weight(weights, edge, o, value):
 def _forward(edges, variables, inputs, nodes):
     once, train = shared(edges), edges.context.train
 
-    def keep(stats, name, edge, found):
-        """Statistics (running, of the batch) with those that a candidate found on an edge."""
+    def blended(running, name, edge, found):
+        """The running statistics with those that a candidate found, on one edge."""
         if not train or not found:
-            return stats
-        before = _get(variables.stats[name], edge)
-        return _set(stats[0], edge, blend(before, found)), _set(stats[1], edge, found)
+            return running
+        return _set(running, edge, blend(_get(variables.stats[name], edge), found))
+
+    def noted(batch, edge, found):
+        """The batch's statistics with those, for the backward pass."""
+        return _set(batch, edge, found) if train and found else batch
 
     def add_edge(carry, step):
         nodes, stats = carry
@@ -275,20 +278,23 @@ def _forward(edges, variables, inputs, nodes):
                 edge = step.group[k]
 
                 def add(y, carry):
-                    nodes, stats = carry
-                    term = weighted(variables.weights[edge, o], y)
-                    return _add(nodes, step.targets[k], term), keep(stats, name, edge, found)
+                    nodes, running = carry
+                    nodes = _add(nodes, step.targets[k], weighted(variables.weights[edge, o], y))
+                    return nodes, blended(running, name, edge, found)
 
                 return _gate(edges, step.active[k, o], add, y, carry)
 
-            return lax.fori_loop(0, step.group.size, add_to, carry)
+            nodes, (running, batch) = carry
+            nodes, running = lax.fori_loop(0, step.group.size, add_to, (nodes, running))
+            return nodes, (running, noted(batch, step.edge, found))
 
         def add_own(o, name, layer, operands, carry):
             x, params, before, dropout = operands
-            total, stats = carry
+            total, (running, batch) = carry
             y, found = layer.apply(params, before, x, edges.context)
             total += weighted(v.weights[o], dropped(edges, name, dropout, y))
-            return total, keep(stats, name, step.edge, found)
+            running = blended(running, name, step.edge, found)
+            return total, (running, noted(batch, step.edge, found))
 
         stats = dict(stats)
         for o in once:

@@ -55,6 +55,7 @@ def test_without_a_workdir_nothing_is_written(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_several_searches_and_seeds(tmp_path):
     """Two searches, the better derived network trained with two seeds; cut here and there."""
     config = tiny()
@@ -185,6 +186,7 @@ def test_fine_tuning_swaps_the_classifier_and_trains_on(trained, tmp_path):
         network.fine_tune((dataset.train_images, dataset.train_labels), epoch=3)
 
 
+@pytest.mark.slow
 def test_start_from_begins_with_trained_weights(trained, tmp_path):
     """With a learning rate near 0 the network stays what it was, but for its classifier."""
     folder, outcome, _ = trained

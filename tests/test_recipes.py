@@ -110,6 +110,7 @@ def test_a_recipe_runs_and_its_network_comes_back(tmp_path):
     config.genotype = SMALL.to_json()
     config.data.update(
         {"source": "digits", "image_size": 32, "train_examples": 100, "test_examples": 60}
+        | {"resize": "stretch"}  # random crops are for streams
     )
     config.train.update({"channels": 4, "cells": 3, "epochs": 2, "batch_size": 50})
     config.train.update({"output": "conv", "squeeze": "every", "auxiliary_weight": 0.0})

@@ -87,6 +87,7 @@ def test_killed_outright_it_goes_on_from_its_last_checkpoint(whole, tmp_path):
     assert_equal_runs(tmp_path, whole)
 
 
+@pytest.mark.slow
 def test_the_command_says_how_to_go_on(tmp_path):
     """SIGTERM from outside: exit code 143, and the printed command resumes."""
     config = tiny()
@@ -214,6 +215,7 @@ def test_on_prune_tells_each_candidate_once_over_all_starts(tmp_path):
     assert 0 < first < len(told) == len(set(told)) == 2 * 14 * 2
 
 
+@pytest.mark.slow
 def test_cut_with_every_option_of_training(tmp_path):
     """Auxiliary head, drop-path, moving average, pieces: cut in an epoch, equal all the same."""
     config = tiny()

@@ -346,6 +346,7 @@ def test_two_devices_equal_one():
         assert_trees_close(both_metrics, alone_metrics)
 
 
+@pytest.mark.slow
 def test_two_devices_train_as_one():
     """A training step with auxiliary head and drop-path, in float64."""
     mesh = parallel.data_mesh(jax.devices()[:2])

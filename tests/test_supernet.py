@@ -108,7 +108,17 @@ def test_the_loop_equals_the_plain_form(half):
     assert_close(got, outcome(network, variables, alphas, masks, Context(True, reference=True)))
 
 
-@pytest.mark.parametrize("computed", ["all candidates", "more than live", "what lives"])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "computed",
+    [
+        pytest.param("all candidates", marks=SLOW),
+        "more than live",
+        pytest.param("what lives", marks=SLOW),
+    ],
+)
 def test_the_unrolled_plan_equals_the_loop(half, computed):
     network, variables, alphas, masks, want = half
     more = {cell: mask | (RNG.uniform(size=mask.shape) < 0.3) for cell, mask in masks.items()}
@@ -120,7 +130,7 @@ def test_the_unrolled_plan_equals_the_loop(half, computed):
     assert_close(got, want)
 
 
-@pytest.mark.parametrize("plan", plans.PLANS)
+@pytest.mark.parametrize("plan", ["loop", pytest.param("unrolled", marks=SLOW)])
 def test_evaluation_mode_equals_the_plain_form(half, plan):
     network, variables, alphas, masks, _ = half
     network = network.clone(plan=plans.Plan(plan))
@@ -370,7 +380,7 @@ def test_dropout_on_skips_drops_its_share_while_training():
         np.testing.assert_allclose(got[kept], np.asarray(inputs[0])[kept] / 0.6, rtol=1e-12)
 
 
-@pytest.mark.parametrize("plan", plans.PLANS)
+@pytest.mark.parametrize("plan", ["loop", pytest.param("unrolled", marks=SLOW)])
 def test_plans_equal_the_plain_form_with_partial_channels_and_dropout(plan):
     space = SearchSpace(("sep_conv_3x3", "max_pool_3x3", "skip_connect"), nodes=2)
     network = Supernet(space, 5, channels=4, cells=3, partial_channels=2, plan=plans.Plan(plan))
