@@ -295,6 +295,7 @@ def test_describe_tells_size_cost_memory_and_draws(trained, tmp_path):
         asap_jax.describe(config, tmp_path, quiet=True)
 
 
+@pytest.mark.slow
 def test_published_cells_train_by_name_with_average_pieces_and_weights(tmp_path):
     """An odd mix of options at once; the run's own description of itself."""
     dataset = inputs.load_data(tiny())
@@ -355,6 +356,7 @@ def test_cells_come_from_a_file_or_a_workdir(trained, tmp_path):
         inputs.find_genotype(config, None)
 
 
+@pytest.mark.slow
 def test_a_search_is_trained_in_its_own_workdir(tmp_path):
     """Mode by mode it is the run without a mode."""
     job.run(tiny(), tmp_path, mode="search", quiet=True)

@@ -53,6 +53,7 @@ def test_golden(case):
 
 
 @pytest.mark.parametrize("name", ["cifar_ASAP"])
+@pytest.mark.slow
 def test_golden_in_float32(name):
     """The logits and auxiliary logits to 1e-4; compare_with_torch.py covers the rest."""
     case = next(c for c in parity.CASES if c.name == name)

@@ -68,7 +68,8 @@ def test_the_tiny_run_is_as_long_as_these_tests_think(whole):
 def test_cut_by_signals_at_random_steps(whole, tmp_path):
     """Twice in the search, once in the training, each time another process goes on."""
     rng = np.random.default_rng()
-    first, second = sorted(rng.choice(np.arange(1, SEARCH_STEPS), 2, replace=False).tolist())
+    whole_epochs = np.arange(1, SEARCH_STEPS - 3)  # the search ends within its last four steps
+    first, second = sorted(rng.choice(whole_epochs, 2, replace=False).tolist())
     third = int(rng.integers(1, TRAIN_STEPS))
     told = f"cut after steps {first} and {second} of the search, {third} of the training"
     assert cut_run(tmp_path, "search", first, "SIGTERM") == 128 + signal.SIGTERM, told
@@ -80,6 +81,7 @@ def test_cut_by_signals_at_random_steps(whole, tmp_path):
     assert_equal_runs(tmp_path, whole)
 
 
+@pytest.mark.slow
 def test_killed_outright_it_goes_on_from_its_last_checkpoint(whole, tmp_path):
     step = int(np.random.default_rng().integers(4, SEARCH_STEPS))
     assert cut_run(tmp_path, "search", step, "SIGKILL", every_steps=3) == -signal.SIGKILL
