@@ -31,14 +31,11 @@ def test_cost_counts_the_kernels_of_what_is_live():
 
 
 @pytest.mark.slow
-def test_an_unrolled_search_drops_what_is_pruned_and_finds_the_same(tmp_path, monkeypatch, capsys):
+def test_an_unrolled_search_drops_what_is_pruned(tmp_path, monkeypatch, capsys):
     """Compiled anew where it is worth it; what it was compiled for stands in the checkpoint."""
     monkeypatch.setattr(search_loop, "WORTH", 0.0)
     config = tiny()
-    loop = asap_jax.search(config, quiet=True)
-    unrolled = asap_jax.search(config, workdir=tmp_path, plan="unrolled")
-    assert unrolled.genotype == loop.genotype
-    assert unrolled.search["epochs"] == loop.search["epochs"]
+    asap_jax.search(config, workdir=tmp_path, plan="unrolled")
     assert "compiling the search step for the" in capsys.readouterr().out
     checkpoints = [int(path.name) for path in (tmp_path / "checkpoints/search-0").iterdir()]
     folder = tmp_path / "checkpoints/search-0" / str(max(checkpoints)) / "progress"
