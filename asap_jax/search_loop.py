@@ -12,7 +12,6 @@ import numpy as np
 
 from asap_jax import (
     collapse,
-    compile_cache,
     data,
     derive,
     loop,
@@ -23,7 +22,7 @@ from asap_jax import (
     schedules,
 )
 from asap_jax.benchmarks import NASBench201
-from asap_jax.data.augment import Augmentation, augment, normalise
+from asap_jax.data.augment import normalise
 from asap_jax.derive import EDGES
 from asap_jax.errors import UserError
 from asap_jax.evaluation import make_accuracy
@@ -31,12 +30,11 @@ from asap_jax.genotypes import Genotype
 from asap_jax.losses import cross_entropy
 from asap_jax.networks import STAGES, Supernet
 from asap_jax.ops import Context
+from asap_jax.planned_step import PlannedStep
 from asap_jax.relaxation import one_hot_mixture
 from asap_jax.search_step import (
-    Batch,
     Optimizers,
     init_state,
-    make_search_step,
     step_keys,
 )
 from asap_jax.spaces import SPACES, SearchSpace
@@ -206,7 +204,7 @@ def _stage_estimate(config, dataset, parts) -> memory.Estimate:
         arch = parts.strategy.init(jax.random.key(0))
         mixtures = parts.strategy.mixture(arch, jnp.int32(0), jax.random.key(0))
         variables = {"params": params, "batch_stats": rest[0]}
-        context = Context(train=True)
+        context = Context(train=True, dtype=precisions.map_dtype(config.precision))
         out, _ = parts.network.apply(variables, images, mixtures, context, mutable=["batch_stats"])
         return out.sum()
 
@@ -304,7 +302,7 @@ class _Stage:
         key = jax.random.fold_in(key, number) if number else key
         shape = self.dataset.preparation.shape
         state = init_state(self.network, self.strategy, self.optimizers, key, shape)
-        planned = _PlannedStep(self, class_weights)
+        planned = PlannedStep(self, class_weights)
 
         def order(epoch):
             size, epoch = config.batch_size, before + epoch
@@ -415,70 +413,6 @@ class _Stage:
         return collapse.dominant_eigenvalue(loss, state.arch.alphas, key)[0]
 
 
-WORTH = 1.0  # seconds that compiling anew has to save for each second it takes
-
-
-class _PlannedStep:
-    """The jitted step of a stage, compiled anew where its plan and the pruned masks call for it.
-
-    The live candidates that it was compiled for stand in `Progress.history`, so that a search that
-    goes on computes as it did before.
-    """
-
-    def __init__(self, stage, class_weights):
-        self._stage, self._class_weights = stage, class_weights
-        self._network, self._jitted, self._compile_seconds = stage.network, None, None
-        self._fresh = False  # whether the epoch under way holds the time of a compilation
-
-    def follow(self, progress) -> None:
-        """Takes the plan that the search's history tells of, or notes its own there."""
-        name, live = progress.history.setdefault("plan", [self._network.plan.name, None])
-        plan = plans.Plan(name, live and plans.freeze(live))
-        if self._jitted is None or plan != self._network.plan:
-            self._network, self._compile_seconds = self._stage.network.clone(plan=plan), None
-            self._jitted = self._compiled()
-
-    def _compiled(self):
-        stage, augmentation = self._stage, self._stage.config.augmentation
-        step = make_search_step(
-            self._network,
-            stage.strategy,
-            stage.optimizers,
-            class_weights=self._class_weights,
-            dtype=precisions.map_dtype(stage.config.precision),
-        )
-        mean, std = stage.dataset.mean, stage.dataset.std
-        return _with_data(step, Augmentation(mean, std, augmentation.pad, augmentation.flip))
-
-    def __call__(self, state, *indices):
-        begin = time.monotonic()
-        held = self._stage.held
-        state, metrics = self._jitted(state, held.images, held.labels, *indices)
-        if self._compile_seconds is None:  # the call returns when all is compiled and under way
-            self._compile_seconds, self._fresh = time.monotonic() - begin, True
-        return state, metrics
-
-    def consider(self, state, progress) -> None:
-        """After an epoch: drops dead candidates if that is expected to save more than it takes."""
-        stage, plan = self._stage, self._network.plan
-        if plan.name != "unrolled" or stage.strategy.masks_may_grow:
-            return
-        masks = jax.device_get(state.arch.masks)
-        full = {cell: np.ones(stage.space.shape, bool) for cell in masks}
-        computed = plan.live and {cell: np.asarray(rows) for cell, rows in plan.live}
-        share = plans.cost(masks, stage.space) / plans.cost(computed or full, stage.space)
-        seconds = progress.epoch_seconds - self._compile_seconds * self._fresh
-        remaining, self._fresh = (stage.epochs - progress.epoch - 1) * seconds, False
-        if (1 - share) * remaining > WORTH * self._compile_seconds:
-            live = {cell: mask.tolist() for cell, mask in masks.items()}
-            progress.history["plan"] = [plan.name, live]
-            stage.session.log.say(
-                f"compiling the search step for the {sum(mask.sum() for mask in masks.values())} "
-                "candidates that are left"
-            )
-            self.follow(progress)
-
-
 def _prune_watch(on_prune, space):
     """`loop.run`'s watch that calls on_prune after each step that pruned."""
     if on_prune is None:
@@ -503,21 +437,6 @@ def _prune_watch(on_prune, space):
         return look
 
     return watch
-
-
-def _with_data(step, augmentation):
-    """The jitted step that takes the batches out of the data on the device and augments them."""
-
-    def run(state, images, labels, omega_indices, alpha_indices):
-        keys = step_keys(state.key, state.step)
-
-        def batch(indices, key):
-            return Batch(augment(images[indices], augmentation, key), labels[indices])
-
-        train = batch(omega_indices, keys.augment_train)
-        return step(state, train, batch(alpha_indices, keys.augment_val))
-
-    return jax.jit(run, donate_argnums=0, compiler_options=compile_cache.options())
 
 
 def _supernet_logits(network, by_batch):

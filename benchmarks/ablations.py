@@ -10,12 +10,11 @@ another, each in a process of its own; the same command goes on where it stopped
 ablations.json (a record a run) and ablations.md as results come. Options after `--` go to each run.
 """
 
-import argparse
 import json
 import statistics
 from pathlib import Path
 
-from runs import by_seed, keep, results_of, spread
+from runs import arguments_of, by_seed, keep, results_of, spread
 
 # T0 = 1.3 and tau = 1 make five grace epochs of 50; a tau of T0 makes none.
 STRATEGY = "--config.search.strategy."
@@ -87,12 +86,9 @@ def table(records: dict) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = arguments_of(__doc__, "ablations")
     parser.add_argument("--size", default="digits", help="a size of configs/search.py")
     parser.add_argument("--of", default=",".join(CHANGES), help="comma-separated")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--out", default="runs/ablations", help="folder of the workdirs")
-    parser.add_argument("options", nargs="*", help="after --: passed on to each run")
     arguments = parser.parse_args()
     out, of = Path(arguments.out), [kind for kind in arguments.of.split(",") if kind]
     unknown = [kind for kind in of if kind not in CHANGES]

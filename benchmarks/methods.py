@@ -9,12 +9,11 @@ methods.json (a record a run) and methods.md as results come. Options after `--`
         --config.data.dir=DIR
 """
 
-import argparse
 import json
 import statistics
 from pathlib import Path
 
-from runs import by_seed, keep, results_of, spread
+from runs import arguments_of, by_seed, keep, results_of, spread
 
 from asap_jax.derive import skips
 from asap_jax.genotypes import Genotype
@@ -60,12 +59,9 @@ def table(records: dict) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = arguments_of(__doc__, "methods")
     parser.add_argument("--size", default="tiny", help="a size of configs/search.py")
     parser.add_argument("--methods", default=",".join(STRATEGIES), help="comma-separated")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--out", default="runs/methods", help="folder of the workdirs")
-    parser.add_argument("options", nargs="*", help="after --: passed on to each run")
     arguments = parser.parse_args()
     out = Path(arguments.out)
     cases = {

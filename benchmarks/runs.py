@@ -4,12 +4,22 @@ A run whose workdir holds results.json is not done again, and one that was cut g
 command on the same folder finishes a table that was interrupted.
 """
 
+import argparse
 import json
 import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+
+
+def arguments_of(description: str, name: str) -> argparse.ArgumentParser:
+    """The options that every table has."""
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--out", default=f"runs/{name}", help="folder of the workdirs")
+    parser.add_argument("options", nargs="*", help="after --: passed on to each run")
+    return parser
 
 
 def by_seed(

@@ -10,10 +10,9 @@ and transfer.md as results come. Options after `--` go to each run; --config.tra
 shortens them all.
 """
 
-import argparse
 from pathlib import Path
 
-from runs import by_seed, keep, results_of, spread
+from runs import arguments_of, by_seed, keep, results_of, spread
 
 from asap_jax.recipes import RECIPES
 
@@ -35,12 +34,9 @@ def table(records: dict, data: list[str]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = arguments_of(__doc__, "transfer")
     parser.add_argument("--cells", default=CELLS, help="comma-separated")
     parser.add_argument("--data", default=DATA, help=f"comma-separated: {', '.join(RECIPES)}")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--out", default="runs/transfer", help="folder of the workdirs")
-    parser.add_argument("options", nargs="*", help="after --: passed on to each run")
     arguments = parser.parse_args()
     out, data, cells = Path(arguments.out), arguments.data.split(","), arguments.cells.split(",")
     if len({Path(cell).name for cell in cells}) < len(cells):

@@ -38,7 +38,7 @@ LAYERS = [
     {"data", *(f"strategies.{name}" for name in METHODS)},
     {"strategies", "report"},
     {"search_step"},
-    {"train_step", "presets"},
+    {"train_step", "presets", "planned_step"},
     {"search_loop", "train_loop", "recipes"},
     {"trained", "inputs", "command_line"},
     {"job", "inspection"},

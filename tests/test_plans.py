@@ -10,7 +10,7 @@ import pytest
 from tiny import tiny
 
 import asap_jax
-from asap_jax import Context, Supernet, plans, precisions, presets, search_loop
+from asap_jax import Context, Supernet, planned_step, plans, precisions, presets
 from asap_jax.errors import UserError
 from asap_jax.relaxation import Mixture
 from asap_jax.spaces import ASAP, SearchSpace
@@ -33,7 +33,7 @@ def test_cost_counts_the_kernels_of_what_is_live():
 @pytest.mark.slow
 def test_an_unrolled_search_drops_what_is_pruned(tmp_path, monkeypatch, capsys):
     """Compiled anew where it is worth it; what it was compiled for stands in the checkpoint."""
-    monkeypatch.setattr(search_loop, "WORTH", 0.0)
+    monkeypatch.setattr(planned_step, "WORTH", 0.0)
     config = tiny()
     asap_jax.search(config, workdir=tmp_path, plan="unrolled")
     assert "compiling the search step for the" in capsys.readouterr().out
@@ -44,6 +44,27 @@ def test_an_unrolled_search_drops_what_is_pruned(tmp_path, monkeypatch, capsys):
     assert name == "unrolled"
     assert {cell: np.shape(rows) for cell, rows in live.items()} == dict.fromkeys(CELLS, shape)
     assert sum(np.sum(rows) for rows in live.values()) < 2 * np.prod(shape)
+
+
+@pytest.mark.slow
+def test_plans_take_the_same_steps():
+    """On noise: where a max-pool meets equal values, rounding decides which gets the gradient."""
+    rng, labels = np.random.default_rng(0), np.arange(80) % 10
+    images = rng.integers(0, 256, (80, 8, 8, 1), np.uint8)
+    config, told = tiny(), {}
+    config.data.update({"train_examples": 0, "test_examples": 0})
+    config.search.augmentation.pad = 0
+    for plan in plans.PLANS:
+        records = told[plan] = []
+
+        def three(record, records=records):
+            records.append([record[key] for key in ("train_loss", "val_loss", "entropy")])
+            return len(records) == 3
+
+        data = (images, labels, images[:20], labels[:20])
+        asap_jax.search(config, data=data, plan=plan, quiet=True, on_step=three)
+    np.testing.assert_allclose(told["unrolled"], told["loop"], rtol=1e-4)
+    assert np.ptp(np.asarray(told["loop"])[:, 2]) > 0.1  # the alphas have moved
 
 
 def test_bfloat16_is_refused_where_it_is_emulated():

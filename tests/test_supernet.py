@@ -22,6 +22,7 @@ from asap_jax import (
     plans,
 )
 from asap_jax.cells import SearchCell
+from asap_jax.edges_unrolled import unrolled_edges
 from asap_jax.networks import count_parameters, live_parameters
 from asap_jax.ops import candidate, stateless
 from asap_jax.relaxation import Dropout, masked_softmax, one_hot_mixture
@@ -310,10 +311,13 @@ def test_second_derivatives_pass_through_the_loop(in_place):
 
         return jax.jit(jax.grad(projected))(variables.weights)
 
-    got, want = map(mixed_second, (edge_scan.scan_edges, edge_scan.scan_edges_reference))
-    live = jnp.where(active, want, 0)
-    assert np.abs(live).max() > 1e-3
-    assert_close(jnp.where(active, got, 0), live)
+    def unrolled(edges, *operands):
+        return unrolled_edges(edges, active.tolist(), *operands)
+
+    want = jnp.where(active, mixed_second(edge_scan.scan_edges_reference), 0)
+    assert np.abs(want).max() > 1e-3
+    for scan in (edge_scan.scan_edges, unrolled):
+        assert_close(jnp.where(active, mixed_second(scan), 0), want)
 
 
 # Partial channels and dropout on skips
