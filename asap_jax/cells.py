@@ -76,14 +76,15 @@ class SearchCell(nn.Module):
             a reduction; else the one map [N, H, W, channels] that enters.
           mixture: of the cell's type.
           context: how to run the layers.
-          learn: scalar bool, see `Context`; or None.
+          learn: scalar bool, of the cell's kernels, see `Context`; or None.
 
         Returns:
           "darts": [N, H, W, nodes * channels], half the size if this is a reduction cell;
           "nasbench201": [N, H, W, channels].
         """
         if self.space.skeleton == "darts":
-            states = _preprocess(self, *states, self.channels, self.reduction_prev, False, context)
+            learning = context._replace(learn=learn)
+            states = _preprocess(self, *states, self.channels, self.reduction_prev, False, learning)
         inputs = jnp.stack(states)
         shape = (self.space.nodes, *inputs.shape[1:])
         if self.reduction:

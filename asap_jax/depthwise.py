@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from asap_jax import windows
+from asap_jax.convolution import if_it_learns
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -34,12 +35,7 @@ def depthwise_conv(x, kernel, stride=1, dilation=1, learn=None):
     Returns:
       [N, ceil(H / stride), ceil(W / stride), C].
     """
-    return lax.platform_dependent(
-        x,
-        kernel,
-        cpu=partial(_shifted_sum, stride=stride, dilation=dilation),
-        default=partial(depthwise_conv_reference, stride=stride, dilation=dilation),
-    )
+    return _convolve(x, kernel, stride, dilation)
 
 
 def depthwise_conv_reference(x, kernel, stride=1, dilation=1):
@@ -62,31 +58,54 @@ def _forward(x, kernel, stride, dilation, learn):
 
 def _backward(stride, dilation, residuals, g):
     x, kernel, learn = residuals
+    g_x = _pull_input(x, kernel, g, stride, dilation)
 
-    def if_it_learns(gradient, x, g):
-        if learn is None:
-            return gradient(x, g)
-        return lax.cond(learn, gradient, lambda x, g: jnp.zeros_like(kernel), x, g)
+    def pull_kernel(x, kernel, g):
+        return _pull_kernel(x, kernel, g, stride, dilation)
 
-    def on_cpu(x, kernel, g):
-        return (
-            _input_gradient(x.shape, kernel, g, stride, dilation),
-            if_it_learns(lambda x, g: _kernel_gradient(x, kernel.shape, g, stride, dilation), x, g),
-        )
-
-    def elsewhere(x, kernel, g):
-        def conv(x, kernel):
-            return depthwise_conv_reference(x, kernel, stride, dilation)
-
-        return (
-            jax.vjp(lambda x: conv(x, kernel), x)[1](g)[0],
-            if_it_learns(lambda x, g: jax.vjp(lambda k: conv(x, k), kernel)[1](g)[0], x, g),
-        )
-
-    return *lax.platform_dependent(x, kernel, g, cpu=on_cpu, default=elsewhere), None
+    return g_x, if_it_learns(learn, pull_kernel, kernel, x, kernel, g), None
 
 
 depthwise_conv.defvjp(_forward, _backward)
+
+
+# By `jit`, so that the hundreds of convolutions of a supernet share a few traces.
+
+
+@partial(jax.jit, static_argnums=(2, 3))
+def _convolve(x, kernel, stride, dilation):
+    return lax.platform_dependent(
+        x,
+        kernel,
+        cpu=partial(_shifted_sum, stride=stride, dilation=dilation),
+        default=partial(depthwise_conv_reference, stride=stride, dilation=dilation),
+    )
+
+
+@partial(jax.jit, static_argnums=(3, 4))
+def _pull_input(x, kernel, g, stride, dilation):
+    def on_cpu(x, kernel, g):
+        """Spreads g to the input's grid and convolves it with the kernel turned round."""
+        spread = windows.spread(g, x.shape[1], x.shape[2], stride)
+        return _shifted_sum(spread, kernel[::-1, ::-1], 1, dilation)
+
+    def elsewhere(x, kernel, g):
+        conv = partial(depthwise_conv_reference, kernel=kernel, stride=stride, dilation=dilation)
+        return jax.vjp(conv, x)[1](g)[0]
+
+    return lax.platform_dependent(x, kernel, g, cpu=on_cpu, default=elsewhere)
+
+
+@partial(jax.jit, static_argnums=(3, 4))
+def _pull_kernel(x, kernel, g, stride, dilation):
+    def on_cpu(x, kernel, g):
+        return _kernel_gradient(x, kernel.shape, g, stride, dilation)
+
+    def elsewhere(x, kernel, g):
+        conv = partial(depthwise_conv_reference, x, stride=stride, dilation=dilation)
+        return jax.vjp(conv, kernel)[1](g)[0]
+
+    return lax.platform_dependent(x, kernel, g, cpu=on_cpu, default=elsewhere)
 
 
 def _padding(kernel_size, dilation):
@@ -106,12 +125,6 @@ def _shifted_sum(x, kernel, stride, dilation):
         term = lax.mul(windows.shifted(padded, i, j, height, width, stride, dilation), factor)
         total = term if total is None else lax.add(total, term)
     return total
-
-
-def _input_gradient(x_shape, kernel, g, stride, dilation):
-    """Spreads g to the input's grid and convolves it with the kernel turned round."""
-    g = windows.spread(g, x_shape[1], x_shape[2], stride)
-    return _shifted_sum(g, kernel[::-1, ::-1], 1, dilation)
 
 
 IMAGES = 8  # whose products one pass adds up: the pass then outweighs what follows it

@@ -132,6 +132,7 @@ class _Step(NamedTuple):
     """An edge as the loop meets it. K edges leave its source, the last repeated if there are fewer.
 
     edge, source, target: scalars, its row and its nodes.
+    first, last: bool, whether it is that of the edges that leave its source.
     group, targets: [K], rows and targets of the edges that leave its source.
     due: [O] bool, whether it is the first of those and a candidate is active on any.
     active: [K, O] bool, on which.
@@ -140,6 +141,8 @@ class _Step(NamedTuple):
     edge: jax.Array
     source: jax.Array
     target: jax.Array
+    first: jax.Array
+    last: jax.Array
     group: jax.Array
     targets: jax.Array
     due: jax.Array
@@ -155,13 +158,16 @@ def _walk(edges, active) -> _Step:
     group = np.stack([rows[np.minimum(np.arange(width), len(rows) - 1)] for rows in leaving])
     member = np.stack([np.arange(width) < len(rows) for rows in leaving])
     active = active[group] & member[..., None]
-    due = active.any(1) & (group[:, 0] == order)[:, None]
+    first = np.asarray([rows[0] for rows in leaving]) == order
+    last = np.asarray([rows[-1] for rows in leaving]) == order
+    due = active.any(1) & first[:, None]
     # Unsigned, since of signed indices each use asks whether they are negative.
-    indices = [
+    edge, source, target, group_rows, group_targets = (
         jnp.asarray(rows, jnp.uint32)
         for rows in (order, sources[order], targets[order], group, targets[group])
-    ]
-    return _Step(*indices, due, active)
+    )
+    first, last = jnp.asarray(first), jnp.asarray(last)
+    return _Step(edge, source, target, first, last, group_rows, group_targets, due, active)
 
 
 def shared(edges: Edges) -> tuple[int, ...]:
@@ -265,10 +271,11 @@ def _forward(edges, variables, inputs, nodes):
         return _set(batch, edge, found) if train and found else batch
 
     def add_edge(carry, step):
-        nodes, stats = carry
-        v = _get(variables, step.edge)
-        x = _get(nodes if edges.in_place else inputs, step.source)
+        nodes, x, stats = carry
+        maps = nodes if edges.in_place else inputs
+        x = _gate(edges, step.first, lambda source, x: _get(maps, source), step.source, x)
         x_part = part(edges, x)
+        v = _get(variables, step.edge)
 
         def add_shared(o, name, layer, operands, carry):
             x, before = operands
@@ -292,7 +299,8 @@ def _forward(edges, variables, inputs, nodes):
             x, params, before, dropout = operands
             total, (running, batch) = carry
             y, found = layer.apply(params, before, x, edges.context)
-            total += weighted(v.weights[o], dropped(edges, name, dropout, y))
+            y = weighted(v.weights[o], dropped(edges, name, dropout, y))
+            total = _add(total, step.target, y) if edges.share == 1 else total + y
             running = blended(running, name, step.edge, found)
             return total, (running, noted(batch, step.edge, found))
 
@@ -306,8 +314,7 @@ def _forward(edges, variables, inputs, nodes):
                 (x_part, v.stats.get(name, {})),
                 (nodes, stats[name]),
             )
-        at_target = _get(nodes, step.target)
-        total = at_target if edges.share == 1 else jnp.zeros_like(part(edges, at_target))
+        total = nodes if edges.share == 1 else jnp.zeros_like(part(edges, nodes[0]))
         for o, (name, layer) in enumerate(edges.layers):
             if o not in once:
                 total, stats[name] = _gate(
@@ -318,13 +325,14 @@ def _forward(edges, variables, inputs, nodes):
                     (total, stats[name]),
                 )
         if edges.share == 1:
-            nodes = _set(nodes, step.target, total)
+            nodes = total
         else:
             nodes = _add(nodes, step.target, join(edges, total, v.edge_weights, x))
-        return (nodes, stats), None
+        return (nodes, x, stats), None
 
-    start = {name: (variables.stats.get(name, {}),) * 2 for name, _ in edges.layers}
-    (nodes, stats), _ = lax.scan(add_edge, (nodes, start), _walk(edges, variables.active))
+    x = jnp.zeros_like((nodes if edges.in_place else inputs)[0])
+    stats = {name: (variables.stats.get(name, {}),) * 2 for name, _ in edges.layers}
+    (nodes, _, stats), _ = lax.scan(add_edge, (nodes, x, stats), _walk(edges, variables.active))
     running, batch = ({name: stats[name][i] for name in variables.stats} for i in range(2))
     maps = nodes if edges.in_place else inputs
     return (nodes, running), (variables._replace(stats=batch), maps)
@@ -342,16 +350,23 @@ def _pull_back(edges, variables, maps, g_nodes):
     once = shared(edges)
 
     def pull_edge(carry, step):
-        g_sources, g_params, g_weights, g_edge_weights = carry
+        g_sources, x, g_x, g_params, g_weights, g_edge_weights = carry
         v = _get(variables, step.edge)
         g_nodes_now = g_sources if edges.in_place else g_nodes
-        g, x = _get(g_nodes_now, step.target), _get(maps, step.source)
+        g = _get(g_nodes_now, step.target)
+        x, g_x = _gate(  # met backwards, a source's last edge is its first
+            edges,
+            step.last,
+            lambda source, carry: (_get(maps, source), jnp.zeros_like(g_x)),
+            step.source,
+            (x, g_x),
+        )
         x_part = part(edges, x)
-        g_x, g_passed = jnp.zeros_like(x_part), None
         if edges.share > 1:
             mixed = jnp.zeros(part(edges, g).shape, g.dtype)  # join is linear in it
             _, pull = jax.vjp(partial(join, edges), mixed, v.edge_weights, x)
             g, g_edge_weight, g_passed = pull(g)
+            g_x += g_passed
             g_edge_weights = _set(g_edge_weights, step.edge, g_edge_weight)
         context = edges.context._replace(learn=v.learn, known=not edges.context.twice)
 
@@ -387,6 +402,8 @@ def _pull_back(edges, variables, maps, g_nodes):
 
             found, g_part, g_weight = jax.vjp(output, params, x, v.weights[o])[1](g)
             g_weights = _set_weight(g_weights, step.edge, o, g_weight)
+            if edges.share > 1:
+                g_part = jnp.pad(g_part, [(0, 0)] * 3 + [(0, g_x.shape[-1] - g_part.shape[-1])])
             return g_x + g_part, g_weights, _set(g_params, step.edge, found)
 
         g_params = dict(g_params)
@@ -410,15 +427,20 @@ def _pull_back(edges, variables, maps, g_nodes):
             )
             if g_own:
                 g_params[name] = g_own
-        if edges.share > 1:
-            g_x = g_passed.at[..., : g_x.shape[-1]].add(g_x)
-        g_sources = _add(g_sources, step.source, g_x)
-        return (g_sources, g_params, g_weights, g_edge_weights), None
+        g_sources = _gate(
+            edges,
+            step.first,
+            lambda g_x, g_sources: _add(g_sources, step.source, g_x),
+            g_x,
+            g_sources,
+        )
+        return (g_sources, x, g_x, g_params, g_weights, g_edge_weights), None
 
     nothing = jax.tree.map(jnp.zeros_like, variables._replace(active=None, learn=None))
     start = g_nodes if edges.in_place else jnp.zeros_like(maps)
-    carry = start, dict(nothing.params), nothing.weights, nothing.edge_weights
-    (g_sources, *gradients), _ = lax.scan(
+    x = jnp.zeros_like(maps[0])
+    carry = start, x, x, dict(nothing.params), nothing.weights, nothing.edge_weights
+    (g_sources, _, _, *gradients), _ = lax.scan(
         pull_edge, carry, _walk(edges, variables.active), reverse=True
     )
     g_params, g_weights, g_edge_weights = gradients

@@ -142,7 +142,7 @@ class Supernet(nn.Module):
           x: [N, H, W, 1 or 3].
           mixtures: one a cell type.
           context: how to run the layers.
-          learn: scalar bool, may be traced; if it is False the gradients of the edges' weights need
+          learn: scalar bool, may be traced; if it is False the gradients of the cells' weights need
             not be right, see `Context`. None for True.
 
         Returns:

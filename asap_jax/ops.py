@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from asap_jax import depthwise, pooling
+from asap_jax import convolution, depthwise, pooling
 from asap_jax.batch_norm import batch_norm
 
 
@@ -36,7 +36,7 @@ class Context(NamedTuple):
     dtype: of the maps, as a string; None leaves them as they come. With "bfloat16" parameters,
       statistics, mixture weights and logits keep their own.
     learn: scalar bool or None: if it is False, the backward pass may give zeros for the gradients
-      of kernels that are dear to compute. Traced, so set within a gradient only.
+      of kernels. Traced, so it cannot be part of a static context.
     """
 
     train: bool = False
@@ -142,14 +142,8 @@ def conv(inputs, outputs, kernel=(1, 1), stride=(1, 1), padding=(0, 0)) -> Layer
     """Dense convolution without bias, kernel [kh, kw, inputs, outputs]."""
 
     def apply(params, stats, x, context):
-        y = lax.conv_general_dilated(
-            x,
-            fit(params["kernel"], x),
-            stride,
-            [(p, p) for p in padding],
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
-        return y, stats
+        form = convolution.conv_reference if context.reference else convolution.conv
+        return form(x, fit(params["kernel"], x), stride, padding), stats
 
     fan_in = kernel[0] * kernel[1] * inputs
     return Layer({"kernel": Weight((*kernel, inputs, outputs), fan_in)}, dict, apply)
@@ -159,7 +153,8 @@ def pointwise(inputs, outputs) -> Layer:
     """1 x 1 convolution without bias as one matrix product, kernel [inputs, outputs]."""
 
     def apply(params, stats, x, context):
-        y = x.reshape(-1, inputs) @ fit(params["kernel"], x)
+        flat, kernel = x.reshape(-1, inputs), fit(params["kernel"], x)
+        y = flat @ kernel if context.reference else convolution.product(flat, kernel, context.learn)
         return y.reshape(*x.shape[:-1], outputs), stats
 
     return Layer({"kernel": Weight((inputs, outputs), inputs)}, dict, apply)

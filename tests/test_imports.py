@@ -11,7 +11,16 @@ METHODS = "asap asap_pac darts edas gdas gradual p_darts pc_darts random snas".s
 
 # From the root up: a module may import from its own line's modules' predecessors only.
 LAYERS = [
-    {"errors", "windows", "batch_norm", "schedules", "metrics", "compile_cache", "losses"},
+    {
+        "errors",
+        "windows",
+        "batch_norm",
+        "convolution",
+        "schedules",
+        "metrics",
+        "compile_cache",
+        "losses",
+    },
     {"depthwise", "pooling", "checkpoint", "memory", "workdir", "interruption", "data.operations"},
     {"ops", "loop", "precisions", "data.autoaugment", "data.jitter"},
     {"spaces"},

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from asap_jax import Context, batch_norm, depthwise, ops, pooling
+from asap_jax import Context, batch_norm, convolution, depthwise, ops, pooling
 
 RNG = np.random.default_rng(0)
 
@@ -81,6 +81,58 @@ def test_depthwise(size, stride, kernel, dilation):
         result = value_and_pull(lambda x, k, form=form: form(x, k, stride, dilation), (x, k), g)
         for got, want in zip(result, expected, strict=True):
             np.testing.assert_allclose(got, want, rtol=1e-11, atol=1e-11)
+
+
+def slow_conv(x, kernel, stride, padding, g):
+    """(y, gradient of x, gradient of the kernel) of <g, y>, by loops."""
+    height, width = x.shape[1:3]
+    y, g_x, g_kernel = np.zeros_like(g), np.zeros_like(x), np.zeros_like(kernel)
+    for row, column, i, j in np.ndindex(*g.shape[1:3], *kernel.shape[:2]):
+        h, w = row * stride[0] + i - padding[0], column * stride[1] + j - padding[1]
+        if 0 <= h < height and 0 <= w < width:
+            y[:, row, column] += x[:, h, w] @ kernel[i, j]
+            g_x[:, h, w] += g[:, row, column] @ kernel[i, j].T
+            g_kernel[i, j] += x[:, h, w].T @ g[:, row, column]
+    return y, g_x, g_kernel
+
+
+@pytest.mark.parametrize("stride", [(1, 1), (2, 2), (1, 2)])
+@pytest.mark.parametrize(
+    ("kernel", "padding"), [((3, 3), (1, 1)), ((1, 7), (0, 3)), ((2, 2), (0, 0))]
+)
+def test_conv(stride, kernel, padding):
+    x, k = RNG.normal(size=(2, 7, 6, 3)), RNG.normal(size=(*kernel, 3, 4))
+    rows, columns = (
+        (size + 2 * p - k) // s + 1
+        for size, p, k, s in zip(x.shape[1:3], padding, kernel, stride, strict=True)
+    )
+    g = RNG.normal(size=(2, rows, columns, 4))
+    expected = slow_conv(x, k, stride, padding, g)
+    for form in (convolution.conv, convolution.conv_reference):
+        result = value_and_pull(lambda x, k, form=form: form(x, k, stride, padding), (x, k), g)
+        for got, want in zip(result, expected, strict=True):
+            np.testing.assert_allclose(got, want, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("learn", [None, True, False])
+def test_kernels_that_do_not_learn_get_zeros(learn):
+    x, k, mixer = RNG.normal(size=(2, 6, 6, 3)), RNG.normal(size=(3, 3, 3)), RNG.normal(size=(3, 4))
+    g = RNG.normal(size=(2, 6, 6, 3))
+    flat, flat_g = x.reshape(-1, 3), RNG.normal(size=(72, 4))
+
+    @jax.jit
+    def pulled(learn):
+        spatial = jax.vjp(lambda x, k: depthwise.depthwise_conv(x, k, 1, 1, learn), x, k)[1](g)
+        mixed = jax.vjp(lambda x, k: convolution.product(x, k, learn), flat, mixer)[1](flat_g)
+        return spatial, mixed
+
+    (g_x, g_k), (g_flat, g_mixer) = pulled(None if learn is None else jnp.bool_(learn))
+    _, expected_x, expected_k = slow_depthwise(x, k, 1, 1, g)
+    np.testing.assert_allclose(g_x, expected_x, rtol=1e-11, atol=1e-11)
+    np.testing.assert_allclose(g_flat, flat_g @ mixer.T, rtol=1e-12)
+    learns = learn is not False
+    np.testing.assert_allclose(g_k, learns * expected_k, rtol=1e-11, atol=1e-11)
+    np.testing.assert_allclose(g_mixer, learns * (flat.T @ flat_g), rtol=1e-11, atol=1e-11)
 
 
 @pytest.mark.parametrize("size", [(7, 6), (8, 8), (2, 2), (1, 3)])

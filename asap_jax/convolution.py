@@ -1,0 +1,89 @@
+"""Dense convolutions with gradients of their own.
+
+XLA's gradient of a kernel is a convolution with a window as large as the map. Within a loop its CPU
+backend computes that without its fast kernels, some twenty times slower than a matrix product a
+tap.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+def conv_reference(x, kernel, stride, padding):
+    """The same as `conv`, by XLA's convolution and autodiff."""
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        stride,
+        [(p, p) for p in padding],
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def conv(x, kernel, stride, padding):
+    """x [N, H, W, C] convolved with kernel [kh, kw, C, C'].
+
+    Args:
+      stride, padding: (rows, columns); as many zeros on each side.
+
+    Returns:
+      [N, h, w, C'].
+    """
+    return conv_reference(x, kernel, stride, padding)
+
+
+def _conv_backward(stride, padding, residuals, g):
+    x, kernel = residuals
+
+    def by_taps(x, kernel, g):
+        padded = jnp.pad(x, ((0, 0), *((p, p) for p in padding), (0, 0)))
+        _, height, width, outputs = g.shape
+        spans = (height - 1) * stride[0] + 1, (width - 1) * stride[1] + 1
+        flat = g.reshape(-1, outputs)
+        taps = []
+        for i in range(kernel.shape[0]):
+            for j in range(kernel.shape[1]):
+                met = padded[:, i : i + spans[0] : stride[0], j : j + spans[1] : stride[1]]
+                taps.append(met.reshape(-1, met.shape[-1]).T @ flat)
+        return jnp.stack(taps).reshape(kernel.shape)
+
+    def by_conv(x, kernel, g):
+        return jax.vjp(lambda k: conv_reference(x, k, stride, padding), kernel)[1](g)[0]
+
+    g_x = jax.vjp(lambda x: conv_reference(x, kernel, stride, padding), x)[1](g)[0]
+    return g_x, lax.platform_dependent(x, kernel, g, cpu=by_taps, default=by_conv)
+
+
+conv.defvjp(
+    lambda x, kernel, stride, padding: (conv(x, kernel, stride, padding), (x, kernel)),
+    _conv_backward,
+)
+
+
+@jax.custom_vjp
+def product(x, kernel, learn=None):
+    """x [M, C] @ kernel [C, C'].
+
+    Args:
+      learn: scalar bool; if it is False, zeros stand for the kernel's gradient. None for True.
+    """
+    return x @ kernel
+
+
+def _product_backward(residuals, g):
+    x, kernel, learn = residuals
+    return g @ kernel.T, if_it_learns(learn, lambda x, g: x.T @ g, kernel, x, g), None
+
+
+product.defvjp(lambda x, kernel, learn: (x @ kernel, (x, kernel, learn)), _product_backward)
+
+
+def if_it_learns(learn, gradient, kernel, *operands):
+    """gradient(*operands), or zeros like the kernel if `learn` is False."""
+    if learn is None:
+        return gradient(*operands)
+    return lax.cond(learn, gradient, lambda *_: jnp.zeros_like(kernel), *operands)
