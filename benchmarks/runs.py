@@ -1,11 +1,14 @@
 """What the tables share: many runs of the command, each in a process and workdir of its own.
 
 A run whose workdir holds results.json is not done again, and one that was cut goes on, so the same
-command on the same folder finishes a table that was interrupted.
+command on the same folder finishes a table that was interrupted. arguments.json beside the results
+holds what a run was asked for: a command with other options is refused there.
 """
 
 import argparse
+import collections
 import json
+import shlex
 import statistics
 import subprocess
 import sys
@@ -41,19 +44,55 @@ def by_seed(
 
     Returns:
       All records.
+
+    Raises:
+      SystemExit: a folder holds a run of other arguments, or a run failed (with its exit code).
     """
     out.mkdir(parents=True, exist_ok=True)
     records: dict[str, list[dict]] = {}
     for seed in range(seeds):
         for name, arguments in cases.items():
             folder = out / f"{name.replace('/', '-')}-{seed}"
+            own = [argument.replace("{seed}", str(seed)) for argument in arguments]
+            own.append(f"--config.seed={seed}")
+            _claim(folder, own)
             if not (folder / "results.json").exists():
-                own = [argument.replace("{seed}", str(seed)) for argument in arguments]
-                own += [f"--config.seed={seed}", f"--workdir={folder}"]
-                subprocess.run([sys.executable, "-m", "asap_jax.main", *own], check=True)
+                command = [sys.executable, "-m", "asap_jax.main", *own, f"--workdir={folder}"]
+                code = subprocess.run(command, check=False).returncode
+                if code:
+                    code = code if code > 0 else 128 - code  # as a shell has it: by a signal
+                    print(
+                        f"{name}, seed {seed}: the run in {folder} ended with exit code {code}, so "
+                        "the table ends here; the same command goes on with that run",
+                        file=sys.stderr,
+                    )
+                    sys.exit(code)
             records.setdefault(name, []).append({"seed": seed, **record_of(folder)})
             write(records)
     return records
+
+
+def _claim(folder: Path, arguments: list[str]) -> None:
+    """Keeps what a new folder's run is asked for; SystemExit if it holds a run of other arguments.
+
+    A run without arguments.json is taken as it is.
+    """
+    kept = folder / "arguments.json"
+    begun = folder.exists() and any(each != kept for each in folder.iterdir())
+    if not begun:
+        folder.mkdir(exist_ok=True)
+        kept.write_text(json.dumps(arguments, indent=2) + "\n")
+    elif kept.exists() and (before := json.loads(kept.read_text())) != arguments:
+        there, here = collections.Counter(before), collections.Counter(arguments)
+        only = {"there": there - here, "here": here - there}
+        changed = [
+            f"only {where}: {shlex.join(each.elements())}" for where, each in only.items() if each
+        ]
+        how = "; ".join(changed) or "in another order"
+        sys.exit(
+            f"{folder} holds a run of other arguments ({how}): choose another --out, or remove "
+            "that folder"
+        )
 
 
 def results_of(folder: Path) -> dict:

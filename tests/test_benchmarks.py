@@ -94,7 +94,7 @@ def test_search_run(tmp_path):
 
 def finished(folder, accuracy):
     """A workdir as a run leaves it, so far as the tables look at it."""
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     record = dict.fromkeys(
         ("balanced_accuracy", "parameters", "search_seconds", "train_seconds", "total_seconds"), 1
     )
@@ -120,6 +120,59 @@ def test_a_table_of_runs_that_are_done_starts_none(tmp_path):
     assert (tmp_path / "transfer.md").read_text().strip() == printed.strip()
     records = json.loads((tmp_path / "transfer.json").read_text())
     assert [each["seed"] for each in records["mine/svhn"]] == [0, 1]
+
+
+@pytest.fixture
+def transfer(monkeypatch, tmp_path):
+    """transfer.py in this process: (its options) -> commands of the runs, done without running."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import runs
+    import transfer
+
+    def of(*options, code=0):
+        started = []
+
+        def run(command, check):
+            started.append(command[3:])
+            if code == 0:
+                finished(tmp_path / Path(command[-1].partition("=")[2]).name, 0.5)
+            return subprocess.CompletedProcess(command, code)
+
+        monkeypatch.setattr(runs.subprocess, "run", run)
+        monkeypatch.setattr(sys, "argv", ["transfer.py", f"--out={tmp_path}", *options])
+        transfer.main()
+        return started
+
+    return of
+
+
+def test_a_run_of_other_options_is_not_taken_for_this_one(transfer, tmp_path):
+    """Not a finished one, nor one that was cut; what was never begun leaves nothing behind."""
+    options = ("--cells=ASAP", "--data=svhn", "--seeds=1", "--")
+    with pytest.raises(SystemExit):
+        transfer(*options, "--config.train.epochs=1", code=2)
+    assert len(transfer(*options, "--config.train.epochs=2")) == 1
+    folder = tmp_path / "ASAP-svhn-0"
+    kept = json.loads((folder / "arguments.json").read_text())
+    assert kept[-2:] == ["--config.train.epochs=2", "--config.seed=0"]
+    assert transfer(*options, "--config.train.epochs=2") == []
+    other = rf"{folder} holds a run of other arguments \(only there: --config.train.epochs=2\): "
+    with pytest.raises(SystemExit, match=f"{other}choose another --out, or remove that folder"):
+        transfer(*options)
+    (folder / "results.json").rename(folder / "config.json")
+    with pytest.raises(SystemExit, match=r"only there: --config.train.epochs=2; only here: .*=3"):
+        transfer(*options, "--config.train.epochs=3")
+
+
+def test_a_run_that_fails_ends_the_table(transfer, capsys, tmp_path):
+    options = ("--cells=ASAP", "--data=svhn,cifar100", "--seeds=1")
+    for code, want in ((2, 2), (143, 143), (-9, 137)):
+        with pytest.raises(SystemExit) as ended:
+            transfer(*options, code=code)
+        assert ended.value.code == want
+        told = capsys.readouterr().err
+        assert f"ASAP/svhn, seed 0: the run in {tmp_path}/ASAP-svhn-0 ended with exit" in told
+        assert told.count("\n") == 1
 
 
 @pytest.mark.slow
