@@ -7,13 +7,18 @@ Rows are cells, published names or workdirs of searches; columns are recipes of 
 cell's network differs from another's in nothing but the cell. Runs one after another, each in a
 process of its own; the same command goes on where it stopped. Writes transfer.json (a record a run)
 and transfer.md as results come. Options after `--` go to each run; --config.train.epochs=100
-shortens them all.
+shortens them all. CINIC-10 and Freiburg are folders (docs/data.md), which --source names, a column
+each:
+
+    python benchmarks/transfer.py --source=cinic10=cinic10:/data/CINIC-10 \
+        --source=freiburg=freiburg:/data/freiburg_groceries_dataset -- --config.data.dir=DIR
 """
 
 from pathlib import Path
 
 from runs import arguments_of, by_seed, keep, results_of, spread
 
+from asap_jax.presets import nearest
 from asap_jax.recipes import RECIPES
 
 CELLS = "AmoebaNet,NASNet,PNASNet,SNAS_mild,DARTS_V1,DARTS_V2,ASAP"  # the paper's rows
@@ -33,19 +38,50 @@ def table(records: dict, data: list[str]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def sources_of(named: list[str], data: list[str]) -> dict[str, list[str]]:
+    """{column: the option that names its source}; ValueError for what names no column's."""
+    sources = {}
+    for each in named:
+        recipe, _, source = each.partition("=")
+        if not source:
+            raise ValueError(
+                f"--source={each}: expected RECIPE=SOURCE, such as cinic10=cinic10:/data/CINIC-10"
+            )
+        if recipe not in data:
+            raise ValueError(f"--source={each}: {recipe!r} is none of --data={','.join(data)}")
+        sources[recipe] = [f"--config.data.source={source}"]
+    return sources
+
+
 def main() -> None:
     parser = arguments_of(__doc__, "transfer")
     parser.add_argument("--cells", default=CELLS, help="comma-separated")
     parser.add_argument("--data", default=DATA, help=f"comma-separated: {', '.join(RECIPES)}")
+    parser.add_argument(
+        "--source",
+        action="append",
+        default=[],
+        metavar="RECIPE=SOURCE",
+        help="config.data.source of one column; may be repeated",
+    )
     arguments = parser.parse_args()
     out, data, cells = Path(arguments.out), arguments.data.split(","), arguments.cells.split(",")
     if len({Path(cell).name for cell in cells}) < len(cells):
         parser.error(f"--cells={arguments.cells}: two of them have the same last name")
+    for each in data:
+        if each not in RECIPES:
+            known = f"recipes are {', '.join(RECIPES)}"
+            parser.error(f"--data={each}{nearest(each, RECIPES)}: {known}")
+    try:
+        sources = sources_of(arguments.source, data)
+    except ValueError as error:
+        parser.error(str(error))
     cases = {
         f"{Path(cell).name}/{each}": [
             f"--config=train:{each}",
             f"--config.genotype={cell}",
             *arguments.options,
+            *sources.get(each, ()),
         ]
         for cell in cells
         for each in data

@@ -175,6 +175,35 @@ def test_a_run_that_fails_ends_the_table(transfer, capsys, tmp_path):
         assert told.count("\n") == 1
 
 
+def test_a_column_has_a_source_of_its_own(transfer):
+    options = ("--cells=ASAP,NASNet", "--data=cinic10,svhn,freiburg", "--seeds=1")
+    sources = {"cinic10": "cinic10:/data/CINIC-10", "freiburg": "freiburg:/data/a=b"}
+    named = [f"--source={name}={source}" for name, source in sources.items()]
+    started = transfer(*options, *named, "--", "--config.data.dir=/data/tfds")
+    assert len(started) == 6
+    for command in started:
+        recipe = command[0].removeprefix("--config=train:")
+        assert "--config.data.dir=/data/tfds" in command
+        got = [each for each in command if each.startswith("--config.data.source=")]
+        want = [sources[recipe]] if recipe in sources else []
+        assert got == [f"--config.data.source={source}" for source in want]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--data=svhn,cifar10",), "--data=cifar10 (did you mean 'cifar100'?): recipes are asap_"),
+        (("--data=svhn", "--source=cinic10=cinic10:/data"), "'cinic10' is none of --data=svhn"),
+        (("--data=cinic10", "--source=cinic10"), "--source=cinic10: expected RECIPE=SOURCE, such"),
+    ],
+)
+def test_what_transfer_refuses_before_the_first_run(options, message, transfer, capsys):
+    with pytest.raises(SystemExit) as ended:
+        transfer(*options)
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_transfer(tmp_path):
     options = ("--cells=ASAP", "--data=fashion_mnist,cifar100", "--seeds=1", f"--out={tmp_path}")
