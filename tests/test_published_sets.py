@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 from tfds_sets import prepare_tfds
 
-from asap_jax import data
+from asap_jax import data, recipes
 from asap_jax.data.images import Preparation
 from asap_jax.errors import UserError
 
@@ -131,6 +131,10 @@ def test_cinic10_trains_on_train_and_valid(tmp_path):
     assert loaded.class_names == ("airplane", "bird")
     assert loaded.mean == (0.47889522, 0.47227842, 0.43047404)
     assert loaded.std == (0.24205776, 0.23828046, 0.25874835)
+    source = data.open_source(f"cinic10:{tmp_path}")
+    size = recipes.cinic10().data.image_size
+    for sized in (data.assemble(source, image_size=size), data.stream(source, image_size=size)):
+        assert (sized.mean, sized.std) == (loaded.mean, loaded.std)
 
 
 @pytest.fixture
