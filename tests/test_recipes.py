@@ -56,26 +56,112 @@ def test_asaps_training_is_the_papers():
         "learning_rate": 0.025,
         "momentum": 0.9,
         "nesterov": True,
+        "final_learning_rate": 1e-8,
+        "schedule": "power_cosine",
+        "cycles": 5,
+        "amplitude": 0.5,
+        "power": 2.0,
         "weight_decay": 3e-4,
         "clip": 5.0,
         "auxiliary_weight": 0.4,
         "drop_path": 0.2,
+        "label_smoothing": 0.1,
         "augmentation": {"pad": 4, "flip": True, "cutout": 16, "policy": "cifar10", "jitter": ()},
     }
     assert {key: train[key] for key in want} == want
-    widths = [recipes.RECIPES[f"asap_{size}"]().train.channels for size in ("medium", "large")]
-    assert widths == [44, 50]
+    for size, channels in (("medium", 44), ("large", 50), ("large_6m", 56)):
+        wider = recipes.get_config(f"asap_{size}").train.to_dict()
+        assert wider == train | {"channels": channels}
 
 
-def test_imagenets_training_is_the_papers():
-    train = recipes.get_config("imagenet").train
-    assert (train.channels, train.cells, train.epochs, train.batch_size) == (50, 14, 250, 256)
-    assert (train.learning_rate, train.weight_decay, train.label_smoothing) == (0.2, 1e-4, 0.1)
-    assert train.nesterov and train.schedule == "cosine" and train.augmentation.policy == "imagenet"
+def test_darts_training_is_its_own():
+    config = recipes.get_config("darts")
+    assert (config.mode, config.genotype) == ("train", "DARTS_V2")
+    train = config.train.to_dict()
+    want = {
+        "channels": 36,
+        "cells": 20,
+        "epochs": 600,
+        "batch_size": 96,
+        "learning_rate": 0.025,
+        "final_learning_rate": 0.0,
+        "schedule": "cosine",
+        "momentum": 0.9,
+        "nesterov": False,
+        "weight_decay": 3e-4,
+        "clip": 5.0,
+        "auxiliary_weight": 0.4,
+        "drop_path": 0.2,
+        "label_smoothing": 0.0,
+        "augmentation": {"pad": 4, "flip": True, "cutout": 16, "policy": "", "jitter": ()},
+    }
+    assert {key: train[key] for key in want} == want
+
+
+# Of both: 224 pixels, cropped at random by the stream, so that nothing is padded or cut out.
+ON_IMAGENET = {
+    "cells": 14,
+    "stem": "imagenet",
+    "epochs": 250,
+    "momentum": 0.9,
+    "clip": 5.0,
+    "auxiliary_weight": 0.4,
+    "drop_path": 0.0,
+    "label_smoothing": 0.1,
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "own", "colours"),
+    [
+        (
+            "imagenet",
+            {
+                "channels": 50,
+                "squeeze": "early",
+                "batch_size": 256,
+                "learning_rate": 0.2,
+                "final_learning_rate": 0.0,
+                "schedule": "cosine",
+                "nesterov": True,
+                "weight_decay": 1e-4,
+            },
+            {"policy": "imagenet", "jitter": ()},
+        ),
+        (
+            "darts_imagenet",
+            {
+                "channels": 48,
+                "squeeze": "",
+                "batch_size": 128,
+                "learning_rate": 0.1,
+                "schedule": "exponential",
+                "nesterov": False,
+                "weight_decay": 3e-5,
+            },
+            {"policy": "", "jitter": (0.4, 0.4, 0.4, 0.2)},
+        ),
+    ],
+)
+def test_imagenets_trainings_are_the_papers(name, own, colours):
+    config = recipes.get_config(name)
+    assert (config.data.image_size, config.data.resize) == (224, "random_crop")
+    train = config.train.to_dict()
+    want = {**ON_IMAGENET, **own}
+    assert {key: train[key] for key in want} == want
+    assert train["augmentation"] == {"pad": 0, "flip": True, "cutout": 0, **colours}
+
+
+def test_darts_learning_rate_on_imagenet_falls_by_3_percent_an_epoch():
+    rate = train_loop.make_schedule(recipes.get_config("darts_imagenet").train, 2)
+    got = [float(rate(jnp.int32(2 * epoch))) for epoch in (0, 1, 100, 249)]
+    np.testing.assert_allclose(got, 0.1 * 0.97 ** np.array([0, 1, 100, 249]), rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["cifar100", "svhn", "fashion_mnist", "cinic10", "freiburg"])
 def test_transfer_trains_as_cifar10_but_for_the_colours(name):
+    sizes = {"cinic10": 32, "freiburg": 64}  # of folders, which do not tell it
+    assert recipes.get_config(name).data.image_size == sizes.get(name, 0)
     theirs, ours = (recipes.get_config(each).train.to_dict() for each in ("asap_small", name))
     assert ours["epochs"] == (400 if name == "cinic10" else 600)
     assert ours["augmentation"].pop("jitter") == (0.4, 0.4, 0.4, 0.2)
