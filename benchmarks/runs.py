@@ -63,7 +63,7 @@ def by_seed(
                     code = code if code > 0 else 128 - code  # as a shell has it: by a signal
                     print(
                         f"{name}, seed {seed}: the run in {folder} ended with exit code {code}, so "
-                        "the table ends here; the same command goes on with that run",
+                        "the table ends here; with the cause mended, the command goes on there",
                         file=sys.stderr,
                     )
                     sys.exit(code)
