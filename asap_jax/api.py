@@ -34,8 +34,7 @@ def search(
     """Searches a cell, as `--mode=search` does.
 
     Args:
-      config: a preset's name ("digits", "small,darts"), a recipe's ("train:asap_small"), or a
-        config made by `presets.get_config` or `recipes.get_config`.
+      config: a preset's name ("digits", "small,darts"), or a config made by `presets.get_config`.
       data: in place of the config's own: a source's name ("folder:PATH"), arrays (images, labels)
         or (images, labels, test_images, test_labels), or a `Dataset`.
       workdir: folder for the run's files; the same call with the same folder resumes. None writes
@@ -76,7 +75,8 @@ def train(
     Args:
       genotype: a `Genotype`, a published name ("ASAP"), a genotype.json or a search's workdir.
       changes: values of `config.train` by key: epochs=30, channels=16, seeds=3.
-      config, data, workdir, seed, on_step, on_epoch, quiet: see `search`.
+      config: as of `search`, or a recipe ("train:asap_small", `recipes.get_config`).
+      data, workdir, seed, on_step, on_epoch, quiet: see `search`.
 
     Returns:
       The trained network (of several seeds, the first's); its `results` are those of results.json.

@@ -8,6 +8,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from asap_jax import data, evaluation, memory, presets, train_loop, trained, workdir
+from asap_jax.data.opened import VALIDATION
 from asap_jax.errors import UserError
 from asap_jax.genotypes import Genotype
 from asap_jax.inputs import check_size, find_genotype, load_data
@@ -25,8 +26,9 @@ def evaluate(
       folder: the workdir of a run, or where a network was saved.
       source: where images come from, see `data.load`; "" is what the network was trained on. They
         are brought to the network's size and colour. Their classes may be some of the network's.
-      split: one of the source's splits, or "all". By default "test"; all of a source that has no
-        splits. Of the training's own data: "test" or "train", as they were then.
+      split: one of the source's splits, or "all". By default "test", without one the validation
+        split, and all of a source that has neither. Of the training's own data: "test" or "train",
+        as they were then.
       data_dir: folder of prepared tfds data sets.
       quiet: print nothing.
 
@@ -36,7 +38,8 @@ def evaluate(
     network = trained.load(folder)
     if source:
         opened = data.open_source(source, data_dir or None)
-        split = split or ("test" if "test" in opened.splits else "all")
+        held_out = [name for name in ("test", *VALIDATION) if name in opened.splits]
+        split = split or (held_out[0] if held_out else "all")
         batches, notes = data.split_batches(opened, split, network.preparation)
         class_names = opened.class_names
     else:
@@ -77,6 +80,7 @@ def evaluate(
         file.write(json.dumps({**result, "time": time.strftime("%Y-%m-%dT%H:%M:%S")}) + "\n")
     if not quiet:
         rows = [("note", note) for note in notes]
+        rows += [("measured on", f"{source}: {split}")]
         rows += [("accuracy", f"{100 * result['accuracy']:.2f} % of {count} images")]
         rows += evaluation.rows(result)
         rows += [

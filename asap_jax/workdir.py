@@ -15,6 +15,7 @@ MAY_CHANGE = (
     "mode",
     "data.dir",
     "data.prepare",
+    "data.streaming",
     "data.workers",
     "checkpoint.*",
     "check_memory",

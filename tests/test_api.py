@@ -269,6 +269,26 @@ def test_evaluate_maps_some_of_the_classes_by_name(trained, tmp_path, capsys):
         asap_jax.evaluate(folder, f"folder:{tmp_path}")
 
 
+def test_without_a_test_split_the_validation_images_are_measured_on(trained, tmp_path, capsys):
+    folder, _, dataset = trained
+    for split, images in (("train", dataset.train_images), ("val", dataset.test_images)):
+        for name in "37":
+            (tmp_path / split / name).mkdir(parents=True)
+            for i, image in enumerate(images[:4]):
+                Image.fromarray(image[..., 0]).save(tmp_path / split / name / f"{i}.png")
+    result = asap_jax.evaluate(folder, f"folder:{tmp_path}")
+    assert (result["split"], result["images"]) == ("val", 8)
+    assert f"folder:{tmp_path}: val" in capsys.readouterr().out
+
+
+def test_labels_of_a_measured_set_have_to_be_among_its_classes(trained, tmp_path):
+    folder, _, dataset = trained
+    arrays = {"images": dataset.test_images, "labels": dataset.test_labels}
+    np.savez(tmp_path / "few.npz", **arrays, class_names=["0", "1"])
+    with pytest.raises(UserError, match=r"with 2 classes they have to lie in 0..1"):
+        asap_jax.evaluate(folder, f"npz:{tmp_path}/few.npz")
+
+
 def test_a_split_of_the_trainings_own_data_is_test_or_train(trained):
     folder, _, _ = trained
     with pytest.raises(UserError, match="there are test and train"):

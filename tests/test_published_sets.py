@@ -54,6 +54,25 @@ def test_svhn_trains_on_its_extra_images_when_they_are_named(tmp_path):
         data.load("tfds:svhn_cropped+more", str(tmp_path))
 
 
+@pytest.mark.parametrize("place", ["+test", "+train", "+validation", "+extra+extra"])
+def test_what_trains_beside_train_cannot_be_the_test_nor_train_twice(place, tmp_path):
+    counts = {"train": 20, "test": 10, "extra": 30, "validation": 10}
+    splits = {part: some(count, (32, 32, 3)) for part, count in counts.items()}
+    prepare_tfds(tmp_path, "svhn_cropped", splits)
+    with pytest.raises(UserError, match=r"has to be another split, and once"):
+        data.open_source(f"tfds:svhn_cropped{place}", str(tmp_path))
+
+
+def test_channels_are_measured_without_going_through_all_records(tmp_path):
+    splits = {part: some(20, (32, 32, 3)) for part in ("train", "test", "extra")}
+    prepare_tfds(tmp_path, "svhn_cropped", splits)
+    source = data.open_source("tfds:svhn_cropped+extra", str(tmp_path))
+    stream = data.stream(source, workers=0)
+    whole = np.concatenate([splits["train"][0], splits["extra"][0]]) / 255
+    np.testing.assert_allclose(stream.mean, whole.mean((0, 1, 2)), rtol=1e-5)
+    assert not any("labels" in vars(split) for split in source.splits.values())
+
+
 @pytest.fixture
 def imagenet(tmp_path):
     """Twenty JPEGs of other sizes for training, ten for validation, a test without labels."""

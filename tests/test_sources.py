@@ -408,6 +408,11 @@ def test_labels_out_of_range_of_the_names():
         data.from_arrays(X, np.arange(12) % 3, class_names=("a", "b"))
 
 
+def test_class_names_differ():
+    with pytest.raises(UserError, match="there is more than one cat"):
+        data.from_arrays(X, np.arange(12) % 3, class_names=("cat", "dog", "cat"))
+
+
 def test_uneven_classes_are_reported_and_can_be_weighed():
     labels = np.array([0] * 15 + [1] * 5)
     loaded = data.from_arrays(pixels((20, 8, 8)), labels, pixels((4, 8, 8)), [0, 1, 0, 1])

@@ -271,6 +271,7 @@ def refused(folder, **changes):
     ("changes", "message"),
     [
         ({"source": "digits"}, "the digits are in memory as soon as they are opened"),
+        ({"source": "digits", "resize": "random_crop"}, "are in memory: choose stretch or crop"),
         ({"image_size": 0}, "config.data.image_size is 0.*name a side"),
         ({"skip_unreadable": True}, "remove what cannot be read"),
         ({"resize": "random_crop", "streaming": "off"}, "stream them .*or choose stretch or crop"),

@@ -30,10 +30,15 @@ class Reader:
 
     def read(self, split: Split, preparation) -> tuple[np.ndarray, np.ndarray]:
         """(images [N, H, W, C], labels [N])."""
+        pixels, kept = self.read_images(split, preparation)
+        return pixels, split.labels[kept]
+
+    def read_images(self, split: Split, preparation) -> tuple[np.ndarray, np.ndarray]:
+        """(images [N, H, W, C], their indices [N]); no label is looked at."""
         pixels, kept = self._each(lambda i: images.prepare(i, preparation), split)
         if not pixels:
-            return np.empty((0, *preparation.shape), np.uint8), split.labels[:0]
-        return np.stack(pixels), split.labels[kept]
+            return np.empty((0, *preparation.shape), np.uint8), kept
+        return np.stack(pixels), kept
 
     def notes(self) -> list[str]:
         if not self._broken:
@@ -67,8 +72,8 @@ class Reader:
                 reason = "it is no image of a format that Pillow knows"
             more = f" (and {len(broken) - 1} more)" if len(broken) > 1 else ""
             raise UserError(
-                f"cannot read the image {broken[0].name}{more}: {reason}. Repair or remove it, or "
-                "leave such images out with --config.data.skip_unreadable=True"
+                f"cannot read the image {broken[0].name}{more}: {reason}. Repair or remove it "
+                "(a run of its own can leave such images out: --config.data.skip_unreadable=True)"
             )
         self._broken += broken
         kept = [i for i, result in enumerate(results) if not isinstance(result, _Unreadable)]

@@ -43,7 +43,12 @@ def named(source: Source, split: str) -> Split:
 
 
 def check_classes(source: Source) -> None:
-    """Raises UserError if there is nothing to tell apart."""
+    """Raises UserError if there is nothing to tell apart, or no telling apart by name."""
+    repeated = {name for name in source.class_names if source.class_names.count(name) > 1}
+    if repeated:
+        raise UserError(
+            f"class names have to differ, but there is more than one {', '.join(sorted(repeated))}"
+        )
     if len(source.class_names) < 2:
         raise UserError(
             f"the data has one class only ({', '.join(source.class_names) or 'none'}): "

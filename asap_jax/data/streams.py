@@ -128,6 +128,12 @@ def stream(
     """
     images.check_options(color, resize)
     roles.check_classes(source)
+    if source.in_memory and resize == "random_crop":
+        raise UserError(
+            'config.data.resize is "random_crop", another part of the image each time, which is '
+            "cut while images are read from disk; arrays, archives and the digits are in memory: "
+            "choose stretch or crop, or a source on disk"
+        )
     if source.in_memory:
         raise UserError(
             "config.data.streaming is on, but arrays, archives and the digits are in memory as "
@@ -146,7 +152,7 @@ def stream(
     statistics = source.statistics
     if statistics is None or len(statistics[0]) != preparation.shape[-1]:
         sample = np.unique(np.linspace(0, train.count - 1, MEASURED).astype(int))
-        pixels, _ = Reader(skip=False).read(picked(train, sample), preparation)
+        pixels, _ = Reader(skip=False).read_images(picked(train, sample), preparation)
         statistics = dataset.statistics(pixels)
         notes.append(f"mean and deviation of the channels are those of {len(sample)} images")
     return Stream(train, test, source.class_names, *statistics, preparation, workers, tuple(notes))
@@ -191,6 +197,8 @@ def split_batches(
       batch_size, workers: of a stream; what is in memory comes in one piece.
     """
     part = roles.named(source, split)
+    if source.in_memory:
+        roles.check_labels(source)
     size = int(np.prod(preparation.shape))
     why = "" if source.in_memory else _too_large(part.count, size)
     if why:

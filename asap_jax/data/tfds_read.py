@@ -31,6 +31,13 @@ def open_tfds(place: str, data_dir: str | None, prepare: bool) -> Source:
     import tensorflow_datasets as tfds  # reads array_record without TensorFlow
 
     name, *extra = place.split("+")
+    refused = [part for part in extra if part in ("train", "test", *VALIDATION)]
+    if refused or len(set(extra)) < len(extra):
+        raise UserError(
+            f"tfds:{place}: what stands after + trains beside train, so it has to be another "
+            f"split, and once; got {', '.join(refused or extra)} (a validation split trains "
+            "by itself where there is a test split)"
+        )
     where = data_dir or "its default folder"
     try:
         builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
