@@ -119,8 +119,7 @@ def check_identity(where: Path, identity: dict, expected: dict) -> None:
     if changed:
         raise UserError(
             f"{where} belongs to another run ({'; '.join(changed)}): choose another --workdir, or "
-            "remove that one; if it is the data that differ, they may have been streamed there and "
-            "not here (config.data.streaming=on or off)"
+            "remove that one"
         )
 
 

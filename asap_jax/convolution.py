@@ -1,8 +1,9 @@
-"""Dense convolutions with gradients of their own.
+"""Dense convolutions with gradients of their own, and gradients that are left out.
 
 XLA's gradient of a kernel is a convolution with a window as large as the map. Within a loop its CPU
 backend computes that without its fast kernels, some twenty times slower than a matrix product a
-tap.
+tap: `conv` takes the products. A kernel that does not learn, as all while the alphas are trained,
+costs no gradient: `product`, `if_it_learns`.
 """
 
 from functools import partial

@@ -4,7 +4,8 @@ The parameters of a candidate are stacked over the edges, and one `lax.scan` wal
 by source, with a gate around each candidate. So the compiler sees each candidate once a cell, and a
 candidate that is not active costs no time, with no recompilation: a mask saves what removing it
 from the graph would save. A candidate without parameters is the same on all edges of a source: it
-is computed once, at the first of them, and added to all their targets.
+is computed once, at the first of them, and added to all their targets. A source's map is read, and
+its cotangent added, once as well.
 
 The gradient is written here as well. Its only residuals are the cell's node maps and the
 statistics of the batch norms; it walks the edges backwards, recomputes each active candidate and
@@ -166,8 +167,17 @@ def _walk(edges, active) -> _Step:
         jnp.asarray(rows, jnp.uint32)
         for rows in (order, sources[order], targets[order], group, targets[group])
     )
-    first, last = jnp.asarray(first), jnp.asarray(last)
-    return _Step(edge, source, target, first, last, group_rows, group_targets, due, active)
+    return _Step(
+        edge,
+        source,
+        target,
+        jnp.asarray(first),
+        jnp.asarray(last),
+        group_rows,
+        group_targets,
+        due,
+        active,
+    )
 
 
 def shared(edges: Edges) -> tuple[int, ...]:

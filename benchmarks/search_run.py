@@ -29,7 +29,7 @@ def real(options) -> dict:
     config = presets.get_config(options.config)
     space = SPACES[config.search.space]
     masks = {cell: np.ones(space.shape, int) for cell in space.cell_types}
-    started = json.dumps(masks, default=np.ndarray.tolist)
+    begun_with = {cell: mask.tolist() for cell, mask in masks.items()}
     epochs = []
 
     def on_prune(record):
@@ -37,15 +37,15 @@ def real(options) -> dict:
             masks[cell][space.edges.index(tuple(edge)), space.candidates.index(name)] = 0
 
     def on_epoch(record):
-        nonlocal started
+        nonlocal begun_with
         epochs.append(
             {
                 "seconds": record["seconds"],
                 "candidates_left": record["candidates_left"],
-                "masks": json.loads(started),
+                "masks": begun_with,
             }
         )
-        started = json.dumps(masks, default=np.ndarray.tolist)
+        begun_with = {cell: mask.tolist() for cell, mask in masks.items()}
 
     changes = {"epochs": options.epochs} if options.epochs else {}
     asap_jax.search(config, on_epoch=on_epoch, on_prune=on_prune, watch={"images": 0}, **changes)

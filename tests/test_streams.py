@@ -11,7 +11,7 @@ from sklearn.datasets import load_sample_images
 from tiny import last_state, records
 
 import asap_jax
-from asap_jax import data, inputs, memory, presets
+from asap_jax import checkpoint, data, inputs, memory, presets
 from asap_jax.data.images import Preparation, crop_box, prepare, random_crop
 from asap_jax.errors import UserError
 from asap_jax.interruption import Interrupted
@@ -259,6 +259,21 @@ def test_streams_of_other_files_have_other_fingerprints(folder):
     assert open_stream(folder).digest() == digest
     assert open_stream(folder, train_examples=20).digest() != digest
     assert open_stream(folder / "train", test_share=0.3).digest() != digest
+
+
+def test_a_run_may_ask_for_streaming_by_name_but_not_change_over(folder, trained):
+    """`auto` decides by the memory that is left: another start may have to say what was decided."""
+    workdir, _ = trained
+    config = config_of(folder)
+    config.data.streaming = "on"
+    assert asap_jax.train(CELLS, config, workdir=workdir, quiet=True).results
+    in_memory = data.from_arrays(
+        np.arange(40 * 256, dtype=np.uint8).reshape(40, 16, 16), np.arange(40) % 2
+    )
+    ours, other = open_stream(folder).digest(), in_memory.digest()
+    with pytest.raises(UserError, match=f"data: {ours} there, {other} here") as error:
+        checkpoint.check_identity(workdir, {"data": ours}, {"data": other})
+    assert "data: streamed-" in str(error.value)
 
 
 def refused(folder, **changes):

@@ -67,8 +67,8 @@ class Stream:
 
     def digest(self) -> str:
         """A fingerprint of names and counts, not of the pixels: those are too many to read."""
-        both = f"streamed\n{self.train.fingerprint}\n{self.test.fingerprint}"
-        return hashlib.sha256(both.encode()).hexdigest()[:16]
+        both = f"{self.train.fingerprint}\n{self.test.fingerprint}"
+        return f"streamed-{hashlib.sha256(both.encode()).hexdigest()[:16]}"
 
     def train_batches(
         self, batch_size: int, seed: int, epochs: int, epoch: int, step: int
