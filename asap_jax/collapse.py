@@ -88,8 +88,10 @@ def warnings(genotype: Genotype, record: Mapping, history: Mapping, final: bool)
         )
     if final and record.get("gap", 0) > GAP:
         said["gap"] = (
-            f"the derived cells alone fall {100 * record['gap']:.0f} points short of the supernet: "
-            "the search ended far from decided, and its accuracy says little about them"
+            f"the derived cells alone, with the supernet's weights, fall "
+            f"{100 * record['gap']:.0f} points short of the supernet: what was left out of them, "
+            "other candidates or whole edges, carried much of its accuracy, which says little "
+            "about theirs"
         )
     if eigenvalue_grows(history.get("eigenvalue", ())):
         said["eigenvalue"] = (

@@ -90,10 +90,10 @@ def run(
         if not mode or part == mode:
             precisions.check(config[part].precision, part)
     if config.genotype and mode != "train":
-        raise UserError(
-            f"config.genotype={config.genotype} names cells to train: add --mode=train, or leave "
-            "it out to search for cells"
-        )
+        how = "add --mode=train, or leave it out to search for cells"
+        if config.mode == "train":  # a recipe, whose settings of the search nobody chose
+            how = "this config trains them; a search has a preset, such as --config=search:small"
+        raise UserError(f"config.genotype={config.genotype} names cells to train: {how}")
     given = find_genotype(config, folder) if mode == "train" else None
     start = _start(config, mode)
     if dataset is None:

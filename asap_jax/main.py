@@ -74,11 +74,11 @@ def _main(argv) -> None:
     try:
         job.run(config, folder, mode=mode)
     except KeyboardInterrupt as stop:
-        where = "nothing to save yet"
+        where = "at once, so what was saved before is all there is"
         if isinstance(stop, Interrupted):
             where = f"{stop.where}, all saved"
         print(f"asap_jax: interrupted; {where}. To go on:\n  {_again(folder)}", file=sys.stderr)
-        sys.exit(128 + getattr(stop, "signum", signal.SIGINT))
+        sys.exit(_exit_code(stop))
 
 
 def _config(mode):
@@ -113,16 +113,29 @@ def _default_workdir(mode, config) -> Path:
     return Path("runs") / "-".join(parts)
 
 
+def _terminate(signum, frame) -> None:
+    """Ends the command at once as Ctrl-C does; while steps run, `Interruption` takes the signal."""
+    stop = KeyboardInterrupt()
+    stop.signum = signum
+    raise stop
+
+
+def _exit_code(stop: KeyboardInterrupt) -> int:
+    """As a shell has it for what a signal ended."""
+    return 128 + getattr(stop, "signum", signal.SIGINT)
+
+
 def run() -> None:
     """Runs the command; what the user can mend is said in one paragraph, with exit code 2."""
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         app.run(_main, flags_parser=command_line.parse)
     except UserError as error:
         print(f"asap_jax: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print("asap_jax: interrupted", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(_exit_code(stop))
 
 
 if __name__ == "__main__":

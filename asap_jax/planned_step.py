@@ -55,7 +55,7 @@ class PlannedStep:
     def consider(self, state, progress) -> None:
         """After an epoch: drops dead candidates if that is expected to save more than it takes."""
         stage, plan = self._stage, self._network.plan
-        if plan.name != "unrolled" or stage.strategy.masks_may_grow:
+        if plan.name != "unrolled":
             return
         masks = jax.device_get(state.arch.masks)
         computed = dict(plan.live or plans.freeze(jax.tree.map(np.ones_like, masks)))

@@ -127,6 +127,24 @@ def test_the_command_says_how_to_go_on(tmp_path):
     assert json.loads((tmp_path / "a run/results.json").read_text())["epochs"]["train"] == 150
 
 
+def test_a_signal_while_data_are_read_is_told_like_any_other(tmp_path):
+    """There is no step yet that could end first."""
+    lines = (
+        "import os, signal",
+        "from asap_jax import job, main",
+        "job.load_data = lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM)",
+        "main.run()",
+    )
+    command = [sys.executable, "-c", "\n".join(lines), "--config=search:digits"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    assert done.returncode == 128 + signal.SIGTERM
+    first, *again = done.stderr.splitlines()
+    assert first.startswith("asap_jax: interrupted; at once")
+    assert again == [
+        "  python -m asap_jax.main --config=search:digits --workdir=runs/digits",
+    ]
+
+
 @pytest.fixture
 def copy(whole, tmp_path):
     """A copy of the uninterrupted run, to change."""

@@ -70,8 +70,8 @@ class Strategy(NamedTuple):
     extra_cells: cells of a stage's supernet beyond those of the config.
     next_stage: Architecture at this stage's end -> the Strategy that goes on, with a supernet,
       weights and optimizers of its own; its `init` begins with what was found. None at the end.
-    masks_may_grow, edges_may_empty: what the contract test lets a method do; where masks may grow,
-      nothing that is dead now is left out of a compilation.
+    edges_may_empty: whether an edge may lose its last candidate. That masks only ever shrink holds
+      for every method: what is dead may be left out of a compilation.
     """
 
     init: Callable[[jax.Array], Architecture]
@@ -91,7 +91,6 @@ class Strategy(NamedTuple):
     epochs: int | None = None
     extra_cells: int = 0
     next_stage: Callable[[Architecture], "Strategy"] | None = None
-    masks_may_grow: bool = False
     edges_may_empty: bool = False
 
 
