@@ -23,11 +23,11 @@ from measure import Worker, environment
 def real(options) -> dict:
     """A search's epochs: seconds, candidates left, and the masks that it began with."""
     import asap_jax
-    from asap_jax import SPACES, compile_cache, presets
+    from asap_jax import compile_cache, presets, search_loop
 
     compile_cache.enable()
     config = presets.get_config(options.config)
-    space = SPACES[config.search.space]
+    space = search_loop.make_space(config.search)
     masks = {cell: np.ones(space.shape, int) for cell in space.cell_types}
     begun_with = {cell: mask.tolist() for cell, mask in masks.items()}
     epochs = []

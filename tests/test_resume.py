@@ -13,7 +13,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from tiny import last_state, records, tiny
+from tiny import flags, last_state, records, tiny
 
 import asap_jax
 from asap_jax import data, inputs, job, presets
@@ -92,20 +92,10 @@ def test_killed_outright_it_goes_on_from_its_last_checkpoint(whole, tmp_path):
 @pytest.mark.slow
 def test_the_command_says_how_to_go_on(tmp_path):
     """SIGTERM from outside: exit code 143, and the printed command resumes."""
-    config = tiny()
     command = [
         *(sys.executable, "-m", "asap_jax.main", "--config=search:digits"),
         f"--workdir={tmp_path}/a run",
-        f"--config.data.train_examples={config.data.train_examples}",
-        f"--config.data.test_examples={config.data.test_examples}",
-        "--config.search.channels=4",
-        "--config.search.epochs=8",
-        "--config.search.batch_size=20",
-        "--config.search.candidates=('sep_conv_3x3','max_pool_3x3','skip_connect')",
-        "--config.search.alpha.learning_rate=0.3",
-        "--config.train.channels=4",
-        "--config.train.epochs=150",
-        "--config.train.batch_size=40",
+        *flags(**{"train.epochs": 150}),
     ]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path

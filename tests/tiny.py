@@ -21,6 +21,24 @@ def tiny():
     return config
 
 
+def flags(**changes):
+    """What makes `tiny()` of the preset digits, and more changes, as flags of the command."""
+    usual, wanted = (
+        dict(leaves(config.to_dict())) for config in (presets.get_config("digits"), tiny())
+    )
+    changed = {path: value for path, value in wanted.items() if value != usual[path]} | changes
+    return [f"--config.{path}={value}" for path, value in changed.items()]
+
+
+def leaves(tree, path=""):
+    """(dotted path, value) of a dict of dicts."""
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{path}{key}.")
+        else:
+            yield f"{path}{key}", value
+
+
 def records(workdir):
     """metrics.jsonl without the seconds, which no two runs share."""
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
