@@ -66,6 +66,14 @@ def test_train_step(tmp_path):
     assert case["ours"]["step_seconds"]["count"] == 2
 
 
+def test_augmentation(tmp_path):
+    options = ("--recipes=darts,imagenet", "--batch=3", "--size=16", "--repeats=2")
+    run("augmentation.py", *options, f"--out={tmp_path}/augment.json")
+    plain, policy = json.loads((tmp_path / "augment.json").read_text())["cases"]
+    assert (plain["cutout"], plain["policy"], policy["policy"]) == (16, "", "imagenet")
+    assert [case["seconds"]["count"] for case in (plain, policy)] == [2, 2]
+
+
 def test_latency(tmp_path):
     options = ("--channels=4", "--cells=1", "--size=8", "--repeats=3", "--largest=4", "--gain=0")
     run("latency.py", *options, f"--out={tmp_path}/latency.json")

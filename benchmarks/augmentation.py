@@ -1,0 +1,64 @@
+"""What the augmentation of a recipe takes of a step, on the device that trains.
+
+    python benchmarks/augmentation.py --recipes=darts,asap_small,svhn,imagenet --out=augment.json
+
+A batch of the recipe's size is augmented as the training step does it, in a program of its own;
+train_step.py has the seconds that the rest of a step takes. Sizes are the recipe's, or --size for
+all; where a recipe names none, its images are 32x32.
+"""
+
+import argparse
+import time
+
+import jax
+from measure import Results, spread
+
+from asap_jax import compile_cache, recipes
+from asap_jax.data.augment import Augmentation, augment
+
+
+def seconds_of(recipe: str, options) -> dict:
+    """One case: seconds a batch, and what was done to it."""
+    config = recipes.get_config(recipe)
+    chosen = config.train.augmentation
+    batch = options.batch or config.train.batch_size
+    size = options.size or config.data.image_size or 32
+    mean, std = (0.5,) * 3, (0.25,) * 3
+    done = Augmentation(
+        mean, std, chosen.pad, chosen.flip, chosen.cutout, chosen.policy, tuple(chosen.jitter)
+    )
+    images = jax.random.bits(jax.random.key(0), (batch, size, size, 3), "uint8")
+    run = jax.jit(
+        lambda images, key: augment(images, done, key), compiler_options=compile_cache.options()
+    )
+    seconds = []
+    for key in jax.random.split(jax.random.key(1), options.repeats + 1):
+        begin = time.perf_counter()
+        jax.block_until_ready(run(images, key))
+        seconds.append(time.perf_counter() - begin)
+    return {
+        "recipe": recipe,
+        "batch": batch,
+        "size": size,
+        **{key: value for key, value in done._asdict().items() if key not in ("mean", "std")},
+        "seconds": spread(seconds[1:]),  # the first holds the compilation
+        "milliseconds_an_image": 1e3 * spread(seconds[1:])["median"] / batch,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--recipes", default="darts,asap_small,svhn,imagenet", help="with commas")
+    parser.add_argument("--batch", type=int, help="in place of the recipe's")
+    parser.add_argument("--size", type=int, help="side of the images, in place of the recipe's")
+    parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--out", help="JSON file")
+    options = parser.parse_args()
+    compile_cache.enable()
+    results = Results(options.out, {**vars(options), "device": jax.devices()[0].device_kind})
+    for recipe in options.recipes.split(","):
+        results.add(seconds_of(recipe, options))
+
+
+if __name__ == "__main__":
+    main()
