@@ -8,41 +8,35 @@ all; where a recipe names none, its images are 32x32.
 """
 
 import argparse
-import time
+from types import SimpleNamespace
 
 import jax
-from measure import Results, spread
+from measure import Results, spread, timed
 
 from asap_jax import compile_cache, recipes
-from asap_jax.data.augment import Augmentation, augment
+from asap_jax.data.augment import augment
+from asap_jax.train_loop import make_augmentation
 
 
 def seconds_of(recipe: str, options) -> dict:
     """One case: seconds a batch, and what was done to it."""
     config = recipes.get_config(recipe)
-    chosen = config.train.augmentation
     batch = options.batch or config.train.batch_size
     size = options.size or config.data.image_size or 32
-    mean, std = (0.5,) * 3, (0.25,) * 3
-    done = Augmentation(
-        mean, std, chosen.pad, chosen.flip, chosen.cutout, chosen.policy, tuple(chosen.jitter)
-    )
+    channels = SimpleNamespace(mean=(0.5,) * 3, std=(0.25,) * 3)  # no data set is at hand
+    done = make_augmentation(config.train, channels)
     images = jax.random.bits(jax.random.key(0), (batch, size, size, 3), "uint8")
     run = jax.jit(
         lambda images, key: augment(images, done, key), compiler_options=compile_cache.options()
     )
-    seconds = []
-    for key in jax.random.split(jax.random.key(1), options.repeats + 1):
-        begin = time.perf_counter()
-        jax.block_until_ready(run(images, key))
-        seconds.append(time.perf_counter() - begin)
+    seconds = spread(timed(run, (images, jax.random.key(1)), options.repeats))
     return {
         "recipe": recipe,
         "batch": batch,
         "size": size,
         **{key: value for key, value in done._asdict().items() if key not in ("mean", "std")},
-        "seconds": spread(seconds[1:]),  # the first holds the compilation
-        "milliseconds_an_image": 1e3 * spread(seconds[1:])["median"] / batch,
+        "seconds": seconds,
+        "milliseconds_an_image": 1e3 * seconds["median"] / batch,
     }
 
 

@@ -11,11 +11,10 @@ until that gains less than --gain, or the device's memory ends; the last line is
 """
 
 import argparse
-import time
 
 import jax
 import jax.numpy as jnp
-from measure import Results, spread
+from measure import Results, spread, timed
 
 from asap_jax import GENOTYPES, Context, EvalNetwork, compile_cache, load
 from asap_jax.train_loop import evaluation_logits
@@ -38,16 +37,6 @@ def network_of(options) -> tuple:
     shape = (options.size, options.size, 3)
     init = jax.jit(lambda key: module.init(key, jnp.zeros((1, *shape)), Context(reference=True)))
     return module, init(jax.random.key(0)), shape
-
-
-def timed(function, arguments, repeats: int) -> list[float]:
-    """Seconds of each of `repeats` calls, after one that is not counted."""
-    seconds = []
-    for _ in range(repeats + 1):
-        begin = time.perf_counter()
-        jax.block_until_ready(function(*arguments))
-        seconds.append(time.perf_counter() - begin)
-    return seconds[1:]
 
 
 def main() -> None:

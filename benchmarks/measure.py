@@ -59,6 +59,18 @@ def spread(seconds: list[float]) -> dict:
     }
 
 
+def timed(function, arguments, repeats: int) -> list[float]:
+    """Seconds of each of `repeats` calls, after one that is not counted."""
+    import jax  # not for the workers that are PyTorch's
+
+    seconds = []
+    for _ in range(repeats + 1):
+        begin = time.perf_counter()
+        jax.block_until_ready(function(*arguments))
+        seconds.append(time.perf_counter() - begin)
+    return seconds[1:]
+
+
 class Results:
     """A JSON file that is whole after each case."""
 

@@ -96,7 +96,6 @@ def test_data(tmp_path):
 @pytest.fixture
 def in_here(monkeypatch):
     """A benchmark in this process, whatever its preset on the tiny config: (name, its options)."""
-
     config = tiny()
 
     def start(name, *options):
@@ -252,14 +251,14 @@ def test_methods(tmp_path):
 
 
 def test_ablations(tmp_path):
-    options = ("--size=digits", "--of=output", "--seeds=1", f"--out={tmp_path}")
+    options = ("--size=digits", "--of=edges,output", "--seeds=1", f"--out={tmp_path}")
     printed = run("ablations.py", *options, "--", *flags())
     rows = [line.split("`")[1] for line in printed.splitlines() if line.startswith("| `")]
-    assert rows == ["ASAP", "conv-output"]
+    assert rows == ["ASAP", "all-edges", "conv-output"]
     records = json.loads((tmp_path / "ablations.json").read_text())
     assert records["conv-output"][0]["parameters"] != records["ASAP"][0]["parameters"]
     assert records["conv-output"][0]["candidates_left"] is None  # no search of its own
-    usual, convolved = (
+    usual, _, convolved = (
         json.loads((tmp_path / f"{each}-0" / "config.json").read_text()) for each in rows
     )
     assert (usual["train"]["output"], convolved["train"]["output"]) == ("concat", "conv")
@@ -267,7 +266,7 @@ def test_ablations(tmp_path):
 
 
 def test_transfer(tmp_path):
-    options = ("--cells=ASAP", "--data=cifar100", "--seeds=1", f"--out={tmp_path}")
+    options = ("--cells=ASAP", "--data=fashion_mnist,cifar100", "--seeds=1", f"--out={tmp_path}")
     changes = {"data.source": "digits", "data.train_examples": 100, "train.batch_size": 50}
     changes |= {"train.channels": 4, "train.cells": 3, "train.epochs": 1}
     changes |= {"train.auxiliary_weight": 0.0, "train.augmentation.jitter": ()}

@@ -217,6 +217,7 @@ def test_impossible_values_are_refused(change, message, tmp_path):
         (("--mode=trian", f"{CONFIG}:digits"), "did you mean 'train'"),
         (("--mode=train", f"{CONFIG}:digits", "--workdir=none"), "there are no cells to train"),
         (("--mode=train", f"{CONFIG}:digits", "--config.genotype=DARTS"), "expected a published"),
+        (("--mode=search", "--config=train:asap_small"), "such as --config=search:small"),
         (("--mode=evaluate",), "--mode=evaluate takes --workdir"),
         (("--mode=evaluate", "--workdir=none"), "there is no trained network at none"),
         (("--split=train", f"{CONFIG}:digits"), "--split belongs to --mode=evaluate"),
