@@ -12,7 +12,7 @@ PACKAGED = {"search": presets, "train": recipes}
 
 def parse(argv) -> list[str]:
     """Parses the flags; returns what is left, as absl does."""
-    argv = [_packaged(argument) for argument in _joined(argv)]
+    argv = [packaged(argument) for argument in _joined(argv)]
     _check_file(argv)
     try:
         return flags.FLAGS(argv)
@@ -53,7 +53,7 @@ def _joined(argv) -> list[str]:
     return joined
 
 
-def _packaged(argument: str) -> str:
+def packaged(argument: str) -> str:
     """--config=search:NAME -> the presets inside the package, train:NAME -> the recipes."""
     name, equals, value = argument.partition("=")
     file, _, preset = value.partition(":")

@@ -75,18 +75,21 @@ def init_state(
     """The state before the first step, for images of `image_shape` [H, W, C]."""
     key_params, key_arch, key_steps = jax.random.split(key, 3)
     arch = strategy.init(key_arch)
-    mixtures = strategy.mixture(arch, jnp.int32(0), key_arch)
-    init = jax.jit(lambda key: network.init(key, jnp.zeros((1, *image_shape)), mixtures))
-    variables = init(key_params)
-    return SearchState(
-        step=jnp.int32(0),
-        params=variables["params"],
-        batch_stats=variables["batch_stats"],
-        arch=arch,
-        omega_opt=optimizers.omega.init(variables["params"]),
-        alpha_opt=optimizers.alpha.init(arch.alphas),
-        key=key_steps,
-    )
+
+    def begin(arch, key_params, key_steps):
+        mixtures = strategy.mixture(arch, jnp.int32(0), key_arch)
+        variables = network.init(key_params, jnp.zeros((1, *image_shape)), mixtures)
+        return SearchState(
+            step=jnp.int32(0),
+            params=variables["params"],
+            batch_stats=variables["batch_stats"],
+            arch=arch,
+            omega_opt=optimizers.omega.init(variables["params"]),
+            alpha_opt=optimizers.alpha.init(arch.alphas),
+            key=key_steps,
+        )
+
+    return jax.jit(begin)(arch, key_params, key_steps)
 
 
 def make_search_step(

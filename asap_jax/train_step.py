@@ -57,12 +57,15 @@ def init_state(
 
     With `average` it carries a moving average of the variables.
     """
-    key_params, key_steps = jax.random.split(key)
-    # Only the parameters are kept of this run, so the compiler drops the rest of it.
-    plain = Context(reference=True)
-    init = jax.jit(lambda key: network.init(key, jnp.zeros((1, *image_shape)), plain))
-    variables = init(key_params)
-    return from_variables(variables, optimizer, key_steps, average)
+
+    def begin(key):
+        key_params, key_steps = jax.random.split(key)
+        # Only the parameters are kept of this run, so the compiler drops the rest of it.
+        plain = Context(reference=True)
+        variables = network.init(key_params, jnp.zeros((1, *image_shape)), plain)
+        return from_variables(variables, optimizer, key_steps, average)
+
+    return jax.jit(begin)(key)
 
 
 def from_variables(variables, optimizer, key, average: bool = False) -> TrainState:

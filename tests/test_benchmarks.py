@@ -6,10 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import absl.flags
 import pytest
+from ml_collections import config_flags
 from tiny import flags, tiny
 
-from asap_jax import presets
+from asap_jax import command_line, presets, search_loop
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 SMALL = ("--channels=4", "--cells=1", "--size=8", "--batch=4", "--repeats=2")
@@ -250,15 +252,34 @@ def test_methods(tmp_path):
     assert record["candidates_left"] >= 28
 
 
+def test_each_ablation_is_a_config_of_its_own(monkeypatch, tmp_path):
+    """Of all settings, what the command would make of their flags."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    ablations = importlib.import_module("ablations")
+    cases = ablations.cases_of("digits", list(ablations.CHANGES), tmp_path, flags())
+    seen = {}
+    for name, arguments in cases.items():
+        values = absl.flags.FlagValues()
+        config_flags.DEFINE_config_file("config", flag_values=values)
+        absl.flags.DEFINE_string("mode", "", "", flag_values=values)
+        monkeypatch.setattr(sys, "argv", ["main", *map(command_line.packaged, arguments)])
+        values(sys.argv)  # the keys that may be set are looked up there
+        config = values.config
+        search_loop.make_strategy(config.search, search_loop.make_space(config.search), 4)
+        seen[name] = config.to_json()
+        assert config.train.channels == 4  # the options that each run is given
+    assert len(set(seen.values())) == len(seen) == 12
+
+
 def test_ablations(tmp_path):
-    options = ("--size=digits", "--of=edges,output", "--seeds=1", f"--out={tmp_path}")
+    options = ("--size=digits", "--of=output", "--seeds=1", f"--out={tmp_path}")
     printed = run("ablations.py", *options, "--", *flags())
     rows = [line.split("`")[1] for line in printed.splitlines() if line.startswith("| `")]
-    assert rows == ["ASAP", "all-edges", "conv-output"]
+    assert rows == ["ASAP", "conv-output"]
     records = json.loads((tmp_path / "ablations.json").read_text())
     assert records["conv-output"][0]["parameters"] != records["ASAP"][0]["parameters"]
     assert records["conv-output"][0]["candidates_left"] is None  # no search of its own
-    usual, _, convolved = (
+    usual, convolved = (
         json.loads((tmp_path / f"{each}-0" / "config.json").read_text()) for each in rows
     )
     assert (usual["train"]["output"], convolved["train"]["output"]) == ("concat", "conv")

@@ -128,7 +128,7 @@ def test_any_number_of_inputs_a_node():
     )
     assert Genotype.from_json(genotype.to_json()) == genotype
     network = EvalNetwork(genotype, 3, channels=4, cells=3)
-    variables = network.init(jax.random.key(0), jnp.ones((2, 8, 8, 1)))
+    variables = jax.jit(network.init)(jax.random.key(0), jnp.ones((2, 8, 8, 1)))
     logits, auxiliary = network.apply(variables, jnp.ones((2, 8, 8, 1)))
     assert logits.shape == (2, 3)
     assert auxiliary is None

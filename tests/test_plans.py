@@ -95,7 +95,7 @@ def test_bfloat16_is_for_maps_alone(plan):
     weights = jnp.full(space.shape, 1 / len(space.candidates))
     active = jnp.ones(space.shape, bool)
     mixtures = {cell: Mixture(weights, active) for cell in space.cell_types}
-    variables = network.init(jax.random.key(0), images, mixtures)
+    variables = jax.jit(network.init)(jax.random.key(0), images, mixtures)
 
     def outcome(dtype):
         @jax.jit

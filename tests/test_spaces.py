@@ -98,7 +98,7 @@ def test_a_decided_supernet_is_the_benchmarks_network():
         alphas = jnp.asarray(RNG.normal(size=shape))
         mask = jnp.ones(shape, bool)
         full = {"normal": Mixture(masked_softmax(alphas, mask), mask)}
-        variables = supernet.init(KEY, images, full)
+        variables = jax.jit(supernet.init)(KEY, images, full)
 
         @jax.jit
         def logits(mixtures):
@@ -111,7 +111,7 @@ def test_a_decided_supernet_is_the_benchmarks_network():
         np.testing.assert_allclose(logits(full), plain, rtol=1e-9, atol=1e-11)
 
         built = EvalNetwork(genotype, 5, channels=4, cells=3)
-        fresh = built.init(KEY, images)
+        fresh = jax.jit(built.init)(KEY, images)
         params = dict(fresh["params"])
         for name, tree in variables["params"].items():
             params[name] = tree

@@ -32,7 +32,9 @@ RNG = np.random.default_rng(0)
 TRAIN = Context(train=True)
 TWICE = Context(train=True, twice=True)
 IMAGES = RNG.normal(size=(4, 8, 8, 3))
-SMALL = SearchSpace(ASAP.candidates, nodes=2)
+ALL = SearchSpace(ASAP.candidates, nodes=2)
+FEW = ("sep_conv_3x3", "dil_conv_5x5", "max_pool_3x3", "avg_pool_3x3", "skip_connect")
+SMALL = SearchSpace(FEW, nodes=2)  # a convolution of each kind: the compiler takes half the time
 CELLS = ("normal", "reduce")
 
 
@@ -61,32 +63,36 @@ def random_architecture(space, share):
 
 def outcome(network, variables, alphas, masks, context=TRAIN):
     """(logits, new statistics, gradients of params and alphas) of a loss, jitted."""
+    run = jitted_outcome(network, context)
+    (_, (logits, stats)), gradients = run(
+        variables["params"], alphas, variables["batch_stats"], masks
+    )
+    return logits, stats, *gradients
+
+
+@functools.cache
+def jitted_outcome(network, context):
+    """One compilation for all masks."""
+
+    def loss(params, alphas, batch_stats, masks):
+        logits, new = network.apply(
+            {"params": params, "batch_stats": batch_stats},
+            jnp.asarray(IMAGES),
+            mixtures(alphas, masks),
+            context,
+            mutable=["batch_stats"],
+        )
+        return jnp.sum(jnp.sin(logits)), (logits, new["batch_stats"])
 
     # Without optimisation XLA 0.10 gives wrong gradients of the alphas by the unrolled plan.
     unrolled = network.plan.name == "unrolled"
     options = {"xla_backend_optimization_level": "1"} if unrolled else None
-
-    @partial(jax.jit, compiler_options=options)
-    def run(params, alphas):
-        def loss(params, alphas):
-            logits, new = network.apply(
-                {"params": params, "batch_stats": variables["batch_stats"]},
-                jnp.asarray(IMAGES),
-                mixtures(alphas, masks),
-                context,
-                mutable=["batch_stats"],
-            )
-            return jnp.sum(jnp.sin(logits)), (logits, new["batch_stats"])
-
-        return jax.value_and_grad(loss, (0, 1), has_aux=True)(params, alphas)
-
-    (_, (logits, stats)), gradients = run(variables["params"], alphas)
-    return logits, stats, *gradients
+    return jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True), compiler_options=options)
 
 
 def init(network, space, seed=0):
-    full = random_architecture(space, 1.0)
-    return network.init(jax.random.key(seed), jnp.asarray(IMAGES), mixtures(*full))
+    full = mixtures(*random_architecture(space, 1.0))
+    return jax.jit(network.init)(jax.random.key(seed), jnp.asarray(IMAGES), full)
 
 
 def assert_close(got, want):
@@ -202,10 +208,10 @@ GENOTYPE = Genotype(
 
 def test_a_decided_supernet_is_the_network_built_from_its_genotype():
     """One function of the same weights. (Without pools: only the supernet normalises after one.)"""
-    network = Supernet(SMALL, 5, channels=4, cells=3)
-    variables = init(network, SMALL)
+    network = Supernet(ALL, 5, channels=4, cells=3)
+    variables = init(network, ALL)
     built = EvalNetwork(GENOTYPE, 5, channels=4, cells=3)
-    fresh = built.init(jax.random.key(1), jnp.asarray(IMAGES))
+    fresh = jax.jit(built.init)(jax.random.key(1), jnp.asarray(IMAGES))
 
     def transplant(path, leaf):
         names = [entry.key for entry in path]
@@ -219,15 +225,20 @@ def test_a_decided_supernet_is_the_network_built_from_its_genotype():
         flat = [(op, source, target) for target, node in enumerate(nodes, 2) for op, source in node]
         op, start, end = flat[int(names[1].removeprefix("edge"))]
         stride = 2 if reduction and start < 2 else 1
-        row = SMALL.by_stride(reduction)[stride].index(SMALL.edges.index((start, end)))
+        row = ALL.by_stride(reduction)[stride].index(ALL.edges.index((start, end)))
         source = source[f"stride{stride}"][op]
         return functools.reduce(lambda tree, name: tree[name], names[2:], source)[row]
 
     params = jax.tree.map_with_path(transplant, fresh["params"])
     images = jnp.asarray(IMAGES)
-    decided = one_hot_mixture(GENOTYPE, SMALL)
-    logits, _ = network.apply(variables, images, decided, TRAIN, mutable=["batch_stats"])
-    (want, _), _ = built.apply(fresh | {"params": params}, images, TRAIN, mutable=["batch_stats"])
+    decided = one_hot_mixture(GENOTYPE, ALL)
+
+    def run(network, variables, *mixtures):
+        apply = partial(network.apply, context=TRAIN, mutable=["batch_stats"])
+        return jax.jit(apply)(variables, images, *mixtures)[0]
+
+    logits = run(network, variables, decided)
+    want, _ = run(built, fresh | {"params": params})
     np.testing.assert_allclose(logits, want, rtol=1e-9, atol=1e-11)
 
 
@@ -440,7 +451,7 @@ def test_with_partial_channels_an_edge_without_a_candidate_is_not_there():
 @contextlib.contextmanager
 def space_with(function):
     """A space of `function` and a pool on five edges; the function is forgotten afterwards."""
-    name = "own"
+    name = function.__name__
 
     def build(channels, stride, affine):
         return stateless(lambda x, context: function(x[:, ::stride, ::stride]))
