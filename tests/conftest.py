@@ -9,10 +9,11 @@ releases after 0.10 no longer have them, and end at a flag that they do not know
 import os
 from importlib import metadata
 
-FLAGS = ["--xla_force_host_platform_device_count=2", "--xla_backend_optimization_level=0"]
-if metadata.version("jaxlib").startswith("0.10."):
-    FLAGS.append("--xla_cpu_use_fusion_emitters=false")
-os.environ["XLA_FLAGS"] = " ".join([*FLAGS, os.environ.get("XLA_FLAGS", "")])
+os.environ["XLA_FLAGS"] = (
+    "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0 "
+    + "--xla_cpu_use_fusion_emitters=false " * metadata.version("jaxlib").startswith("0.10.")
+    + os.environ.get("XLA_FLAGS", "")
+)
 
 from asap_jax import compile_cache
 
