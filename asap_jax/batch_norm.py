@@ -59,6 +59,10 @@ def blend(running, batch):
     return jax.tree.map(lambda old, new: MOMENTUM * old + (1 - MOMENTUM) * new, running, batch)
 
 
+# By `jit`, so that the norms of a supernet, hundreds of a few shapes, share their traces.
+
+
+@partial(jax.jit, static_argnums=1)
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
 def _normalise(x, axis_name):
     """(y, mean [C], variance [C]); the gradient takes the latter two for constants."""
@@ -73,23 +77,27 @@ def _forward(x, axis_name):
 
 
 def _backward(axis_name, residuals, cotangents):
-    x, mean, inverse = residuals
-    g = cotangents[0]
+    return (_pull_back(*residuals, cotangents[0], axis_name),)
+
+
+@partial(jax.jit, static_argnums=4)
+def _pull_back(x, mean, inverse, g, axis_name):
     standard = _standardise(x, mean, inverse)
     through_var = standard * _mean(g * standard, axis_name)
-    return (inverse * (g - _mean(g, axis_name) - through_var),)
+    return inverse * (g - _mean(g, axis_name) - through_var)
 
 
-_normalise.defvjp(_forward, _backward)
+_normalise.__wrapped__.defvjp(_forward, _backward)
 
 
+@partial(jax.jit, static_argnums=3)
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _normalise_by(x, mean, inverse, axis_name):
     """The same by the batch's mean and 1 / standard deviation, computed before."""
     return _standardise(x, mean, inverse)
 
 
-_normalise_by.defvjp(
+_normalise_by.__wrapped__.defvjp(
     lambda x, mean, inverse, axis_name: (_standardise(x, mean, inverse), (x, mean, inverse)),
     lambda axis_name, residuals, g: (*_backward(axis_name, residuals, (g,)), None, None),
 )

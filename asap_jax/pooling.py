@@ -74,6 +74,7 @@ def max_pool_reference(x, stride=1):
     )
 
 
+@partial(jax.jit, static_argnums=1)  # shares its trace, as depthwise convolutions do
 def _winners(x, stride):
     """(maxima, index 0..8 of the tap that holds each)."""
     height, width = windows.outputs(x.shape[1], stride), windows.outputs(x.shape[2], stride)
@@ -91,6 +92,11 @@ def _winners(x, stride):
 
 
 def _max_backward(stride, x, g):
+    return (_pull_max(x, g, stride),)
+
+
+@partial(jax.jit, static_argnums=2)
+def _pull_max(x, g, stride):
     height, width = x.shape[1:3]
 
     def on_cpu(x, g):
@@ -112,7 +118,7 @@ def _max_backward(stride, x, g):
     def elsewhere(x, g):
         return jax.vjp(partial(max_pool_reference, stride=stride), x)[1](g)[0]
 
-    return (lax.platform_dependent(x, g, cpu=on_cpu, default=elsewhere),)
+    return lax.platform_dependent(x, g, cpu=on_cpu, default=elsewhere)
 
 
 max_pool.defvjp(lambda x, stride: (max_pool(x, stride), x), _max_backward)
