@@ -10,15 +10,16 @@ import jax
 def enable() -> None:
     """Keeps compiled programs in the user's cache, or in JAX_COMPILATION_CACHE_DIR if set.
 
-    Also has Python look for cyclic garbage less often: a step's trace is many objects that all
-    live, and to walk them again and again takes a third of the time that tracing takes.
+    Also has Python look for cyclic garbage less often, in the whole process: a step's trace is many
+    objects that all live, and to walk them again and again takes a third of the time to trace.
     """
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(root / "asap_jax" / "xla"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    if not os.environ.get("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"):
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     if 0 < gc.get_threshold()[0] < 20_000:
-        gc.set_threshold(20_000, 20, 20)
+        gc.set_threshold(20_000, 10, 10)
 
 
 def options() -> dict:

@@ -1,9 +1,11 @@
 """Two CPU devices, quick compilation and the compilation cache, before JAX starts.
 
-Most of the tests' time goes into compiling programs that run once, so XLA optimises less here;
-flags in the environment come after ours and win: XLA_FLAGS=--xla_backend_optimization_level=3 makes
-it work as for a user. Its older fusion emitters compile in half the time and give slower programs;
-releases after 0.10 no longer have them, and end at a flag that they do not know.
+Most of the tests' time goes into compiling programs that run once, so XLA optimises less here, and
+uses its older fusion emitters, which compile in half the time and give slower programs. (jaxlib
+after 0.10 has no such emitters and aborts at the unknown flag.) Flags in the environment come after
+ours and win; this makes it work as for a user:
+
+XLA_FLAGS="--xla_backend_optimization_level=3 --xla_cpu_use_fusion_emitters=true" pytest
 """
 
 import os

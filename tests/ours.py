@@ -47,8 +47,12 @@ def run(case, state_dict, images, labels, alphas, dtype, reference=False):
 
     # Where a ReLU leaves nothing of a pixel, the norm after it gives equal values side by side, and
     # max-pooling meets ties. Code that is not optimised rounds neighbours differently and so breaks
-    # them: the whole effort here, whatever conftest says.
-    @partial(jax.jit, compiler_options={"xla_backend_optimization_level": 3})
+    # them: the whole effort here, as for a user, whatever conftest says.
+    options = {"xla_backend_optimization_level": 3}
+    if jax.__version__.startswith("0.10."):
+        options["xla_cpu_use_fusion_emitters"] = True
+
+    @partial(jax.jit, compiler_options=options)
     def everything(variables, alphas):
         (_, (main, aux, new)), gradients = jax.value_and_grad(loss, (0, 1), has_aux=True)(
             variables["params"], alphas

@@ -293,6 +293,8 @@ def test_transfer(tmp_path):
     changes |= {"train.auxiliary_weight": 0.0, "train.augmentation.jitter": ()}
     passed = [f"--config.{key}={value}" for key, value in changes.items()]
     printed = run("transfer.py", *options, "--", *passed)
+    assert "| cell | fashion_mnist | cifar100 |" in printed
     assert "| `ASAP` |" in printed
-    config = json.loads((tmp_path / "ASAP-cifar100-0" / "config.json").read_text())
-    assert config["train"]["schedule"] == "power_cosine"
+    for column in ("fashion_mnist", "cifar100"):
+        config = json.loads((tmp_path / f"ASAP-{column}-0" / "config.json").read_text())
+        assert config["train"]["schedule"] == "power_cosine"

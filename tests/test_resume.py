@@ -65,15 +65,19 @@ def test_the_tiny_run_is_as_long_as_these_tests_think(whole):
     assert max(int(p.name) for p in (whole / "checkpoints/train-0").iterdir()) == TRAIN_STEPS
 
 
-def test_cut_by_signals_at_random_steps(whole, tmp_path):
-    """Once in the search, once in the training, each time another process goes on."""
+@pytest.mark.parametrize("cuts", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_cut_by_signals_at_random_steps(cuts, whole, tmp_path):
+    """Once or twice in the search, once in the training; each time another process goes on."""
     rng = np.random.default_rng()
-    first = int(rng.integers(1, SEARCH_STEPS - 3))  # the search ends within its last four steps
-    second = int(rng.integers(1, TRAIN_STEPS))
-    told = f"cut after step {first} of the search, {second} of the training"
-    assert cut_run(tmp_path, "search", first, "SIGTERM") == 128 + signal.SIGTERM, told
+    whole_epochs = np.arange(1, SEARCH_STEPS - 3)  # the search ends within its last four steps
+    searching = sorted(rng.choice(whole_epochs, cuts, replace=False).tolist())
+    training = int(rng.integers(1, TRAIN_STEPS))
+    told = f"cut after steps {searching} of the search, {training} of the training"
+    for step, name in zip(searching, ("SIGINT", "SIGTERM"), strict=False):
+        code = 128 + getattr(signal, name)
+        assert cut_run(tmp_path, "search", step, name) == code, told
     assert not (tmp_path / "genotype.json").exists(), told
-    assert cut_run(tmp_path, "train", second, "SIGINT") == 128 + signal.SIGINT, told
+    assert cut_run(tmp_path, "train", training, "SIGTERM") == 128 + signal.SIGTERM, told
     assert not (tmp_path / "results.json").exists(), told
     assert cut_run(tmp_path) == 0, told
     assert_equal_runs(tmp_path, whole)

@@ -460,6 +460,7 @@ def space_with(function):
         yield SearchSpace({name: build, "max_pool_3x3": OPERATIONS["max_pool_3x3"]}, nodes=2)
     finally:
         del OPERATIONS[name]
+        jitted_outcome.cache_clear()  # it knows networks by their candidates' names
 
 
 def test_candidates_are_computed_where_they_are_active_and_once_a_source():
