@@ -7,7 +7,6 @@ same command on the same workdir goes on where it stopped.
 
 import contextlib
 import dataclasses
-import gc
 import json
 import statistics
 import time
@@ -370,10 +369,9 @@ class _Run:
 
     @contextlib.contextmanager
     def timed(self):
-        """Around a stage, which keeps its own time; what it held on the device is given back."""
+        """Around a stage, which keeps its own time."""
         tick = time.monotonic()
         yield
-        gc.collect()  # a stage refers to itself, by the functions that it compiled
         self.in_stages += time.monotonic() - tick
 
     def seconds_beside(self) -> float:

@@ -293,7 +293,9 @@ class _Stage:
             for by_batch in (False, True)
         )
         self.watched = self.config.watch.images if self.strategy.alpha_gradient else 0
-        self.eigenvalue = jax.jit(self._eigenvalue)
+        self.eigenvalue = jax.jit(
+            _eigenvalue(self.measured, self.strategy, dataset, config.batch_size, seed)
+        )
 
     def run(self, number, before, index, identity, class_weights):
         """Runs its epochs; `number` and `before` are the stages and epochs that came before it."""
@@ -395,23 +397,6 @@ class _Stage:
 
         return shared
 
-    def _eigenvalue(self, state, held):
-        """The dominant eigenvalue of the alphas' Hessian, on the alpha half's first batch."""
-        rows = held.alpha[: self.config.batch_size]
-        images = normalise(held.images[rows], self.dataset.mean, self.dataset.std)
-        last, key = state.step - 1, jax.random.key(self.seed)
-
-        def loss(alphas):
-            mixtures = self.strategy.mixture(state.arch._replace(alphas=alphas), last, key)
-            context = Context(train=True, twice=True)
-            variables = {"params": state.params, "batch_stats": state.batch_stats}
-            logits, _ = self.measured.apply(
-                variables, images, _at_rest(mixtures), context, mutable=["batch_stats"]
-            )
-            return cross_entropy(logits, held.labels[rows])
-
-        return collapse.dominant_eigenvalue(loss, state.arch.alphas, key)[0]
-
 
 def _prune_watch(on_prune, space):
     """`loop.run`'s watch that calls on_prune after each step that pruned."""
@@ -448,6 +433,28 @@ def _supernet_logits(network, by_batch):
         return network.apply(variables, images, mixtures, context, mutable=["batch_stats"])[0]
 
     return logits
+
+
+def _eigenvalue(network, strategy, dataset, batch_size, seed):
+    """eigenvalue(state, held): the dominant one of the alphas' Hessian, on alpha's first batch."""
+
+    def eigenvalue(state, held):
+        rows = held.alpha[:batch_size]
+        images = normalise(held.images[rows], dataset.mean, dataset.std)
+        last, key = state.step - 1, jax.random.key(seed)
+
+        def loss(alphas):
+            mixtures = strategy.mixture(state.arch._replace(alphas=alphas), last, key)
+            context = Context(train=True, twice=True)
+            variables = {"params": state.params, "batch_stats": state.batch_stats}
+            logits, _ = network.apply(
+                variables, images, _at_rest(mixtures), context, mutable=["batch_stats"]
+            )
+            return cross_entropy(logits, held.labels[rows])
+
+        return collapse.dominant_eigenvalue(loss, state.arch.alphas, key)[0]
+
+    return eigenvalue
 
 
 def _final_mixtures(strategy, state):

@@ -1,5 +1,6 @@
 """The command's jobs as functions, and what comes back: a network that can be used."""
 
+import gc
 import json
 import os
 import signal
@@ -10,7 +11,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from PIL import Image
-from tiny import TEST, records, tiny
+from tiny import TEST, TRAIN, records, tiny
 
 import asap_jax
 from asap_jax import inputs, job, presets, workdir
@@ -49,8 +50,17 @@ def test_callbacks_follow_and_may_stop(tmp_path):
 
 
 def test_without_a_workdir_nothing_is_written(tmp_path, monkeypatch):
+    """Nor is anything kept on the device until Python collects its garbage."""
     monkeypatch.chdir(tmp_path)
-    outcome = asap_jax.search(tiny(), quiet=True, epochs=1)
+    gc.collect()
+    before = sum(array.nbytes for array in jax.live_arrays())
+    gc.disable()
+    try:
+        outcome = asap_jax.search(tiny(), quiet=True, epochs=1)
+        after = sum(array.nbytes for array in jax.live_arrays())
+    finally:
+        gc.enable()
+    assert after - before < TRAIN * 8 * 8  # less than its images alone
     assert outcome.search["epochs"] == 1
     assert os.listdir(tmp_path) == []
 
