@@ -80,22 +80,40 @@ def product(x, kernel, learn=None):
 
 
 def _product_forward(x, kernel, learn):
-    x = _whole(x)
+    x = whole(x)
     return x @ kernel, (x, kernel, learn)
 
 
 def _product_backward(residuals, g):
     x, kernel, learn = residuals
-    g = _whole(g)
+    g = whole(g)
     return g @ kernel.T, if_it_learns(learn, lambda x, g: x.T @ g, kernel, x, g), None
 
 
 product.defvjp(_product_forward, _product_backward)
 
 
-def _whole(x):
-    """x, which a GPU's compiler must not compute within a product."""
-    return lax.platform_dependent(x, cpu=lambda x: x, default=lax.optimization_barrier)
+def whole(maps):
+    """The maps, which a GPU computes once and before what uses them, their cotangents as well.
+
+    Left to itself XLA computes a map anew within each kernel that reads it, dozens of inputs at a
+    time where it is the sum of a cell's candidates.
+    """
+    return lax.platform_dependent(maps, cpu=lambda maps: maps, default=lax.optimization_barrier)
+
+
+def pieces(x, step):
+    """[step * step * N, H / step, W / step, C]: the pixels by row and column modulo `step`.
+
+    Pixels that a convolution dilated by `step` brings together lie in one piece, where it is not
+    dilated; cuDNN takes ten times as long for the kernel's gradient of a dilated one. Maps that
+    `step` does not divide are filled up with zeros.
+    """
+    batch, height, width, channels = x.shape
+    rows, columns = -(-height // step), -(-width // step)
+    x = jnp.pad(x, ((0, 0), (0, -height % step), (0, -width % step), (0, 0)))
+    x = x.reshape(batch, rows, step, columns, step, channels)
+    return x.transpose(2, 4, 0, 1, 3, 5).reshape(-1, rows, columns, channels)
 
 
 def if_it_learns(learn, gradient, kernel, *operands):
