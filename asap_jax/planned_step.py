@@ -73,7 +73,11 @@ class PlannedStep:
 
 
 def _with_data(step, augmentation):
-    """The jitted step that takes the batches out of the data on the device and augments them."""
+    """The jitted step that takes the batches out of the data on the device and augments them.
+
+    It donates nothing: when a step says that the search is finished, the one after it has begun,
+    and the search ends with the state between them.
+    """
 
     def run(state, images, labels, omega_indices, alpha_indices):
         keys = step_keys(state.key, state.step)
@@ -84,4 +88,4 @@ def _with_data(step, augmentation):
         train = batch(omega_indices, keys.augment_train)
         return step(state, train, batch(alpha_indices, keys.augment_val))
 
-    return jax.jit(run, donate_argnums=0, compiler_options=compile_cache.options())
+    return jax.jit(run, compiler_options=compile_cache.options())

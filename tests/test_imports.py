@@ -39,7 +39,7 @@ LAYERS = [
         "strategies.base",
         "evaluation",
     },
-    {"data.dataset"},
+    {"data.dataset", "data.kept"},
     {"data.opened"},
     {"data.archives", "data.folders", "data.reading", "data.roles", "data.tfds_read"},
     {"data.sources"},
