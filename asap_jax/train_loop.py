@@ -290,7 +290,9 @@ def _augmented(step, augmentation):
 def _resident(config, dataset, seed, step):
     """(jitted step, batches) for `loop.run`: the images stay on the device, a batch is indices."""
     images, labels = jnp.asarray(dataset.train_images), jnp.asarray(dataset.train_labels)
-    jitted = _jit(lambda state, x, y, indices: step(state, x[indices], y[indices]))
+    jitted = _jit(
+        lambda state, x, y, indices: step(state, x[indices], y[indices]), config.precision
+    )
 
     def order(epoch):
         indices = np.arange(dataset.train_count)
@@ -304,15 +306,18 @@ def _resident(config, dataset, seed, step):
 
 def _streamed(config, dataset, seed, step):
     """(jitted step, batches) for `loop.run`: a batch is images and labels, sent ahead of time."""
-    return _jit(step), partial(dataset.train_batches, config.batch_size, seed, config.epochs)
+    batches = partial(dataset.train_batches, config.batch_size, seed, config.epochs)
+    return _jit(step, config.precision), batches
 
 
-def _jit(step):
+def _jit(step, precision):
+    step = precisions.computed_in(precision, step)
     return jax.jit(step, donate_argnums=0, compiler_options=compile_cache.options())
 
 
 def _test(config, network, dataset, variables) -> Answers:
-    logits, size, classes = evaluation_logits(network), config.eval_batch_size, dataset.class_names
+    logits = precisions.computed_in(config.precision, evaluation_logits(network))
+    size, classes = config.eval_batch_size, dataset.class_names
     told = (dataset.mean, dataset.std)
     if isinstance(dataset, data.Stream):
         batches = dataset.test_batches(min(size, dataset.test_count))
