@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from asap_jax.windows import Window
+
 
 def conv_reference(x, kernel, stride, padding):
     """The same as `conv`, by XLA's convolution and autodiff."""
@@ -100,6 +102,55 @@ def whole(maps):
     time where it is the sum of a cell's candidates.
     """
     return lax.platform_dependent(maps, cpu=lambda maps: maps, default=lax.optimization_barrier)
+
+
+def convolve(x, kernel, window, groups=1):
+    """x [N, H, W, C] with kernel [k, k, C / groups, C'], by XLA's convolution.
+
+    The gradients are XLA's too, but for the kernel's of a dilated window, see `pieces`.
+    """
+    step = window.dilation
+    if step == 1 or window.padding % step or window.stride not in (1, step):
+        return _convolve(x, kernel, window, groups)
+    if window.stride == step:
+        return _convolve(x[:, ::step, ::step], kernel, _undilated(window), groups)
+    return _dilated(x, kernel, window, groups)
+
+
+def _convolve(x, kernel, window, groups):
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        (window.stride,) * 2,
+        ((window.padding,) * 2,) * 2,
+        rhs_dilation=(window.dilation,) * 2,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
+    )
+
+
+def _undilated(window):
+    """The window as it is within a piece."""
+    return Window(window.size, padding=window.padding // window.dilation)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _dilated(x, kernel, window, groups):
+    return _convolve(x, kernel, window, groups)
+
+
+def _dilated_backward(window, groups, residuals, g):
+    x, kernel = residuals
+    g_x = jax.vjp(lambda x: _convolve(x, kernel, window, groups), x)[1](g)[0]
+    x, g = (pieces(each, window.dilation) for each in (x, g))
+    pull = jax.vjp(lambda kernel: _convolve(x, kernel, _undilated(window), groups), kernel)[1]
+    return g_x, pull(g)[0]
+
+
+_dilated.defvjp(
+    lambda x, kernel, window, groups: (_dilated(x, kernel, window, groups), (x, kernel)),
+    _dilated_backward,
+)
 
 
 def pieces(x, step):

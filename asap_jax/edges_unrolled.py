@@ -22,12 +22,13 @@ import numpy as np
 from jax import lax
 
 from asap_jax.batch_norm import EPSILON, blend, moments, sums_over_pixels, unbiased
-from asap_jax.convolution import pieces, whole
+from asap_jax.convolution import convolve, whole
 from asap_jax.edge_scan import Edges, Variables, dropped, join, part
-from asap_jax.ops import Window, fit
+from asap_jax.ops import fit
+from asap_jax.windows import Window
 
 MERGED = 2  # taps from its centre: a window that reaches no further joins its source's others
-DIAGONAL = 16  # channels of an edge: up to so many zeros cost less than groups
+DIAGONAL = 16  # channels of an edge: up to so many, and in 16 bits, zeros cost less than groups
 
 
 def unrolled_edges(edges: Edges, live, variables: Variables, inputs, nodes):
@@ -251,13 +252,14 @@ def _convolved(edges, maps, blocks, dense, first):
             together.setdefault(window.stride, []).append(i)
         else:
             kernel = dense[i].reshape(*dense[i].shape[:3], -1)
-            outputs.append(([i], _convolve(jax.nn.relu(m.values), kernel, window)))
+            outputs.append(([i], convolve(jax.nn.relu(m.values), fit(kernel, m.values), window)))
     for stride, members in together.items():
         reach = max(max(blocks[i].window.padding, _reach(blocks[i].window)) for i in members)
         joined = Window(2 * reach + 1, stride, 1, reach)
         kernels = [_widened(dense[i], blocks[i].window, joined) for i in members]
         kernel = jnp.concatenate([each.reshape(*each.shape[:3], -1) for each in kernels], -1)
-        outputs.append((members, _convolve(jax.nn.relu(maps[members[0]].values), kernel, joined)))
+        x = jax.nn.relu(maps[members[0]].values)
+        outputs.append((members, convolve(x, fit(kernel, x), joined)))
     return outputs
 
 
@@ -275,60 +277,17 @@ def _widened(kernel, window, wider):
     return lax.pad(kernel, jnp.zeros((), kernel.dtype), config)
 
 
-def _convolve(x, kernel, window, groups=1):
-    """x [N, H, W, C] with kernel [k, k, C / groups, C']; see `convolution.pieces` of dilation."""
-    step, padding = window.dilation, window.padding // window.dilation
-    if step == 1:
-        return _conv(x, fit(kernel, x), window, groups)
-    if window.padding % step or window.stride not in (1, step):
-        raise ValueError(f"a dilated window has to keep its map's pieces apart, got {window}")
-    inner = Window(window.size, 1, 1, padding)
-    if window.stride == step:
-        return _conv(x[:, ::step, ::step], fit(kernel, x), inner, groups)
-    return _dilated(x, fit(kernel, x), window, groups)
-
-
-def _conv(x, kernel, window, groups=1):
-    return lax.conv_general_dilated(
-        x,
-        kernel,
-        (window.stride,) * 2,
-        ((window.padding,) * 2,) * 2,
-        rhs_dilation=(window.dilation,) * 2,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=groups,
-    )
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _dilated(x, kernel, window, groups):
-    return _conv(x, kernel, window, groups)
-
-
-def _dilated_backward(window, groups, residuals, g):
-    x, kernel = residuals
-    g_x = jax.vjp(lambda x: _conv(x, kernel, window, groups), x)[1](g)[0]
-    inner = Window(window.size, 1, 1, window.padding // window.dilation)
-    x, g = (pieces(each, window.dilation) for each in (x, g))
-    return g_x, jax.vjp(lambda kernel: _conv(x, kernel, inner, groups), kernel)[1](g)[0]
-
-
-_dilated.defvjp(
-    lambda x, kernel, window, groups: (_conv(x, kernel, window, groups), (x, kernel)),
-    _dilated_backward,
-)
-
-
 def _convolve_apart(x, kernel, window):
     """x [N, H, W, E * C] with kernel [k, k, C, E, C']: each edge reads its own channels."""
     size, _, channels, edges, outputs = kernel.shape
-    if edges == 1 or channels > DIAGONAL:
-        return _convolve(x, kernel.reshape(size, size, channels, -1), window, edges)
+    kernel = fit(kernel, x)
+    if edges == 1 or (channels > DIAGONAL and x.dtype.itemsize >= 4):
+        return convolve(x, kernel.reshape(size, size, channels, -1), window, edges)
     apart = (
         kernel.swapaxes(2, 3)[:, :, :, :, None]
         * jnp.eye(edges, dtype=kernel.dtype)[:, None, :, None]
     )
-    return _convolve(x, apart.reshape(size, size, edges * channels, edges * outputs), window)
+    return convolve(x, apart.reshape(size, size, edges * channels, edges * outputs), window)
 
 
 def _normed_relu(edges, m):

@@ -58,7 +58,7 @@ class PlannedStep:
         begin = time.monotonic()
         self._began = self._began or begin
         if self._shapes is None:
-            self._shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), operands)
+            self._shapes = jax.eval_shape(lambda *operands: operands, *operands)
             self._compile(self._plan)
         program = self._programs[self._plan, self._learns[self._step]].result()
         self._waited += time.monotonic() - begin

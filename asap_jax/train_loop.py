@@ -19,6 +19,10 @@ from asap_jax.ops import Context
 from asap_jax.search_step import Batch
 from asap_jax.train_step import from_variables, init_state, make_train_step, step_keys
 
+# Steps of a training. A network of 20 cells takes 42 s to begin with cuDNN's depthwise kernels
+# (measured on an H200), and by what there is to compute some 10 ms a step more without them.
+DEPTHWISE_PAYS = 4000
+
 
 class TrainOutcome(NamedTuple):
     """What a training ends with.
@@ -208,6 +212,7 @@ def train(
         accumulate=config.accumulate,
         average=config.average,
         dtype=precisions.map_dtype(config.precision),
+        folded=folds(steps * config.epochs),
     )
     feed = _streamed if isinstance(dataset, data.Stream) else _resident
     step = _augmented(step, make_augmentation(config, dataset))
@@ -256,11 +261,21 @@ def variable_shapes(network: EvalNetwork, image_shape) -> dict:
     return {name: made[name] for name in ("params", "batch_stats")}
 
 
+def in_use() -> Context:
+    """How a trained network is run: it answers now and then, in programs that begin anew."""
+    return Context(train=False, folded=folds(0))
+
+
+def folds(steps: int) -> bool:
+    """Whether `steps` are too few to repay cuDNN's depthwise kernels, see `ops.Context`."""
+    return jax.default_backend() == "gpu" and steps < DEPTHWISE_PAYS
+
+
 def evaluation_logits(network: EvalNetwork):
     """logits(variables, normalised images) of the network as it is used."""
 
     def logits(variables, images):
-        return network.apply(variables, images, Context(train=False))[0]
+        return network.apply(variables, images, in_use())[0]
 
     return logits
 

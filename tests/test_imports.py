@@ -11,9 +11,8 @@ METHODS = "asap asap_pac darts edas gdas gradual p_darts pc_darts random snas".s
 
 # From the root up: a module may import from its own line's modules' predecessors only.
 LAYERS = [
+    {"errors", "windows"},
     {
-        "errors",
-        "windows",
         "batch_norm",
         "convolution",
         "schedules",
