@@ -27,7 +27,7 @@ from asap_jax.edge_scan import Edges, Variables, dropped, join, part
 from asap_jax.ops import fit
 from asap_jax.windows import Window
 
-MERGED = 2  # taps from its centre: a window that reaches no further joins its source's others
+MERGED = 2  # pixels from its centre: a window that reaches no further joins its source's others
 DIAGONAL = 16  # channels of an edge: up to so many, and in 16 bits, zeros cost less than groups
 
 

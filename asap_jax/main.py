@@ -10,9 +10,11 @@ checkout `--config=search:digits` and `--config=train:asap_small` name the same 
 which the package carries.
 """
 
+import os
 import shlex
 import signal
 import sys
+import threading
 from pathlib import Path
 
 from absl import app, flags, logging
@@ -78,7 +80,7 @@ def _main(argv) -> None:
         if isinstance(stop, Interrupted):
             where = f"{stop.where}, all saved"
         print(f"asap_jax: interrupted; {where}. To go on:\n  {_again(folder)}", file=sys.stderr)
-        sys.exit(_exit_code(stop))
+        _leave(_exit_code(stop))
 
 
 def _config(mode):
@@ -123,6 +125,16 @@ def _terminate(signum, frame) -> None:
 def _exit_code(stop: KeyboardInterrupt) -> int:
     """As a shell has it for what a signal ended."""
     return 128 + getattr(stop, "signum", signal.SIGINT)
+
+
+def _leave(code: int) -> None:
+    """Ends the command; at once if a program is being compiled, which nobody can call off."""
+    waited_for = [t for t in threading.enumerate() if not t.daemon]
+    if len(waited_for) > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def run() -> None:

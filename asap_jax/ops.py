@@ -67,7 +67,8 @@ class Block(NamedTuple):
     norm: name of the norm's statistics.
     window: of the convolution of ReLU(x) that is normalised; None for a block without a kernel.
     kernel: the layer's parameters -> that convolution's dense kernel [size, size, C, C'].
-    function: (x, context) -> what is normalised, of a block without a kernel.
+    function: (x, context) -> what is normalised, of a block without a kernel, which is then its
+      layer's only one. It sees x as it is.
     """
 
     norm: str
@@ -85,13 +86,17 @@ class Layer:
     apply: (params, stats, x [N, H, W, C], context) -> (y, stats): in training those of the batch,
       which the holder of the running ones blends in (`batch_norm.blend`); else as they came.
     blocks: what `apply` is a chain of, where it is one of blocks; () where it is none. A plan may
-      compute the same from them.
+      compute the same from them, so a layer that is given another `apply` is given () too.
     """
 
     weights: Mapping
     stats: Callable
     apply: Callable
     blocks: tuple[Block, ...] = ()
+
+    def __post_init__(self):
+        if len(self.blocks) > 1 and any(block.kernel is None for block in self.blocks):
+            raise ValueError("a block without a kernel has to be its layer's only one")
 
 
 def draw(weights: Mapping, key, copies: tuple[int, ...] = ()):

@@ -43,7 +43,7 @@ class PlannedStep:
         self._plan, self._coming, self._shapes = stage.network.plan, None, None
         self._programs: dict[tuple, Future] = {}  # (plan, whether the alphas learn)
         self._compiler = ThreadPoolExecutor(2)
-        self._step = 0
+        self._step, self._refused = 0, False
         self._began, self._waited = None, 0.0  # of the epoch; seconds of it that compiling took
 
     def follow(self, progress) -> None:
@@ -102,21 +102,36 @@ class PlannedStep:
         jitted = _with_data(step, Augmentation(mean, std, augmentation.pad, augmentation.flip))
         return jitted.lower(*self._shapes)
 
-    def consider(self, state, progress) -> None:
-        """After an epoch: leaves dead candidates out if that is expected to be worth it.
-
-        A program that has been compiled is taken from the next step on.
-        """
-        seconds = time.monotonic() - (self._began or 0) - self._waited
+    def lap(self) -> float:
+        """Seconds since the epoch's first step began, without what compiling took."""
+        seconds = time.monotonic() - (self._began or time.monotonic()) - self._waited
         self._began, self._waited = None, 0.0
-        if self._plan.name != "unrolled" or self._step >= len(self._learns):
+        return seconds
+
+    def consider(self, state, progress, seconds) -> None:
+        """After an epoch of so many seconds: leaves dead candidates out if it should be worth it.
+
+        A program that has been compiled is taken from the next step on; where compiling failed, as
+        for want of memory, the search goes on with the one that it has.
+        """
+        over = progress.ended or self._step >= len(self._learns)
+        if over or self._plan.name != "unrolled" or self._refused:
             return
+        say = self._stage.session.log.say
         if self._coming is not None:
             plan, programs = self._coming
-            if all(program.done() for program in programs):
-                self._plan, self._coming = plan, None
-                live = {cell: [list(row) for row in rows] for cell, rows in plan.live}
-                progress.history["plan"] = [plan.name, live]
+            if not all(program.done() for program in programs):
+                return
+            self._coming = None
+            failures = [program.exception() for program in programs if program.exception()]
+            if failures:
+                self._refused = True
+                say(f"going on with the step for all candidates: {failures[0]}")
+                return
+            self._plan = plan
+            self._programs = {key: each for key, each in self._programs.items() if key[0] == plan}
+            live = {cell: [list(row) for row in rows] for cell, rows in plan.live}
+            progress.history["plan"] = [plan.name, live]
             return
         stage, masks = self._stage, jax.device_get(state.arch.masks)
         computed = dict(self._plan.live or plans.freeze(jax.tree.map(np.ones_like, masks)))
@@ -124,12 +139,14 @@ class PlannedStep:
         remaining = (stage.epochs - progress.epoch - 1) * seconds
         took = self._programs[self._plan, self._learns[self._step]].result().seconds
         if (1 - share) * remaining > WORTH * took:
-            stage.session.log.say(
-                f"compiling the search step for the {sum(mask.sum() for mask in masks.values())} "
-                "candidates that are left"
-            )
+            left = sum(mask.sum() for mask in masks.values())
+            say(f"compiling the search step for the {left} candidates that are left")
             plan = plans.Plan(self._plan.name, plans.freeze(masks))
             self._coming = plan, self._compile(plan)
+
+    def close(self) -> None:
+        """Drops what is not compiled yet."""
+        self._compiler.shutdown(wait=False, cancel_futures=True)
 
 
 def _with_data(step, augmentation):

@@ -17,8 +17,8 @@ class Plan(NamedTuple):
 
     name: "loop" walks a cell's edges in one loop and asks of each candidate whether it is active:
       compiled once, small in memory, made for few and slow kernel starts (`edge_scan`). "unrolled"
-      computes the live candidates, a node's edges as one batch, and is compiled anew when there are
-      fewer: made for devices that many small kernels would starve (`edges_unrolled`).
+      computes the live candidates, all edges of a source together, and is compiled anew when there
+      are fewer: made for devices that many small kernels would starve (`edges_unrolled`).
     live: for "unrolled", ((cell type, [E][O] bools), ...) as tuples; None for all candidates.
     """
 

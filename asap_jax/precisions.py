@@ -24,8 +24,11 @@ PRECISIONS = ("auto", "float32", "tf32", "bfloat16")
 def ampere(device=None) -> bool:
     """Whether a device is an NVIDIA GPU with units for TF32 and bfloat16 (8.0 and later)."""
     device = device or jax.devices()[0]
-    capability = getattr(device, "compute_capability", None)  # "9.0"
-    return device.platform == "gpu" and capability is not None and float(capability) >= 8
+    capability = getattr(device, "compute_capability", None)  # "9.0"; AMD's are "gfx90a" and such
+    try:
+        return device.platform == "gpu" and float(capability or 0) >= 8
+    except ValueError:
+        return False
 
 
 def native_bfloat16(device=None) -> bool:

@@ -293,9 +293,8 @@ class _Stage:
             for by_batch in (False, True)
         )
         self.watched = self.config.watch.images if self.strategy.alpha_gradient else 0
-        self.eigenvalue = jax.jit(
-            _eigenvalue(self.network, self.strategy, dataset, config.batch_size, seed)
-        )
+        eigenvalue = _eigenvalue(self.network, self.strategy, dataset, config.batch_size, seed)
+        self.eigenvalue = jax.jit(precisions.computed_in(config.precision, eigenvalue))
 
     def run(self, number, before, index, identity, class_weights):
         """Runs its epochs; `number` and `before` are the stages and epochs that came before it."""
@@ -314,27 +313,31 @@ class _Stage:
             return [(omega_order[i], alpha_order[i % len(alpha_order)]) for i in range(self.steps)]
 
         def summary(state, progress, last):
+            seconds = planned.lap()
             record = self.summary(state, progress, last)
-            planned.consider(state, progress)
+            planned.consider(state, progress, seconds)
             name = f"search {number + 1}:" if staged else "search "
             return record, _epoch_line(name, progress.epoch, record, self.epochs)
 
         self.entered = time.monotonic()
-        return loop.run(
-            "search",
-            state,
-            planned,
-            partial(data.onwards, order, self.epochs),
-            summary,
-            epochs=self.epochs,
-            steps=self.steps,
-            session=self.session,
-            identity=identity,
-            index=index,
-            stage=number,
-            watch=_prune_watch(self.session.callbacks.on_prune, self.space),
-            begin=planned.follow,
-        )
+        try:
+            return loop.run(
+                "search",
+                state,
+                planned,
+                partial(data.onwards, order, self.epochs),
+                summary,
+                epochs=self.epochs,
+                steps=self.steps,
+                session=self.session,
+                identity=identity,
+                index=index,
+                stage=number,
+                watch=_prune_watch(self.session.callbacks.on_prune, self.space),
+                begin=planned.follow,
+            )
+        finally:
+            planned.close()
 
     def summary(self, state, progress, last) -> dict:
         """The record of an epoch; warns when a sign of collapse shows for the first time."""

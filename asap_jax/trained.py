@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from PIL import Image
 
-from asap_jax import checkpoint, data, loop, presets, train_loop, workdir
+from asap_jax import checkpoint, data, loop, precisions, presets, train_loop, workdir
 from asap_jax.data.augment import normalise
 from asap_jax.data.dataset import check_images, check_labels, prepare_all
 from asap_jax.data.images import Preparation, prepare
@@ -174,9 +174,11 @@ class TrainedNetwork:
         """(probabilities [N, K], features [N, F])."""
         pixels = self._pixels(images)
         size = min(256, max(1, len(pixels)))
+        precision = self.config.get("precision", "auto")  # before there was a choice: auto's
+        told = self.module, self.mean, self.std, precision
         parts = []
         for indices, valid in data.evaluation_batches(len(pixels), size):
-            out = _forward(self.module, self.mean, self.std, self.variables, pixels[indices])
+            out = _forward(*told, self.variables, pixels[indices])
             parts.append([np.asarray(each)[valid] for each in out])
         if not parts:
             raise UserError("there is no image to look at: the list is empty")
@@ -202,9 +204,10 @@ class TrainedNetwork:
         return np.stack(pixels) if pixels else np.empty((0, *self.preparation.shape), np.uint8)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
-def _forward(module, mean, std, variables, images):
-    (logits, _), sown = module.apply(
+@partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _forward(module, mean, std, precision, variables, images):
+    apply = precisions.computed_in(precision, module.apply)
+    (logits, _), sown = apply(
         variables, normalise(images, mean, std), train_loop.in_use(), mutable=["intermediates"]
     )
     return jax.nn.softmax(logits), sown["intermediates"]["features"][0]

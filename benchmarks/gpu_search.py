@@ -46,7 +46,7 @@ def main():
     parser.add_argument("--config", default="paper", help="preset of the search")
     parser.add_argument("--minutes", type=float, default=9)
     parser.add_argument("--plan", default="auto")
-    parser.add_argument("--precision", default="float32")
+    parser.add_argument("--precision", default="auto")
     options = parser.parse_args()
     compile_cache.enable()
     config = presets.get_config(options.config)

@@ -218,7 +218,7 @@ def arguments(description: str, **defaults) -> argparse.ArgumentParser:
     parser.add_argument("--size", type=int, default=32, help="side of the images")
     parser.add_argument("--cap", type=float, default=300, help="seconds a case may take turns")
     parser.add_argument("--peer", help="checkout of quark0/darts")
-    parser.add_argument("--precision", default="float32", help="of our maps: float32 or bfloat16")
+    parser.add_argument("--precision", default="auto", help="of ours: see asap_jax/precisions.py")
     parser.add_argument("--out", help="JSON file")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     return parser

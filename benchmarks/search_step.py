@@ -62,8 +62,9 @@ def ours(options):
     dtype = precisions.map_dtype(options.precision)
     learns = options.masks != "grace" if plan == "unrolled" else None  # as a search compiles it
     step_function = make_search_step(network, strategy, optimizers, dtype=dtype, learns=learns)
+    step_function = precisions.computed_in(options.precision, step_function)
     took, compiled = lower_and_compile(step_function, state, *batches)
-    took["plan"] = plan
+    took |= {"plan": plan, "precision": precisions.resolve(options.precision)}
 
     def run(masks=""):
         """`masks`: {cell type: [E, O] of 0 and 1} as JSON, from this step on."""

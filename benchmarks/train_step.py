@@ -36,7 +36,9 @@ def ours(options):
         drop_path=schedules.constant(0.2),
         dtype=precisions.map_dtype(options.precision),
     )
+    step = precisions.computed_in(options.precision, step)
     took, compiled = lower_and_compile(step, state, batch)
+    took["precision"] = precisions.resolve(options.precision)
 
     def run():
         nonlocal state

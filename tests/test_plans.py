@@ -42,6 +42,38 @@ class AtOnce:
         future.set_result(function())
         return future
 
+    def shutdown(self, wait, cancel_futures):
+        pass
+
+
+class OnceOnly(AtOnce):
+    """One that fails once there is something to compile anew."""
+
+    def __init__(self, workers):
+        self.left = 1  # the tiny search has no grace, and so begins with one program
+
+    def submit(self, function):
+        self.left -= 1
+        if self.left >= 0:
+            return super().submit(function)
+        future = Future()
+        future.set_exception(MemoryError("no room to try algorithms out"))
+        return future
+
+
+@pytest.mark.slow
+def test_a_search_goes_on_if_it_cannot_be_compiled_anew(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(planned_step, "WORTH", 0.0)
+    monkeypatch.setattr(planned_step, "ThreadPoolExecutor", OnceOnly)
+    asap_jax.search(tiny(), workdir=tmp_path, plan="unrolled")
+    told = capsys.readouterr().out
+    assert told.count("compiling the search step for the") == 1
+    assert "going on with the step for all candidates: no room to try algorithms out" in told
+    checkpoints = [int(path.name) for path in (tmp_path / "checkpoints/search-0").iterdir()]
+    folder = tmp_path / "checkpoints/search-0" / str(max(checkpoints)) / "progress"
+    name, live = json.loads((folder / "metadata").read_text())["history"]["plan"]
+    assert (name, live) == ("unrolled", None)
+
 
 @pytest.mark.slow
 def test_an_unrolled_search_drops_what_is_pruned(tmp_path, monkeypatch, capsys):
@@ -93,7 +125,13 @@ def test_bfloat16_is_refused_where_it_is_emulated():
 
 @pytest.mark.parametrize(
     ("platform", "capability", "native"),
-    [("gpu", "9.0", True), ("gpu", "8.0", True), ("gpu", "7.5", False), ("tpu", None, True)],
+    [
+        ("gpu", "9.0", True),
+        ("gpu", "8.0", True),
+        ("gpu", "7.5", False),
+        ("gpu", "gfx90a", False),
+        ("tpu", None, True),
+    ],
 )
 def test_which_devices_compute_in_bfloat16(platform, capability, native):
     device = types.SimpleNamespace(platform=platform, compute_capability=capability)
