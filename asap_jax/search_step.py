@@ -92,6 +92,12 @@ def init_state(
     return jax.jit(begin)(arch, key_params, key_steps)
 
 
+def halves_are_turns(strategy: Strategy) -> bool:
+    """Whether a step computes the omega and the alpha half as turns of one loop."""
+    plain = bilevel.first_order, bilevel.omega_of_train
+    return not strategy.single_level and (strategy.alpha_gradient, strategy.omega_gradient) == plain
+
+
 def make_search_step(
     network: Supernet,
     strategy: Strategy,
@@ -250,17 +256,12 @@ def make_search_step(
             "val_loss": metrics["loss"][1],
         }
 
-    plain = (strategy.alpha_gradient, strategy.omega_gradient) == (
-        bilevel.first_order,
-        bilevel.omega_of_train,
-    )
-
     def step(state, train, val):
         key_omega, key_alpha, *_ = step_keys(state.key, state.step)
         alpha_metrics = {}
         if strategy.single_level:
             state, metrics = joint_step(state, train, val, key_alpha)
-        elif plain:
+        elif halves_are_turns(strategy):
             state, metrics = halves(state, train, val, key_omega, key_alpha)
         elif strategy.alpha_first:
             state, alpha_metrics = maybe_alpha_step(state, train, val, key_alpha)
