@@ -4,6 +4,10 @@ XLA's gradient of a kernel is a convolution with a window as large as the map. W
 backend computes that without its fast kernels, some twenty times slower than a matrix product a
 tap: `conv` takes the products. A kernel that does not learn, as all while the alphas are trained,
 costs no gradient: `product`, `if_it_learns`.
+
+Of a GPU's products XLA (jax before 0.12) makes kernels that compute their operands as well, and its
+compiler aborts the process on some of those, the sums of a cell's nodes among them. `product` gives
+its operands as they are, which costs a pass over a map where it is a ReLU's.
 """
 
 from functools import partial
@@ -72,15 +76,26 @@ def product(x, kernel, learn=None):
     Args:
       learn: scalar bool; if it is False, zeros stand for the kernel's gradient. None for True.
     """
-    return x @ kernel
+    return _product_forward(x, kernel, learn)[0]
+
+
+def _product_forward(x, kernel, learn):
+    x = _whole(x)
+    return x @ kernel, (x, kernel, learn)
 
 
 def _product_backward(residuals, g):
     x, kernel, learn = residuals
+    g = _whole(g)
     return g @ kernel.T, if_it_learns(learn, lambda x, g: x.T @ g, kernel, x, g), None
 
 
-product.defvjp(lambda x, kernel, learn: (x @ kernel, (x, kernel, learn)), _product_backward)
+product.defvjp(_product_forward, _product_backward)
+
+
+def _whole(x):
+    """x, which a GPU's compiler must not compute within a product."""
+    return lax.platform_dependent(x, cpu=lambda x: x, default=lax.optimization_barrier)
 
 
 def if_it_learns(learn, gradient, kernel, *operands):
