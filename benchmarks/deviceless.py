@@ -1,8 +1,7 @@
 """Compiling for an NVIDIA GPU on a machine that has none, and reading what came out.
 
-    import deviceless  # before jax
-    target = deviceless.Target("h200")
-    compiled, took = target.compile(make, *operands)
+    target = deviceless.Target("h200")  # before anything has used a device
+    compiled, seconds = target.compile(jax.jit(step), *operands)
     print(deviceless.read(compiled.as_text()))
 
 Beside jax it takes two packages of the same version as jax's, without their dependencies, and no
@@ -25,12 +24,8 @@ from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
 
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_autotune_level=0"
-
 import jax
 from jax.experimental import topologies
-
-jax.config.update("jax_platforms", "cpu")
 
 FOLDER = Path(__file__).parent / "gpus"
 CARDS = tuple(sorted(path.stem for path in FOLDER.glob("*.txtpb")))
@@ -45,12 +40,16 @@ def native_bfloat16(card: str) -> bool:
 class Target:
     """A card to compile for, by the name of its description in the folder gpus.
 
+    Has the whole process do without a GPU and without autotuning.
+
     A description is XLA's `GpuTargetConfigProto`; on a machine with the card, jax tells it:
     `jax._src.lib._jax.get_topology_for_devices(jax.devices()).target_config`. The ones here are
     shortened to what each jax from 0.10 on can read.
     """
 
     def __init__(self, card: str):
+        os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_autotune_level=0"
+        jax.config.update("jax_platforms", "cpu")  # else JAX takes the plugin for a GPU
         text = (FOLDER / f"{card}.txtpb").read_text()
         found = topologies.get_topology_desc("", "cuda", target_config=text, topology="1x1x1")
         self.sharding = jax.sharding.SingleDeviceSharding(found.devices[0])

@@ -2,11 +2,10 @@
 
     jitted, operands, _ = PROGRAMS["search/asap/unrolled"](SIZES["paper"], "float32")
 
-Operands are shapes: nothing is drawn and nothing runs. Import `deviceless` first where the programs
-are to be compiled for a GPU that is not there.
+Operands are shapes: nothing is drawn and nothing runs. Within `deviceless.as_on_gpu` the package
+chooses by the backend as it does on a GPU.
 """
 
-import contextlib
 import dataclasses
 from collections.abc import Callable
 from functools import partial
@@ -148,11 +147,13 @@ def gate(channels, stride, affine):
     return Layer(layer.weights, layer.stats, apply)
 
 
-SPACES["own"] = SearchSpace(
-    {"gate": gate, "sep_conv_3x3": OPERATIONS["sep_conv_3x3"]},
-    nodes=3,
-    edges=((0, 2), (1, 2), (1, 3), (2, 3), (2, 4), (3, 4)),
-)
+def own_space() -> SearchSpace:
+    """A space of a user's own."""
+    return SearchSpace(
+        {"gate": gate, "sep_conv_3x3": OPERATIONS["sep_conv_3x3"]},
+        nodes=3,
+        edges=((0, 2), (1, 2), (1, 3), (2, 3), (2, 4), (3, 4)),
+    )
 
 
 class Search(NamedTuple):
@@ -189,25 +190,23 @@ def searched(
         values["candidates"] = size.candidates
         if config.strategy.name == "p_darts":
             strategy |= {"keep": (3, 2), "extra_cells": (0, 0, 1)}
-    if SPACES[values["space"]].skeleton == "nasbench201" and "cells" in values:
-        values["cells"] = 3  # one a stage
+    if size.candidates and space:  # more than one cell: of a loop's, what is between them matters
+        values["cells"] = 3 if space == "nasbench201" else 2
     config.update(values)
     config.strategy.update(strategy)
     dataset = dataset_of(config.batch_size, min(32, size.side))
-    with smaller(config.space, size):
+    with mock.patch.dict(SPACES, {config.space: sized(config.space, size)}):
         parts = search_loop.stages(config, dataset)[stage]
     state = jax.eval_shape(lambda key: first_state(parts, dataset, key), a_key())
     return Search(config, dataset, parts, state)
 
 
-@contextlib.contextmanager
-def smaller(name: str, size: Size):
-    """Within it, a built-in space has the nodes that a size asks for."""
-    space = SPACES[name]
-    if size.nodes and name != "own":
-        SPACES[name] = dataclasses.replace(space, nodes=size.nodes, edges=())
-    yield
-    SPACES[name] = space
+def sized(name: str, size: Size) -> SearchSpace:
+    """A space by name, "own" among them, with the nodes that a size asks for."""
+    if name == "own":
+        return own_space()
+    nodes = {"nodes": size.nodes, "edges": ()} if size.nodes else {}
+    return dataclasses.replace(SPACES[name], **nodes)
 
 
 def first_state(parts, dataset, key):
@@ -431,7 +430,7 @@ def _list() -> dict[str, Callable[[Size, str], Program]]:
         found[f"search/p_darts-last/{plan}"] = partial(
             search, preset="paper,p_darts", plan=plan, stage=-1
         )
-        for space in SPACES:
+        for space in (*SPACES, "own"):
             preset = "nb201" if space == "nasbench201" else "paper"
             found[f"space/{space}/{plan}"] = partial(search, preset=preset, plan=plan, space=space)
         found[f"use/apply-supernet/{plan}"] = partial(apply_supernet, plan=plan)
@@ -468,3 +467,13 @@ PROGRAMS = _list()
 STEPS = [
     name for name, build in PROGRAMS.items() if getattr(build, "func", build) in (search, train)
 ]
+
+# At the tiny size these are others with other constants or other numbers of classes.
+ALIKE = {
+    "train/asap_medium": "train/asap_small",
+    "train/asap_large": "train/asap_small",
+    "train/asap_large_6m": "train/asap_small",
+    "train/svhn": "train/cifar100",
+    "train/cinic10": "train/cifar100",
+    "use/fine_tune": "train/paper",
+}
