@@ -134,7 +134,7 @@ _LINE = re.compile(r"\s+(ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([a-z][\w\-]*)\((.*
 _HEAD = re.compile(r"(ENTRY )?%?([\w.\-]+) .*{$")
 _FREE = {
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all"),
-    *("opt-barrier", "partition-id", "replica-id", "iota", "domain"),
+    *("opt-barrier", "partition-id", "replica-id", "domain"),
 }
 _SIZES = {"pred": 1, "c64": 8, "c128": 16, "token": 0, "bf16": 2}  # others end in their bits
 

@@ -28,7 +28,7 @@ from measure import Results
 
 PLUGINS = ("jax-cuda12-plugin", "jax-cuda12-pjrt")
 BANDWIDTH = {"h200": 4.3e12, "a100": 1.7e12, "t4": 2.6e11}  # bytes a second that a copy reaches
-START = 5e-6  # seconds from a kernel's start to the next one's, if it has next to nothing to do
+START = 4e-6  # seconds from a kernel's start to the next one's, if it has next to nothing to do
 CONVOLUTION = 1e-4  # seconds of a library convolution beyond a start
 ASKED = 2e-5  # seconds until the host knows which branch, or whether another turn, comes next
 
