@@ -12,7 +12,7 @@ is one more entry:
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import NamedTuple
 
@@ -56,6 +56,30 @@ class Weight(NamedTuple):
     fill: float = 0.0
 
 
+class Window(NamedTuple):
+    """Of a convolution: size x size taps, `dilation` apart, `padding` zeros on each side."""
+
+    size: int
+    stride: int = 1
+    dilation: int = 1
+    padding: int = 0
+
+
+class Block(NamedTuple):
+    """A part of a layer, from a map to a norm without parameters.
+
+    norm: name of the norm's statistics.
+    window: of the convolution of ReLU(x) that is normalised; None for a block without a kernel.
+    kernel: the layer's parameters -> that convolution's dense kernel [size, size, C, C'].
+    function: (x, context) -> what is normalised, of a block without a kernel.
+    """
+
+    norm: str
+    window: Window | None = None
+    kernel: Callable | None = None
+    function: Callable | None = None
+
+
 @dataclass(frozen=True, eq=False)
 class Layer:
     """A piece of a network; equal and hashed by identity, so that it can be a static argument.
@@ -64,11 +88,14 @@ class Layer:
     stats: () -> dictionary of running statistics, {} if there are none.
     apply: (params, stats, x [N, H, W, C], context) -> (y, stats): in training those of the batch,
       which the holder of the running ones blends in (`batch_norm.blend`); else as they came.
+    blocks: what `apply` is a chain of, where it is one of blocks; () where it is none. A plan may
+      compute the same from them.
     """
 
     weights: Mapping
     stats: Callable
     apply: Callable
+    blocks: tuple[Block, ...] = ()
 
 
 def draw(weights: Mapping, key, copies: tuple[int, ...] = ()):
@@ -237,10 +264,20 @@ def factorized_reduce(inputs, outputs, affine=True) -> Layer:
         y, new = bn.apply(params.get("norm", {}), stats["norm"], y, context)
         return y, {"norm": new}
 
+    def both(params):
+        """One kernel of 2 x 2 taps, of which each half of the outputs has one."""
+        half = outputs // 2
+        first, second = (params[name]["kernel"][None, None] for name in ("conv_1", "conv_2"))
+        nothing = jnp.zeros((), first.dtype)
+        return lax.pad(first, nothing, ((0, 1, 0), (0, 1, 0), (0, 0, 0), (0, half, 0))) + lax.pad(
+            second, nothing, ((1, 0, 0), (1, 0, 0), (0, 0, 0), (half, 0, 0))
+        )
+
     weights = {"conv_1": halves.weights, "conv_2": halves.weights}
     if affine:
         weights["norm"] = bn.weights
-    return Layer(weights, lambda: {"norm": bn.stats()}, apply)
+    blocks = () if affine else (Block("norm", Window(2, 2), both),)
+    return Layer(weights, lambda: {"norm": bn.stats()}, apply, blocks)
 
 
 def squeeze_excite(channels, factor) -> Layer:
@@ -260,32 +297,46 @@ def squeeze_excite(channels, factor) -> Layer:
     return Layer({"squeeze": squeeze.weights, "excite": excite.weights}, dict, apply)
 
 
+def _separable_block(window: Window, suffix="") -> Block:
+    """Depthwise and pointwise as one dense kernel: nothing non-linear stands between them."""
+
+    def kernel(params):
+        depthwise = params["depthwise" + suffix]["kernel"]
+        return depthwise[..., None] * params["pointwise" + suffix]["kernel"]
+
+    return Block("norm" + suffix, window, kernel)
+
+
 def separable(channels, kernel, stride, affine) -> Layer:
     """ReLU, depthwise, pointwise, norm; twice, the second time with stride 1."""
-    return chain(
-        {
-            "relu_1": relu,
-            "depthwise_1": depthwise_conv(channels, kernel, stride),
-            "pointwise_1": pointwise(channels, channels),
-            "norm_1": norm(channels, affine),
-            "relu_2": relu,
-            "depthwise_2": depthwise_conv(channels, kernel),
-            "pointwise_2": pointwise(channels, channels),
-            "norm_2": norm(channels, affine),
-        }
+    layers = {
+        "relu_1": relu,
+        "depthwise_1": depthwise_conv(channels, kernel, stride),
+        "pointwise_1": pointwise(channels, channels),
+        "norm_1": norm(channels, affine),
+        "relu_2": relu,
+        "depthwise_2": depthwise_conv(channels, kernel),
+        "pointwise_2": pointwise(channels, channels),
+        "norm_2": norm(channels, affine),
+    }
+    padding = kernel // 2
+    blocks = (
+        _separable_block(Window(kernel, stride, 1, padding), "_1"),
+        _separable_block(Window(kernel, 1, 1, padding), "_2"),
     )
+    return replace(chain(layers), blocks=() if affine else blocks)
 
 
 def dilated(channels, kernel, stride, affine) -> Layer:
     """ReLU, depthwise with dilation 2, pointwise, norm."""
-    return chain(
-        {
-            "relu": relu,
-            "depthwise": depthwise_conv(channels, kernel, stride, dilation=2),
-            "pointwise": pointwise(channels, channels),
-            "norm": norm(channels, affine),
-        }
-    )
+    layers = {
+        "relu": relu,
+        "depthwise": depthwise_conv(channels, kernel, stride, dilation=2),
+        "pointwise": pointwise(channels, channels),
+        "norm": norm(channels, affine),
+    }
+    block = _separable_block(Window(kernel, stride, 2, kernel - 1))
+    return replace(chain(layers), blocks=() if affine else (block,))
 
 
 def _pool(form, reference):
@@ -320,7 +371,11 @@ def _nor_conv(kernel):
     def build(channels, stride, affine):
         padding = kernel // 2
         layer = conv(channels, channels, (kernel,) * 2, (stride,) * 2, (padding,) * 2)
-        return chain({"relu": relu, "conv": layer, "norm": norm(channels, affine)})
+        block = Block(
+            "norm", Window(kernel, stride, 1, padding), lambda params: params["conv"]["kernel"]
+        )
+        layers = {"relu": relu, "conv": layer, "norm": norm(channels, affine)}
+        return replace(chain(layers), blocks=() if affine else (block,))
 
     return build
 
@@ -385,7 +440,9 @@ def candidate(name: str, channels: int, stride: int, normed_pools: bool = True) 
 def _candidate(build, normed, channels, stride):
     layer = build(channels, stride, False)
     if normed:
-        layer = chain({"pool": layer, "norm": norm(channels, affine=False)})
+        pool = Block("norm", function=lambda x, context: layer.apply({}, {}, x, context)[0])
+        chained = chain({"pool": layer, "norm": norm(channels, affine=False)})
+        return replace(chained, blocks=(pool,))
     return layer
 
 

@@ -55,11 +55,7 @@ def max_pool(x, stride=1):
 
     Of equal values the first in the window, row by row, gets the gradient, as in PyTorch. NaN wins.
     """
-    return lax.platform_dependent(
-        x,
-        cpu=lambda x: _winners(x, stride)[0],
-        default=partial(max_pool_reference, stride=stride),
-    )
+    return _winners(x, stride)[0]
 
 
 def max_pool_reference(x, stride=1):
@@ -99,26 +95,18 @@ def _max_backward(stride, x, g):
 def _pull_max(x, g, stride):
     height, width = x.shape[1:3]
 
-    def on_cpu(x, g):
-        index = windows.spread(_winners(x, stride)[1], height, width, stride, -1)
-        index, padded = (
-            windows.pad(index, 1, -1),
-            windows.pad(windows.spread(g, height, width, stride), 1),
+    index = windows.spread(_winners(x, stride)[1], height, width, stride, -1)
+    index = windows.pad(index, 1, -1)
+    padded = windows.pad(windows.spread(g, height, width, stride), 1)
+    # The window that meets this pixel with tap (i, j) is centred (1 - i, 1 - j) pixels away.
+    return sum(
+        jnp.where(
+            windows.shifted(index, 2 - i, 2 - j, height, width) == tap,
+            windows.shifted(padded, 2 - i, 2 - j, height, width),
+            0,
         )
-        # The window that meets this pixel with tap (i, j) is centred (1 - i, 1 - j) pixels away.
-        return sum(
-            jnp.where(
-                windows.shifted(index, 2 - i, 2 - j, height, width) == tap,
-                windows.shifted(padded, 2 - i, 2 - j, height, width),
-                0,
-            )
-            for tap, (i, j) in enumerate(windows.taps(3))
-        )
-
-    def elsewhere(x, g):
-        return jax.vjp(partial(max_pool_reference, stride=stride), x)[1](g)[0]
-
-    return lax.platform_dependent(x, g, cpu=on_cpu, default=elsewhere)
+        for tap, (i, j) in enumerate(windows.taps(3))
+    )
 
 
 max_pool.defvjp(lambda x, stride: (max_pool(x, stride), x), _max_backward)

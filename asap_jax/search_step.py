@@ -92,10 +92,11 @@ def init_state(
     return jax.jit(begin)(arch, key_params, key_steps)
 
 
-def halves_are_turns(strategy: Strategy) -> bool:
+def halves_are_turns(network: Supernet, strategy: Strategy) -> bool:
     """Whether a step computes the omega and the alpha half as turns of one loop."""
-    plain = bilevel.first_order, bilevel.omega_of_train
-    return not strategy.single_level and (strategy.alpha_gradient, strategy.omega_gradient) == plain
+    gradients = strategy.alpha_gradient, strategy.omega_gradient
+    plain = gradients == (bilevel.first_order, bilevel.omega_of_train)
+    return plain and not strategy.single_level and network.plan.name == "loop"
 
 
 def make_search_step(
@@ -105,13 +106,16 @@ def make_search_step(
     axis_name: str | None = None,
     class_weights=None,
     dtype: str | None = None,
+    learns: bool | None = None,
 ) -> Callable[[SearchState, Batch, Batch], tuple[SearchState, dict[str, jax.Array]]]:
     """Builds step(state, omega batch, alpha batch) -> (state, metrics).
 
     Algorithm 1's lines 4 to 9: an omega step; then, where the strategy learns, an alpha step and
     pruning. The running statistics follow both passes, as in DARTS. With `axis_name` the batches
     are one device's part; batch statistics and gradients are those of the whole. `class_weights`
-    [classes] weigh both losses. `dtype` is that of the maps, see `ops.Context`.
+    [classes] weigh both losses. `dtype` is that of the maps, see `ops.Context`. `learns` is what
+    `strategy.learns` says of the steps that are to be taken, where the caller knows: the step then
+    has no condition, which a GPU waits for; None has each step ask.
     """
     twice = strategy.alpha_gradient is bilevel.second_order_exact
     context = Context(train=True, twice=twice, axis_name=axis_name, dtype=dtype)
@@ -192,11 +196,8 @@ def make_search_step(
         (value, (batch_stats, logits)), (g_params, g_alphas) = strategy.omega_gradient(
             loss_at(state.arch, state.step), point(state, train, val, key)
         )
-        moved = lax.cond(
-            strategy.learns(state.step),
-            lambda state: move_alphas(state, g_alphas, key),
-            lambda state: state,
-            state,
+        moved = if_learning(
+            state, lambda state: move_alphas(state, g_alphas, key), lambda state: state
         )
         # omega's move is that of the point where both gradients were taken.
         after = move_omega(state, g_params, batch_stats, key)
@@ -208,23 +209,29 @@ def make_search_step(
     def maybe_alpha_step(state, train, val, key):
         if strategy.alpha_gradient is None:
             return state, {"val_loss": jnp.float32(jnp.nan)}
-        return lax.cond(
-            strategy.learns(state.step),
+        return if_learning(
+            state,
             lambda state: alpha_step(state, train, val, key),
             lambda state: (state, {"val_loss": jnp.full((), jnp.nan, train.images.dtype)}),
-            state,
         )
+
+    def if_learning(state, act, rest):
+        if learns is not None:
+            return (act if learns else rest)(state)
+        return lax.cond(strategy.learns(state.step), act, rest, state)
 
     def halves(state, train, val, key_omega, key_alpha):
         """Both halves as turns of one loop, so that the network is compiled once for the two.
+
+        For the plan that is a loop itself; on a GPU the turns would be conditions.
 
         Each turn takes both gradients at its own batch and uses one. The gradients of the kernels,
         dear and of no use to the alphas, are skipped in their turn (`Context.learn`).
         """
         batches = jax.tree.map(lambda *pair: jnp.stack(pair), train, val)
         keys = jnp.stack([key_omega, key_alpha])
-        learns = strategy.learns(state.step).astype(jnp.int32)
-        first, last = (1 - learns, 2) if strategy.alpha_first else (0, 1 + learns)
+        both = strategy.learns(state.step).astype(jnp.int32)
+        first, last = (1 - both, 2) if strategy.alpha_first else (0, 1 + both)
 
         def turn(i, carry):
             state, metrics = carry
@@ -261,7 +268,7 @@ def make_search_step(
         alpha_metrics = {}
         if strategy.single_level:
             state, metrics = joint_step(state, train, val, key_alpha)
-        elif halves_are_turns(strategy):
+        elif halves_are_turns(network, strategy):
             state, metrics = halves(state, train, val, key_omega, key_alpha)
         elif strategy.alpha_first:
             state, alpha_metrics = maybe_alpha_step(state, train, val, key_alpha)

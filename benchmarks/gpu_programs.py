@@ -51,7 +51,8 @@ class Size(NamedTuple):
 
     search, train: values in place of those of the presets and recipes.
     side: of an image, at most.
-    nodes, candidates: of a space's cells, and of the strategies' searches; 0 and () leave them.
+    nodes, candidates: of a strategy's search; 0 and () for the space's. Where a program is about
+      the space, its cells have a node more, the network has a cell more, and candidates are all.
     """
 
     search: dict
@@ -68,7 +69,7 @@ SIZES = {
         {"channels": 4, "cells": 1, "batch_size": 96},
         {"channels": 4, "cells": 3, "batch_size": 96},
         side=64,
-        nodes=2,
+        nodes=1,
         candidates=("sep_conv_3x3", "max_pool_3x3", "skip_connect"),
     ),
     "paper": Size({}, {}),
@@ -190,23 +191,24 @@ def searched(
         values["candidates"] = size.candidates
         if config.strategy.name == "p_darts":
             strategy |= {"keep": (3, 2), "extra_cells": (0, 0, 1)}
-    if size.candidates and space:  # more than one cell: of a loop's, what is between them matters
-        values["cells"] = 3 if space == "nasbench201" else 2
+    if size.candidates and space:
+        values["cells"] = 3 if space == "nasbench201" else size.search["cells"] + 1
     config.update(values)
     config.strategy.update(strategy)
     dataset = dataset_of(config.batch_size, min(32, size.side))
-    with mock.patch.dict(SPACES, {config.space: sized(config.space, size)}):
+    with mock.patch.dict(
+        SPACES, {config.space: sized(config.space, size.nodes and size.nodes + bool(space))}
+    ):
         parts = search_loop.stages(config, dataset)[stage]
     state = jax.eval_shape(lambda key: first_state(parts, dataset, key), a_key())
     return Search(config, dataset, parts, state)
 
 
-def sized(name: str, size: Size) -> SearchSpace:
-    """A space by name, "own" among them, with the nodes that a size asks for."""
+def sized(name: str, nodes: int) -> SearchSpace:
+    """A space by name, "own" among them, with `nodes` nodes a cell; 0 for its own."""
     if name == "own":
         return own_space()
-    nodes = {"nodes": size.nodes, "edges": ()} if size.nodes else {}
-    return dataclasses.replace(SPACES[name], **nodes)
+    return dataclasses.replace(SPACES[name], nodes=nodes, edges=()) if nodes else SPACES[name]
 
 
 def first_state(parts, dataset, key):
@@ -228,7 +230,7 @@ def search(size: Size, precision: str, live: str = "full", **options) -> Program
     batch = integers(found.config.batch_size)
     data = on_device(found.dataset)
     jitted = PlannedStep(stage, None)._compiled()
-    turns = (2, 2) if search_step.halves_are_turns(parts.strategy) else (0, 1)
+    turns = (2, 2) if search_step.halves_are_turns(parts.network, parts.strategy) else (0, 1)
     return Program(jitted, (found.state, *data, batch, batch), turns)
 
 

@@ -23,7 +23,7 @@ GROUPS = {
 }
 # Before Ampere XLA makes no kernels of its own for products, so that less differs from a program to
 # the next.
-TELLING = "space/asap/*,search/darts-second/loop,search/accuracy,train/asap_small,use/apply*"
+TELLING = "search/asap/*,search/darts-second/loop,space/own/*,train/asap_small,use/apply"
 GPUS = os.environ.get("ASAP_JAX_GPUS", "h200,t4").split(",")
 CASES = [
     *((gpu, "float32", name) for gpu in GPUS if gpu != "t4" for name in GROUPS),
