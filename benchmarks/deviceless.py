@@ -4,10 +4,10 @@
     compiled, seconds = target.compile(jax.jit(step), *operands)
     print(deviceless.read(compiled.as_text()))
 
-Beside jax it takes two packages of the same version as jax's, without their dependencies, and no
-CUDA library:
+Beside jax it takes two packages of the same version as jax's, and CUDA's assembler, all without
+their dependencies. A CUDA toolkit on the machine has the assembler too.
 
-    pip install --no-deps jax-cuda12-plugin==VERSION jax-cuda12-pjrt==VERSION
+    pip install --no-deps jax-cuda12-plugin==VERSION jax-cuda12-pjrt==VERSION nvidia-cuda-nvcc-cu12
 
 Nothing runs. XLA tells whether it can compile a program at all (where it cannot, it often aborts
 the process), how long that takes and what the program holds; how fast a kernel is it cannot tell.

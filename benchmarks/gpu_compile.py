@@ -17,6 +17,7 @@ import importlib.metadata
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -27,6 +28,7 @@ from pathlib import Path
 from measure import Results
 
 PLUGINS = ("jax-cuda12-plugin", "jax-cuda12-pjrt")
+ASSEMBLER = "nvidia-cuda-nvcc-cu12"
 BANDWIDTH = {"h200": 4.3e12, "a100": 1.7e12, "t4": 2.6e11}  # bytes a second that a copy reaches
 START = 4e-6  # seconds from a kernel's start to the next one's, if it has next to nothing to do
 CONVOLUTION = 1e-4  # seconds of a library convolution beyond a start
@@ -43,16 +45,26 @@ def predict(work: dict, card: str) -> float:
     )
 
 
+def installed(name: str) -> str | None:
+    """The version of a package, or None."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
 def missing() -> str:
     """What this environment lacks to compile for a GPU, in words; "" if nothing."""
-    jax = importlib.metadata.version("jax")
+    jax = installed("jax")
     for name in PLUGINS:
-        try:
-            found = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
+        found = installed(name)
+        if found is None:
             return f"{name} is not installed"
         if found != jax:
             return f"{name} {found} does not belong to jax {jax}"
+    toolkit = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda")) / "bin/ptxas"
+    if not installed(ASSEMBLER) and not shutil.which("ptxas") and not toolkit.exists():
+        return f"{ASSEMBLER} is not installed, nor a CUDA toolkit"
     return ""
 
 

@@ -196,9 +196,8 @@ def searched(
     config.update(values)
     config.strategy.update(strategy)
     dataset = dataset_of(config.batch_size, min(32, size.side))
-    with mock.patch.dict(
-        SPACES, {config.space: sized(config.space, size.nodes and size.nodes + bool(space))}
-    ):
+    nodes = size.nodes and size.nodes + bool(space)
+    with mock.patch.dict(SPACES, {config.space: sized(config.space, nodes)}):
         parts = search_loop.stages(config, dataset)[stage]
     state = jax.eval_shape(lambda key: first_state(parts, dataset, key), a_key())
     return Search(config, dataset, parts, state)
