@@ -104,6 +104,15 @@ def sums_over_pixels(maps):
     return [part.reshape(shape) for part, shape in zip(jnp.split(flat, ends), shapes, strict=True)]
 
 
+def _means(axis_name, *maps):
+    return [_mean(each, axis_name) for each in maps]
+
+
+def _means_at_once(axis_name, *maps):
+    means = [s / (x.size // x.shape[-1]) for s, x in zip(sums_over_pixels(maps), maps, strict=True)]
+    return means if axis_name is None else lax.pmean(means, axis_name)
+
+
 def blend(running, batch):
     """The running statistics after a batch: a tree of arrays, and the batch's own like it."""
     return jax.tree.map(lambda old, new: MOMENTUM * old + (1 - MOMENTUM) * new, running, batch)
@@ -132,8 +141,10 @@ def _backward(axis_name, residuals, cotangents):
 @partial(jax.jit, static_argnums=4)
 def _pull_back(x, mean, inverse, g, axis_name):
     standard = _standardise(x, mean, inverse)
-    through_var = standard * _mean(g * standard, axis_name)
-    return inverse * (g - _mean(g, axis_name) - through_var)
+    through_mean, through_var = lax.platform_dependent(
+        g, g * standard, cpu=partial(_means, axis_name), default=partial(_means_at_once, axis_name)
+    )
+    return inverse * (g - through_mean - standard * through_var)
 
 
 _normalise.__wrapped__.defvjp(_forward, _backward)

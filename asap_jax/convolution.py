@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from asap_jax.windows import Window
+
 
 def conv_reference(x, kernel, stride, padding):
     """The same as `conv`, by XLA's convolution and autodiff."""
@@ -80,22 +82,89 @@ def product(x, kernel, learn=None):
 
 
 def _product_forward(x, kernel, learn):
-    x = _whole(x)
+    x = whole(x)
     return x @ kernel, (x, kernel, learn)
 
 
 def _product_backward(residuals, g):
     x, kernel, learn = residuals
-    g = _whole(g)
+    g = whole(g)
     return g @ kernel.T, if_it_learns(learn, lambda x, g: x.T @ g, kernel, x, g), None
 
 
 product.defvjp(_product_forward, _product_backward)
 
 
-def _whole(x):
-    """x, which a GPU's compiler must not compute within a product."""
-    return lax.platform_dependent(x, cpu=lambda x: x, default=lax.optimization_barrier)
+def whole(maps):
+    """The maps, which a GPU computes once and before what uses them, their cotangents as well.
+
+    Left to itself XLA computes a map anew within each kernel that reads it, dozens of inputs at a
+    time where it is the sum of a cell's candidates.
+    """
+    return lax.platform_dependent(maps, cpu=lambda maps: maps, default=lax.optimization_barrier)
+
+
+def convolve(x, kernel, window, groups=1):
+    """x [N, H, W, C] with kernel [k, k, C / groups, C'], by XLA's convolution.
+
+    The gradients are XLA's too, but for the kernel's of a dilated window, see `pieces`.
+    """
+    step = window.dilation
+    if step == 1 or window.padding % step or window.stride not in (1, step):
+        return _convolve(x, kernel, window, groups)
+    if window.stride == step:
+        return _convolve(x[:, ::step, ::step], kernel, _undilated(window), groups)
+    return _dilated(x, kernel, window, groups)
+
+
+def _convolve(x, kernel, window, groups):
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        (window.stride,) * 2,
+        ((window.padding,) * 2,) * 2,
+        rhs_dilation=(window.dilation,) * 2,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
+    )
+
+
+def _undilated(window):
+    """The window as it is within a piece."""
+    return Window(window.size, padding=window.padding // window.dilation)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _dilated(x, kernel, window, groups):
+    return _convolve(x, kernel, window, groups)
+
+
+def _dilated_backward(window, groups, residuals, g):
+    x, kernel = residuals
+    g_x = jax.vjp(lambda x: _convolve(x, kernel, window, groups), x)[1](g)[0]
+    x, g = (pieces(each, window.dilation) for each in (x, g))
+    pull = jax.vjp(lambda kernel: _convolve(x, kernel, _undilated(window), groups), kernel)[1]
+    return g_x, pull(g)[0]
+
+
+_dilated.defvjp(
+    lambda x, kernel, window, groups: (_dilated(x, kernel, window, groups), (x, kernel)),
+    _dilated_backward,
+)
+
+
+def pieces(x, step):
+    """[step * step * N, H / step, W / step, C]: the pixels by row and column modulo `step`.
+
+    Pixels that a convolution dilated by `step` brings together lie in one piece, where it is not
+    dilated; cuDNN takes ten times as long for the kernel's gradient of a dilated one. Maps that
+    `step` does not divide are filled up with zeros.
+    """
+    batch, height, width, channels = x.shape
+    rows, columns = -(-height // step), -(-width // step)
+    x = jnp.pad(x, ((0, 0), (0, -height % step), (0, -width % step), (0, 0)))
+    x = x.reshape(batch, rows, step, columns, step, channels)
+    return x.transpose(2, 4, 0, 1, 3, 5).reshape(-1, rows, columns, channels)
 
 
 def if_it_learns(learn, gradient, kernel, *operands):

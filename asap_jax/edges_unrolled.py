@@ -22,11 +22,13 @@ import numpy as np
 from jax import lax
 
 from asap_jax.batch_norm import EPSILON, blend, moments, sums_over_pixels, unbiased
+from asap_jax.convolution import convolve, whole
 from asap_jax.edge_scan import Edges, Variables, dropped, join, part
-from asap_jax.ops import Window, fit
+from asap_jax.ops import fit
+from asap_jax.windows import Window
 
 MERGED = 2  # taps from its centre: a window that reaches no further joins its source's others
-DIAGONAL = 16  # channels of an edge: up to so many zeros cost less than groups
+DIAGONAL = 16  # channels of an edge: up to so many, and in 16 bits, zeros cost less than groups
 
 
 def unrolled_edges(edges: Edges, live, variables: Variables, inputs, nodes):
@@ -40,7 +42,9 @@ def unrolled_edges(edges: Edges, live, variables: Variables, inputs, nodes):
     kernels = _dense_kernels(edges, live, variables.params)
     weights = jnp.where(variables.active, variables.weights, 0)
     for source, leaving in _by_source(edges):
-        x = (nodes if edges.in_place else inputs)[source]
+        x = whole((nodes if edges.in_place else inputs)[source])
+        if edges.in_place:
+            nodes[source] = x
         seen = part(edges, x)
         maps = _plain_maps(edges, live, variables, stats, leaving, seen)
         maps += _chained_maps(edges, live, kernels, stats, leaving, seen)
@@ -49,6 +53,7 @@ def unrolled_edges(edges: Edges, live, variables: Variables, inputs, nodes):
             edge_weight = None if edges.share == 1 else variables.edge_weights[e]
             mixed = total + jnp.zeros_like(part(edges, nodes[edges.targets[e]]))
             nodes[edges.targets[e]] += join(edges, mixed, edge_weight, x)
+    nodes = [whole(node) for node in nodes]
     return jnp.stack(nodes), stats.updated() if edges.context.train else dict(variables.stats)
 
 
@@ -240,20 +245,21 @@ def _convolved(edges, maps, blocks, dense, first):
     for i, (m, block) in enumerate(zip(maps, blocks, strict=True)):
         window = block.window
         if window is None:
-            outputs.append(([i], block.function(m.values, edges.context)))
+            outputs.append(([i], whole(block.function(m.values, edges.context))))
         elif not first:
             outputs.append(([i], _convolve_apart(m.values, dense[i], window)))
         elif window.padding <= MERGED and _reach(window) <= MERGED:
             together.setdefault(window.stride, []).append(i)
         else:
             kernel = dense[i].reshape(*dense[i].shape[:3], -1)
-            outputs.append(([i], _convolve(jax.nn.relu(m.values), kernel, window)))
+            outputs.append(([i], convolve(jax.nn.relu(m.values), fit(kernel, m.values), window)))
     for stride, members in together.items():
         reach = max(max(blocks[i].window.padding, _reach(blocks[i].window)) for i in members)
-        whole = Window(2 * reach + 1, stride, 1, reach)
-        kernels = [_widened(dense[i], blocks[i].window, whole) for i in members]
+        joined = Window(2 * reach + 1, stride, 1, reach)
+        kernels = [_widened(dense[i], blocks[i].window, joined) for i in members]
         kernel = jnp.concatenate([each.reshape(*each.shape[:3], -1) for each in kernels], -1)
-        outputs.append((members, _convolve(jax.nn.relu(maps[members[0]].values), kernel, whole)))
+        x = jax.nn.relu(maps[members[0]].values)
+        outputs.append((members, convolve(x, fit(kernel, x), joined)))
     return outputs
 
 
@@ -262,83 +268,26 @@ def _reach(window) -> int:
     return (window.size - 1) * window.dilation - window.padding
 
 
-def _widened(kernel, window, whole):
+def _widened(kernel, window, wider):
     """A kernel [k, k, ...] as one of the wider window, zeros between and around its taps."""
-    low = whole.padding - window.padding
-    high = whole.padding - _reach(window)
+    low = wider.padding - window.padding
+    high = wider.padding - _reach(window)
     sides = (low, high, window.dilation - 1)
     config = (sides, sides, *((0, 0, 0),) * (kernel.ndim - 2))
     return lax.pad(kernel, jnp.zeros((), kernel.dtype), config)
 
 
-def _convolve(x, kernel, window, groups=1):
-    """x [N, H, W, C] with kernel [k, k, C / groups, C'], a dilated one as one that is not.
-
-    Of a dilated convolution cuDNN takes ten times as long to find the kernel's gradient. A pixel
-    meets those that are a multiple of the dilation away, so the map falls into pieces, by row and
-    column modulo the dilation, within which nothing is dilated.
-    """
-    step, padding = window.dilation, window.padding // window.dilation
-    if step == 1:
-        return _conv(x, fit(kernel, x), window, groups)
-    if window.padding % step or window.stride not in (1, step):
-        raise ValueError(f"a dilated window has to keep its map's pieces apart, got {window}")
-    inner = Window(window.size, 1, 1, padding)
-    if window.stride == step:
-        return _conv(x[:, ::step, ::step], fit(kernel, x), inner, groups)
-    return _dilated(x, fit(kernel, x), window, groups)
-
-
-def _conv(x, kernel, window, groups=1):
-    return lax.conv_general_dilated(
-        x,
-        kernel,
-        (window.stride,) * 2,
-        ((window.padding,) * 2,) * 2,
-        rhs_dilation=(window.dilation,) * 2,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=groups,
-    )
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _dilated(x, kernel, window, groups):
-    return _conv(x, kernel, window, groups)
-
-
-def _dilated_backward(window, groups, residuals, g):
-    x, kernel = residuals
-    g_x = jax.vjp(lambda x: _conv(x, kernel, window, groups), x)[1](g)[0]
-    inner = Window(window.size, 1, 1, window.padding // window.dilation)
-    x, g = (_pieces(each, window.dilation) for each in (x, g))
-    return g_x, jax.vjp(lambda kernel: _conv(x, kernel, inner, groups), kernel)[1](g)[0]
-
-
-_dilated.defvjp(
-    lambda x, kernel, window, groups: (_conv(x, kernel, window, groups), (x, kernel)),
-    _dilated_backward,
-)
-
-
-def _pieces(x, step):
-    """[step * step * N, H / step, W / step, C]: the pixels by row and column modulo `step`."""
-    batch, height, width, channels = x.shape
-    rows, columns = -(-height // step), -(-width // step)
-    x = jnp.pad(x, ((0, 0), (0, -height % step), (0, -width % step), (0, 0)))
-    x = x.reshape(batch, rows, step, columns, step, channels)
-    return x.transpose(2, 4, 0, 1, 3, 5).reshape(-1, rows, columns, channels)
-
-
 def _convolve_apart(x, kernel, window):
     """x [N, H, W, E * C] with kernel [k, k, C, E, C']: each edge reads its own channels."""
     size, _, channels, edges, outputs = kernel.shape
-    if edges == 1 or channels > DIAGONAL:
-        return _convolve(x, kernel.reshape(size, size, channels, -1), window, edges)
+    kernel = fit(kernel, x)
+    if edges == 1 or (channels > DIAGONAL and x.dtype.itemsize >= 4):
+        return convolve(x, kernel.reshape(size, size, channels, -1), window, edges)
     apart = (
         kernel.swapaxes(2, 3)[:, :, :, :, None]
         * jnp.eye(edges, dtype=kernel.dtype)[:, None, :, None]
     )
-    return _convolve(x, apart.reshape(size, size, edges * channels, edges * outputs), window)
+    return convolve(x, apart.reshape(size, size, edges * channels, edges * outputs), window)
 
 
 def _normed_relu(edges, m):
@@ -409,7 +358,8 @@ def _mixed(edges, leaving, maps: list[_Map], weights, channels) -> tuple:
     mixing = _Mixing(served, len(leaving), channels, context.train, context.axis_name)
     columns = tuple(m.candidate for m in maps)
     weights = jnp.stack([jnp.stack([weights[e, o] for o in columns]) for e in leaving])
-    return _mix(mixing, tuple(m.values for m in maps), tuple(m.norm for m in maps), weights)
+    values, norms = tuple(m.values for m in maps), tuple(m.norm for m in maps)
+    return whole(_mix(mixing, values, norms, weights))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -458,9 +408,11 @@ def _mix_backward(mixing, residuals, cotangents):
     sums, *products = sums_over_pixels(
         [stacked[every], *(stacked[p] * s for p, s in zip(mixing.served, standards, strict=True))]
     )  # [K, C], and [edges served, C] of each map
-    g_values, g_weights = [], []
+    g_weights = [
+        _spread(p, places, mixing.edges) for p, places in zip(products, mixing.served, strict=True)
+    ]
+    g_values = []
     for i, (value, places) in enumerate(zip(values, mixing.served, strict=True)):
-        g_weights.append(_spread(products[i].sum(-1), places, mixing.edges))
         weight = weights[:, i, None]
         own_sums = sums
         if places != every:
@@ -482,16 +434,15 @@ def _mix_backward(mixing, residuals, cotangents):
             )
             pulled = norms[i][1] * (joined(g) - through_mean - standards[i] * through_var)
         g_values.append(pulled.reshape(value.shape).astype(value.dtype))
-    return tuple(g_values), None, jnp.stack(g_weights, 1)
+    return tuple(g_values), None, jnp.stack(g_weights, 1).sum(-1)
 
 
 _mix.defvjp(_mix_forward, _mix_backward)
 
 
-def _spread(column, places, edges):
-    """[K], with `column` at the places and 0 elsewhere."""
+def _spread(rows, places, edges):
+    """[K, C], with `rows` at the places and 0 elsewhere."""
     if len(places) == edges:
-        return column
-    return jnp.stack(
-        [column[places.index(k)] if k in places else 0 * column[0] for k in range(edges)]
-    )
+        return rows
+    nothing = jnp.zeros_like(rows[0])
+    return jnp.stack([rows[places.index(k)] if k in places else nothing for k in range(edges)])

@@ -358,6 +358,11 @@ class _Run:
             "epochs": {"search": search.get("epochs", 0), "train": records[0]["epochs"]},
             "gap": search.get("gap", {}),
             "seed": self.config.seed,
+            "device": jax.devices()[0].device_kind,
+            "precision": {
+                part: precisions.resolve(self.config[part].precision)
+                for part in ("search", "train")
+            },
             "versions": versions(),
         }
         if len(records) > 1:

@@ -2,8 +2,14 @@
 
 What a resumed run needs beside the state is `Progress`, so a run that is cut and goes on repeats an
 uninterrupted one.
+
+The metrics of a step are fetched when the next one is under way, so that a GPU does not wait for
+the host between two steps. What a step says of itself, that the search is finished or the loss not
+finite, is then known one step late: the state that a stage ends with is that of the step that said
+so all the same, and state and progress that are saved belong to one step.
 """
 
+import collections
 import contextlib
 import math
 import time
@@ -25,7 +31,7 @@ class Callbacks(NamedTuple):
     """Functions of a dict that follow a run; one that returns True ends the stage in good order.
 
     A search that is ended so derives its cells from what it has learned; a training is tested as
-    it is.
+    it is. With on_step or on_prune no step begins before the one before it has been told of.
 
     on_step: after each step: phase, run, epoch, step (both from 1) and the step's metrics.
     on_epoch: after each epoch, what metrics.jsonl gets.
@@ -128,7 +134,8 @@ def run(
         in stages all but the first are told apart by "-stage" and by "stage" in the records.
       state: as the stage begins.
       step: (state, *batch) -> (state, metrics), metrics a dict of scalars with `train_loss`; a true
-        `finished` among them ends the stage.
+        `finished` among them ends the stage. One that may say so has to leave its state's memory
+        alone (no donation): the step after it has begun when its word is heard.
       batches: (epochs, steps of the next one that are done) -> the batches from there to the end
         of the last epoch; closed when the loop ends.
       summary: (state, progress, last metrics) -> (record, line) of an epoch.
@@ -150,16 +157,46 @@ def run(
     place = {"phase": phase, "run": index} | ({"stage": stage} if stage else {})
     progress, checkpoints = Progress(), session.checkpoints(name, identity)
     callbacks, interruption = session.callbacks, session.interruption
+    under_way = collections.deque()  # (state, metrics) of steps whose metrics are not fetched yet
+    metrics: dict = {}  # of the last step that was fetched
 
     def save_if_need_be(over=False):
-        if checkpoints and (over or interruption.wanted or checkpoints.due(done())):
+        wanted = interruption.wanted  # asked once: a signal may come between two lines
+        if checkpoints and (over or wanted or checkpoints.due(done())):
             checkpoints.save(done(), state, asdict(progress))
-        interruption.check(
-            f"{phase} {index}: {progress.epoch} epochs and {progress.step} of {steps} steps done"
-        )
+        if wanted:
+            interruption.check(
+                f"{phase} {index}: {progress.epoch} epochs and {progress.step} of {steps} steps "
+                "done"
+            )
 
     def done():
         return progress.epoch * steps + progress.step
+
+    def count(reached, measured):
+        """Adds a step to the progress: its state and its metrics, which are waited for here."""
+        nonlocal state, metrics
+        metrics = jax.device_get(measured)
+        _check_finite(metrics, phase, progress)
+        progress.add(metrics)
+        bar.update()
+        seen = {**place, "epoch": progress.epoch + 1}
+        seen |= {"step": progress.step, **{k: v.item() for k, v in metrics.items()}}
+        ends = [callbacks.on_step and callbacks.on_step(seen)]
+        ends.append(watcher and watcher(reached, seen))
+        if metrics.get("finished"):
+            progress.ended = "finished"
+        elif any(ends):
+            progress.ended = "stopped"
+        if progress.ended:
+            state = reached  # without the step that is under way
+            under_way.clear()
+
+    def may_run_ahead():
+        """Whether the newest step's metrics can wait until another one is under way."""
+        sent = progress.step + len(under_way)
+        due = checkpoints and checkpoints.due(done() + len(under_way))
+        return not (told or sent == steps or interruption.wanted or due)
 
     try:
         if checkpoints and (found := checkpoints.latest(state)):
@@ -184,24 +221,18 @@ def run(
         if begin:
             begin(progress)
         watcher, clock = watch and watch(state), _Clock(progress)
+        told = callbacks.on_step or watcher  # who may end the run at any step, and is told of it
         coming = contextlib.closing(batches(progress.epoch, progress.step))
         with coming as batch, session.log.bar(phase, epochs * steps, done()) as bar:
             while progress.epoch < epochs and not progress.ended:
                 while progress.step < steps and not progress.ended:
-                    state, metrics = step(state, *next(batch))
-                    metrics = jax.device_get(metrics)
-                    _check_finite(metrics, phase, progress)
-                    progress.add(metrics)
-                    bar.update()
-                    seen = {**place, "epoch": progress.epoch + 1}
-                    seen |= {"step": progress.step, **{k: v.item() for k, v in metrics.items()}}
-                    ends = [callbacks.on_step and callbacks.on_step(seen)]
-                    ends.append(watcher and watcher(state, seen))
-                    if metrics.get("finished"):
-                        progress.ended = "finished"
-                    elif any(ends):
-                        progress.ended = "stopped"
-                    if progress.step < steps and not progress.ended:
+                    if not (under_way and interruption.wanted):
+                        state, measured = step(state, *next(batch))
+                        under_way.append((state, measured))
+                    ahead = may_run_ahead()
+                    while len(under_way) > ahead:
+                        count(*under_way.popleft())
+                    if not under_way and progress.step < steps and not progress.ended:
                         clock.tick()
                         save_if_need_be()
                 record, line = summary(state, progress, metrics)

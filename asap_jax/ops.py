@@ -23,6 +23,7 @@ from jax import lax
 
 from asap_jax import convolution, depthwise, pooling
 from asap_jax.batch_norm import batch_norm
+from asap_jax.windows import Window
 
 
 class Context(NamedTuple):
@@ -35,6 +36,9 @@ class Context(NamedTuple):
     reference: plain XLA forms in place of our own primitives (same numbers, slower on a CPU).
     dtype: of the maps, as a string; None leaves them as they come. With "bfloat16" parameters,
       statistics, mixture weights and logits keep their own.
+    folded: depthwise and pointwise kernels as one dense kernel, the same numbers up to rounding.
+      For programs that a GPU runs a few times: there each depthwise convolution has less to
+      compute, but takes 0.2 s when it is first run, since cuDNN compiles it then.
     learn: scalar bool or None: if it is False, the backward pass may give zeros for the gradients
       of kernels. Traced, so it cannot be part of a static context.
     """
@@ -45,6 +49,7 @@ class Context(NamedTuple):
     axis_name: str | None = None
     reference: bool = False
     dtype: str | None = None
+    folded: bool = False
     learn: jax.Array | None = None
 
 
@@ -54,15 +59,6 @@ class Weight(NamedTuple):
     shape: tuple[int, ...]
     fan_in: int | None = None
     fill: float = 0.0
-
-
-class Window(NamedTuple):
-    """Of a convolution: size x size taps, `dilation` apart, `padding` zeros on each side."""
-
-    size: int
-    stride: int = 1
-    dilation: int = 1
-    padding: int = 0
 
 
 class Block(NamedTuple):
@@ -307,6 +303,23 @@ def _separable_block(window: Window, suffix="") -> Block:
     return Block("norm" + suffix, window, kernel)
 
 
+def _of_blocks(layers, blocks, affine) -> Layer:
+    """The chain of `layers`, which can be computed block by block as well (`Context.folded`)."""
+    plain = chain(layers)
+
+    def apply(params, stats, x, context):
+        if not context.folded:
+            return plain.apply(params, stats, x, context)
+        new_stats = dict(stats)
+        for block in blocks:
+            x = convolution.convolve(jax.nn.relu(x), fit(block.kernel(params), x), block.window)
+            given = params.get(block.norm, {}), stats[block.norm]
+            x, new_stats[block.norm] = layers[block.norm].apply(*given, x, context)
+        return x, new_stats
+
+    return replace(plain, apply=apply, blocks=() if affine else blocks)
+
+
 def separable(channels, kernel, stride, affine) -> Layer:
     """ReLU, depthwise, pointwise, norm; twice, the second time with stride 1."""
     layers = {
@@ -324,7 +337,7 @@ def separable(channels, kernel, stride, affine) -> Layer:
         _separable_block(Window(kernel, stride, 1, padding), "_1"),
         _separable_block(Window(kernel, 1, 1, padding), "_2"),
     )
-    return replace(chain(layers), blocks=() if affine else blocks)
+    return _of_blocks(layers, blocks, affine)
 
 
 def dilated(channels, kernel, stride, affine) -> Layer:
@@ -336,7 +349,7 @@ def dilated(channels, kernel, stride, affine) -> Layer:
         "norm": norm(channels, affine),
     }
     block = _separable_block(Window(kernel, stride, 2, kernel - 1))
-    return replace(chain(layers), blocks=() if affine else (block,))
+    return _of_blocks(layers, (block,), affine)
 
 
 def _pool(form, reference):

@@ -69,7 +69,7 @@ def paper() -> ConfigDict:
             "batch_size": 96,
             "eval_batch_size": 256,
             "plan": "auto",  # how the supernet is computed: "loop", "unrolled"; see plans.py
-            "precision": "float32",  # of the maps; "bfloat16" where the device computes in it
+            "precision": "auto",  # or "float32", "tf32", "bfloat16"; see precisions.py
             "omega": {
                 "learning_rate": 0.025,  # cosine, moved on once an epoch
                 "final_learning_rate": 0.001,
@@ -96,7 +96,7 @@ def paper() -> ConfigDict:
             "epochs": 100,  # the paper's own training has 1,500, DARTS' 600
             "batch_size": 96,
             "eval_batch_size": 256,
-            "precision": "float32",  # as of the search
+            "precision": "auto",  # as of the search
             "learning_rate": 0.025,
             "final_learning_rate": 0.0,
             "schedule": "cosine",  # "cosine", "power_cosine", "exponential"; moved on once an epoch

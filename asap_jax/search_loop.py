@@ -208,7 +208,8 @@ def _stage_estimate(config, dataset, parts) -> memory.Estimate:
         out, _ = parts.network.apply(variables, images, mixtures, context, mutable=["batch_stats"])
         return out.sum()
 
-    return memory.estimate(loss, state.params, state, dataset.train_images.nbytes)
+    before_and_after = (state, state)  # nothing is donated, see `planned_step`
+    return memory.estimate(loss, state.params, before_and_after, dataset.train_images.nbytes)
 
 
 def search(
@@ -278,11 +279,10 @@ class _Stage:
         self.config, self.dataset, self.held, self.seed = config, dataset, held, seed
         self.space, self.strategy, self.network, self.optimizers, self.epochs, self.steps = parts
         self.session, self.benchmark, self.warned = session, _benchmark(config), warned
-        # The loop serves every mask and any derivative with one compilation.
-        self.measured = self.network.clone(plan=plans.Plan("loop"))
+        # By the stage's own plan for all candidates: one compilation serves every mask.
         self.accuracy, self.accuracy_by_batch = (
             make_accuracy(
-                _supernet_logits(self.measured, by_batch),
+                precisions.computed_in(config.precision, _supernet_logits(self.network, by_batch)),
                 held.images,
                 held.labels,
                 dataset.mean,
@@ -294,7 +294,7 @@ class _Stage:
         )
         self.watched = self.config.watch.images if self.strategy.alpha_gradient else 0
         self.eigenvalue = jax.jit(
-            _eigenvalue(self.measured, self.strategy, dataset, config.batch_size, seed)
+            _eigenvalue(self.network, self.strategy, dataset, config.batch_size, seed)
         )
 
     def run(self, number, before, index, identity, class_weights):

@@ -19,6 +19,10 @@ from asap_jax.ops import Context
 from asap_jax.search_step import Batch
 from asap_jax.train_step import from_variables, init_state, make_train_step, step_keys
 
+# Steps of a training. A network of 20 cells takes 42 s to begin with cuDNN's depthwise kernels
+# (measured on an H200), and by what there is to compute some 10 ms a step more without them.
+DEPTHWISE_PAYS = 4000
+
 
 class TrainOutcome(NamedTuple):
     """What a training ends with.
@@ -116,9 +120,8 @@ def make_optimizer(config, steps: int) -> optax.GradientTransformation:
 
 def make_step(config, network: EvalNetwork, optimizer, dataset, class_weights=None):
     """step(state, images uint8, labels) -> (state, metrics), as the config asks, not yet jitted."""
-    drop_path = None
+    steps, drop_path = dataset.train_count // config.batch_size, None
     if config.drop_path:
-        steps = dataset.train_count // config.batch_size
         drop_path = schedules.linear_by_epoch(config.drop_path, config.epochs, steps)
     step = make_train_step(
         network,
@@ -130,6 +133,7 @@ def make_step(config, network: EvalNetwork, optimizer, dataset, class_weights=No
         accumulate=config.accumulate,
         average=config.average,
         dtype=precisions.map_dtype(config.precision),
+        folded=folds(steps * config.epochs),
     )
     return _augmented(step, make_augmentation(config, dataset))
 
@@ -262,11 +266,21 @@ def variable_shapes(network: EvalNetwork, image_shape) -> dict:
     return {name: made[name] for name in ("params", "batch_stats")}
 
 
+def in_use() -> Context:
+    """How a trained network is run: it answers now and then, in programs that begin anew."""
+    return Context(train=False, folded=folds(0))
+
+
+def folds(steps: int) -> bool:
+    """Whether `steps` are too few to repay cuDNN's depthwise kernels, see `ops.Context`."""
+    return jax.default_backend() == "gpu" and steps < DEPTHWISE_PAYS
+
+
 def evaluation_logits(network: EvalNetwork):
     """logits(variables, normalised images) of the network as it is used."""
 
     def logits(variables, images):
-        return network.apply(variables, images, Context(train=False))[0]
+        return network.apply(variables, images, in_use())[0]
 
     return logits
 
@@ -296,7 +310,7 @@ def _augmented(step, augmentation):
 def _resident(config, dataset, seed, step):
     """(jitted step, batches) for `loop.run`: the images stay on the device, a batch is indices."""
     images, labels = jnp.asarray(dataset.train_images), jnp.asarray(dataset.train_labels)
-    jitted = jit_resident(step)
+    jitted = jit_resident(step, config.precision)
 
     def order(epoch):
         indices = np.arange(dataset.train_count)
@@ -310,23 +324,24 @@ def _resident(config, dataset, seed, step):
 
 def _streamed(config, dataset, seed, step):
     """(jitted step, batches) for `loop.run`: a batch is images and labels, sent ahead of time."""
-    return jit_streamed(step), partial(
-        dataset.train_batches, config.batch_size, seed, config.epochs
-    )
+    batches = partial(dataset.train_batches, config.batch_size, seed, config.epochs)
+    return jit_streamed(step, config.precision), batches
 
 
-def jit_resident(step):
+def jit_resident(step, precision: str):
     """The jitted step(state, all images, all labels, indices of the batch)."""
-    return jit_streamed(lambda state, x, y, indices: step(state, x[indices], y[indices]))
+    return jit_streamed(lambda state, x, y, indices: step(state, x[indices], y[indices]), precision)
 
 
-def jit_streamed(step):
+def jit_streamed(step, precision: str):
     """The jitted step(state, images of the batch, labels)."""
+    step = precisions.computed_in(precision, step)
     return jax.jit(step, donate_argnums=0, compiler_options=compile_cache.options())
 
 
 def _test(config, network, dataset, variables) -> Answers:
-    logits, size, classes = evaluation_logits(network), config.eval_batch_size, dataset.class_names
+    logits = precisions.computed_in(config.precision, evaluation_logits(network))
+    size, classes = config.eval_batch_size, dataset.class_names
     told = (dataset.mean, dataset.std)
     if isinstance(dataset, data.Stream):
         batches = dataset.test_batches(min(size, dataset.test_count))

@@ -92,6 +92,7 @@ def make_train_step(
     average: float = 0.0,
     axis_name: str | None = None,
     dtype: str | None = None,
+    folded: bool = False,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """Builds step(state, batch) -> (state, metrics).
 
@@ -107,9 +108,9 @@ def make_train_step(
       average: decay of the moving average (the state has to carry one), or 0. It begins lower:
         min(average, (1 + step) / (10 + step)), as in TensorFlow.
       axis_name: the batch is one device's part; statistics and gradients are those of the whole.
-      dtype: of the maps, see `ops.Context`.
+      dtype, folded: see `ops.Context`.
     """
-    context = Context(train=True, axis_name=axis_name, dtype=dtype)
+    context = Context(train=True, axis_name=axis_name, dtype=dtype, folded=folded)
 
     def mean(tree):
         return tree if axis_name is None else lax.pmean(tree, axis_name)

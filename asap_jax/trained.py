@@ -205,7 +205,7 @@ class TrainedNetwork:
 @partial(jax.jit, static_argnums=(0, 1, 2))
 def _forward(module, mean, std, variables, images):
     (logits, _), sown = module.apply(
-        variables, normalise(images, mean, std), mutable=["intermediates"]
+        variables, normalise(images, mean, std), train_loop.in_use(), mutable=["intermediates"]
     )
     return jax.nn.softmax(logits), sown["intermediates"]["features"][0]
 

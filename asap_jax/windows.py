@@ -1,7 +1,18 @@
 """Sliding windows as shifted slices: what depthwise convolution and pooling are made of."""
 
+from typing import NamedTuple
+
 import jax.numpy as jnp
 from jax import lax
+
+
+class Window(NamedTuple):
+    """Of a convolution: size x size taps, `dilation` apart, `padding` zeros on each side."""
+
+    size: int
+    stride: int = 1
+    dilation: int = 1
+    padding: int = 0
 
 
 def outputs(size: int, stride: int) -> int:

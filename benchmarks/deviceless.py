@@ -31,8 +31,8 @@ FOLDER = Path(__file__).parent / "gpus"
 CARDS = tuple(sorted(path.stem for path in FOLDER.glob("*.txtpb")))
 
 
-def native_bfloat16(card: str) -> bool:
-    """Whether a card computes in bfloat16, by its description: Ampere (8.0) and later."""
+def ampere(card: str) -> bool:
+    """Whether a card has units for TF32 and bfloat16, by its description: 8.0 and later."""
     text = (FOLDER / f"{card}.txtpb").read_text()
     return int(re.search(r"cuda_compute_capability\s*{\s*major: (\d+)", text)[1]) >= 8
 

@@ -226,7 +226,7 @@ def main():
     parser.add_argument("--gpu", default="h200", help="cards, by their files in benchmarks/gpus")
     parser.add_argument("--programs", default="*", help="patterns of names, see gpu_programs.py")
     parser.add_argument("--size", default="paper", choices=("tiny", "paper"))
-    parser.add_argument("--precision", default="float32", help="float32, bfloat16, or both")
+    parser.add_argument("--precision", default="auto", help="auto, float32, tf32, bfloat16")
     parser.add_argument("--together", type=int, default=1, help="programs a process")
     parser.add_argument("--out", help="JSON file")
     parser.add_argument("--table", help="Markdown file whose table gets the results as columns")
@@ -248,11 +248,12 @@ def main():
     results, records = Results(options.out, settings), []
     for card in cards:
         for precision in precisions:
-            if precision == "bfloat16" and not deviceless.native_bfloat16(card):
-                print(f"{card} does not compute in bfloat16: left out", file=sys.stderr)
+            if precision == "auto":
+                precision = "tf32" if deviceless.ampere(card) else "float32"
+            if precision != "float32" and not deviceless.ampere(card):
+                print(f"{card} does not compute in {precision}: left out", file=sys.stderr)
                 continue
-            chosen = [name for name in names if precision == "float32" or has_precision(name)]
-            for record in compile_all(chosen, card, options.size, precision, options.together):
+            for record in compile_all(names, card, options.size, precision, options.together):
                 results.add(record)
                 records.append(record)
     print("\n".join(["", HEADER, *map(row, records)]))
@@ -260,13 +261,6 @@ def main():
         write_table(Path(options.table), records, importlib.metadata.version("jax"))
     if any(record["result"] != "compiled" for record in records):
         sys.exit(1)
-
-
-def has_precision(name: str) -> bool:
-    """Whether a config's precision is a program's: of the steps it is."""
-    from gpu_programs import STEPS
-
-    return name in STEPS
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Every program that the package starts on a device, by name; built as the package builds it.
 
-    jitted, operands, _ = PROGRAMS["search/asap/unrolled"](SIZES["paper"], "float32")
+    jitted, operands, _ = PROGRAMS["search/asap/unrolled"](SIZES["paper"], "tf32")
 
 Operands are shapes: nothing is drawn and nothing runs. Within `deviceless.as_on_gpu` the package
 chooses by the backend as it does on a GPU.
@@ -30,6 +30,7 @@ from asap_jax import (
     SearchSpace,
     evaluation,
     plans,
+    precisions,
     presets,
     recipes,
     search_loop,
@@ -79,13 +80,13 @@ SIZES = {
 class Program(NamedTuple):
     """What is compiled.
 
-    jitted: what `jax.jit` gave.
+    jitted: what `jax.jit` gave, or what has its `lower`.
     operands: trees of `jax.ShapeDtypeStruct`.
     turns: at least and at most, of a loop whose number of turns is known only when it runs. Plan
       "loop" has one around each candidate, which turns once if the candidate is active.
     """
 
-    jitted: Callable
+    jitted: Any
     operands: tuple
     turns: tuple[int, int] = (0, 1)
 
@@ -106,13 +107,19 @@ def a_key():
     return jax.eval_shape(lambda: jax.random.key(0))
 
 
-def dataset_of(batch: int, side: int, classes: int = 10, color: str = "rgb") -> Dataset:
-    """Black images, enough for two batches."""
+def dataset_of(
+    count: int, side: int, classes: int = 10, color: str = "rgb", held_out: int = 10_000
+) -> Dataset:
+    """Black images that take no memory, all of one class."""
     preparation = Preparation(side, side, color)
-    images = np.zeros((2 * batch, *preparation.shape), np.uint8)
-    labels, names = np.zeros(2 * batch, np.int32), tuple(map(str, range(classes)))
-    mean, std = (0.5,) * images.shape[-1], (0.25,) * images.shape[-1]
-    return Dataset(images, labels, images, labels, names, mean, std, preparation)
+
+    def black(number):
+        images = np.broadcast_to(np.uint8(0), (number, *preparation.shape))
+        return images, np.broadcast_to(np.int32(0), number)
+
+    names, channels = tuple(map(str, range(classes))), preparation.shape[-1]
+    mean, std = (0.5,) * channels, (0.25,) * channels
+    return Dataset(*black(count), *black(held_out), names, mean, std, preparation)
 
 
 def without_callback(begin):
@@ -195,7 +202,7 @@ def searched(
         values["cells"] = 3 if space == "nasbench201" else size.search["cells"] + 1
     config.update(values)
     config.strategy.update(strategy)
-    dataset = dataset_of(config.batch_size, min(32, size.side))
+    dataset = dataset_of(50_000, min(32, size.side))
     nodes = size.nodes and size.nodes + bool(space)
     with mock.patch.dict(SPACES, {config.space: sized(config.space, nodes)}):
         parts = search_loop.stages(config, dataset)[stage]
@@ -215,22 +222,31 @@ def first_state(parts, dataset, key):
     return search_step.init_state(parts.network, parts.strategy, parts.optimizers, key, shape)
 
 
-def search(size: Size, precision: str, live: str = "full", **options) -> Program:
+def search(
+    size: Size, precision: str, live: str = "full", learns: bool = True, **options
+) -> Program:
     """A search's step: augmentation, a step of omega, one of the alphas, pruning.
 
-    `live` names the candidates that it is compiled for, of plan "unrolled", as in search_step.py.
+    Args:
+      live: the candidates that it is compiled for, of plan "unrolled", as in search_step.py.
+      learns: whether it is a step in which the alphas learn, of the same plan.
     """
     found = searched(size, precision, **options)
-    parts = found.parts
+    parts, plan = found.parts, found.network.plan
     if live != "full":
         plan = plans.Plan("unrolled", plans.freeze(masks_of(parts.space, live)))
-        parts = parts._replace(network=parts.network.clone(plan=plan))
-    stage = SimpleNamespace(**parts._asdict(), config=found.config, dataset=found.dataset)
+    planned = PlannedStep(
+        SimpleNamespace(**parts._asdict(), config=found.config, dataset=found.dataset), None
+    )
+
+    def lower(*operands):
+        planned._shapes = operands
+        return planned._lowered(plan, learns if plan.name == "unrolled" else None)
+
     batch = integers(found.config.batch_size)
-    data = on_device(found.dataset)
-    jitted = PlannedStep(stage, None)._compiled()
     turns = (2, 2) if search_step.halves_are_turns(parts.network, parts.strategy) else (0, 1)
-    return Program(jitted, (found.state, *data, batch, batch), turns)
+    operands = (found.state, *on_device(found.dataset), batch, batch)
+    return Program(SimpleNamespace(lower=lower), operands, turns)
 
 
 def on_device(dataset):
@@ -246,7 +262,7 @@ def search_state(size: Size, precision: str) -> Program:
 
 def eigenvalue(size: Size, precision: str) -> Program:
     """The dominant eigenvalue of the alphas' Hessian."""
-    found = searched(size)
+    found = searched(size, precision, plan="unrolled")
     batch, count = found.config.batch_size, found.dataset.train_count
     function = search_loop._eigenvalue(
         found.network, found.parts.strategy, found.dataset, batch, seed=0
@@ -260,10 +276,11 @@ def mixtures_of(strategy, state):
     return jax.eval_shape(partial(search_loop._final_mixtures, strategy), state)
 
 
-def accuracy(size: Size, precision: str, by_batch: bool) -> Program:
+def accuracy(size: Size, precision: str, plan: str, by_batch: bool = False) -> Program:
     """How many of a batch's images the supernet classifies right; what a derivation asks, too."""
-    found = searched(size)
+    found = searched(size, precision, plan=plan)
     logits = search_loop._supernet_logits(found.network, by_batch)
+    logits = precisions.computed_in(precision, logits)
     right = evaluation.right_answers(logits, found.dataset.mean, found.dataset.std)
     mixtures = mixtures_of(found.parts.strategy, found.state)
     batch = min(found.config.eval_batch_size, found.dataset.train_count // 2)
@@ -305,12 +322,15 @@ class Training(NamedTuple):
 NB201 = Genotype.from_architecture_string(
     "|nor_conv_3x3~0|+|nor_conv_3x3~0|avg_pool_3x3~1|+|skip_connect~0|nor_conv_3x3~1|nor_conv_1x1~2|"
 )
-SETS = {  # recipe: (side, classes, colour), where they are not CIFAR-10's
-    "cifar100": (32, 100, "rgb"),
-    "fashion_mnist": (28, 10, "grey"),
-    "freiburg": (64, 25, "rgb"),
-    "imagenet": (224, 1000, "rgb"),
-    "darts_imagenet": (224, 1000, "rgb"),
+CIFAR10 = (50_000, 32, 10, "rgb")  # training images, their side, classes, colour
+SETS = {  # those of recipes that have others
+    "cifar100": (50_000, 32, 100, "rgb"),
+    "svhn": (604_388, 32, 10, "rgb"),
+    "fashion_mnist": (60_000, 28, 10, "grey"),
+    "cinic10": (180_000, 32, 10, "rgb"),
+    "freiburg": (4_000, 64, 25, "rgb"),
+    "imagenet": (1_281_167, 224, 1000, "rgb"),
+    "darts_imagenet": (1_281_167, 224, 1000, "rgb"),
 }
 
 
@@ -321,8 +341,8 @@ def trained_by(
     whole = recipes.get_config(recipe) if recipe else presets.get_config(preset)
     config = whole.train
     presets.update(config, size.train | {"precision": precision} | changes)
-    side, classes, color = SETS.get(recipe, (32, 10, "rgb"))
-    dataset = dataset_of(config.batch_size, min(side, size.side), classes, color)
+    count, side, classes, color = SETS.get(recipe, CIFAR10)
+    dataset = dataset_of(count, min(side, size.side), classes, color)
     genotype = NB201 if preset == "nb201" else GENOTYPES[whole.genotype or "ASAP"]
     network = train_loop.make_network(config, genotype, classes)
     optimizer = train_loop.make_optimizer(config, steps=1)
@@ -340,11 +360,12 @@ def train(size: Size, precision: str, streamed: bool = False, **options) -> Prog
     found = trained_by(size, precision, **options)
     step = train_loop.make_step(found.config, found.network, found.optimizer, found.dataset)
     batch, shape = found.config.batch_size, found.dataset.preparation.shape
+    precision = found.config.precision
     if streamed:
         data = pixels(batch, *shape), integers(batch)
-        return Program(train_loop.jit_streamed(step), (found.state, *data))
+        return Program(train_loop.jit_streamed(step, precision), (found.state, *data))
     data = on_device(found.dataset)
-    return Program(train_loop.jit_resident(step), (found.state, *data, integers(batch)))
+    return Program(train_loop.jit_resident(step, precision), (found.state, *data, integers(batch)))
 
 
 def train_state(size: Size, precision: str) -> Program:
@@ -357,7 +378,7 @@ def train_state(size: Size, precision: str) -> Program:
 def answers(size: Size, precision: str) -> Program:
     """The test of a trained network."""
     found = trained_by(size)
-    logits = train_loop.evaluation_logits(found.network)
+    logits = precisions.computed_in(precision, train_loop.evaluation_logits(found.network))
     add = evaluation.adding_answers(logits, found.dataset.mean, found.dataset.std)
     batch = min(found.config.eval_batch_size, found.dataset.test_count)
     before = jax.eval_shape(lambda: evaluation.no_answers(len(found.dataset.class_names)))
@@ -440,14 +461,17 @@ def _list() -> dict[str, Callable[[Size, str], Program]]:
     found |= {
         "search/first-state": search_state,
         "search/eigenvalue": eigenvalue,
-        "search/accuracy": partial(accuracy, by_batch=False),
-        "search/accuracy-by-batch": partial(accuracy, by_batch=True),
+        "search/accuracy": partial(accuracy, plan="unrolled"),
+        "search/accuracy-by-batch": partial(accuracy, plan="unrolled", by_batch=True),
+        "search/accuracy-by-loop": partial(accuracy, plan="loop"),
+        "search/asap/unrolled-grace": partial(search, plan="unrolled", learns=False),
         "search/mixtures": mixtures,
         "train/paper": train,
     }
     for name in recipes.RECIPES:
         found[f"train/{name}"] = partial(train, recipe=name, streamed="imagenet" in name)
     found |= {
+        "train/short": partial(train, epochs=1),  # its depthwise kernels are folded
         "train/average": partial(train, average=0.999),
         "train/accumulate": partial(train, accumulate=4),
         "train/remat": partial(train, remat=True),
@@ -464,11 +488,6 @@ def _list() -> dict[str, Callable[[Size, str], Program]]:
 
 
 PROGRAMS = _list()
-# What computes in the precision that a config names.
-STEPS = [
-    name for name, build in PROGRAMS.items() if getattr(build, "func", build) in (search, train)
-]
-
 # At the tiny size these are others with other constants or other numbers of classes.
 ALIKE = {
     "train/asap_medium": "train/asap_small",

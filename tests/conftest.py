@@ -17,6 +17,8 @@ os.environ["XLA_FLAGS"] = (
     + os.environ.get("XLA_FLAGS", "")
 )
 
+os.environ["ASAP_JAX_DATA_CACHE"] = "off"  # the user's cache is no place for what tests read
+
 from asap_jax import compile_cache
 
 compile_cache.enable()

@@ -2,6 +2,7 @@
 
 import json
 import types
+from concurrent.futures import Future
 
 import jax
 import jax.numpy as jnp
@@ -30,10 +31,23 @@ def test_cost_counts_the_kernels_of_what_is_live():
     assert plans.cost({"normal": one}, ASAP) == 5 + 1
 
 
+class AtOnce:
+    """A ThreadPoolExecutor that does what it is given before anything else."""
+
+    def __init__(self, workers):
+        self.workers = workers
+
+    def submit(self, function):
+        future = Future()
+        future.set_result(function())
+        return future
+
+
 @pytest.mark.slow
 def test_an_unrolled_search_drops_what_is_pruned(tmp_path, monkeypatch, capsys):
     """Compiled anew where it is worth it; what it was compiled for stands in the checkpoint."""
     monkeypatch.setattr(planned_step, "WORTH", 0.0)
+    monkeypatch.setattr(planned_step, "ThreadPoolExecutor", AtOnce)
     config = tiny()
     asap_jax.search(config, workdir=tmp_path, plan="unrolled")
     assert "compiling the search step for the" in capsys.readouterr().out
@@ -68,11 +82,12 @@ def test_plans_take_the_same_steps():
 
 
 def test_bfloat16_is_refused_where_it_is_emulated():
-    with pytest.raises(UserError, match="precision is bfloat16"):
-        asap_jax.search("tiny", precision="bfloat16")
+    for precision in ("bfloat16", "tf32"):
+        with pytest.raises(UserError, match=f"precision is {precision}"):
+            asap_jax.search("tiny", precision=precision)
     config = presets.get_config("tiny")
     config.train.precision = "float16"
-    with pytest.raises(UserError, match="one of float32, bfloat16"):
+    with pytest.raises(UserError, match="one of auto, float32, tf32, bfloat16"):
         presets.check(config)
 
 
@@ -83,6 +98,31 @@ def test_bfloat16_is_refused_where_it_is_emulated():
 def test_which_devices_compute_in_bfloat16(platform, capability, native):
     device = types.SimpleNamespace(platform=platform, compute_capability=capability)
     assert precisions.native_bfloat16(device) is native
+    assert precisions.resolve("auto", device) == (
+        "tf32" if platform == "gpu" and native else "float32"
+    )
+
+
+def test_float32_on_a_gpu_asks_for_whole_products(monkeypatch):
+    """There the default is TF32; on a CPU nothing is asked for."""
+
+    def asked_of(precision, capability):
+        device = types.SimpleNamespace(platform="gpu", compute_capability=capability)
+        monkeypatch.setattr(jax, "devices", lambda: [device])
+        monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+        product = precisions.computed_in(precision, lambda x: x @ x)
+        (equation,) = jax.make_jaxpr(product)(jnp.ones((2, 2))).eqns
+        monkeypatch.undo()
+        return str(equation.params["precision"])
+
+    assert "HIGHEST" in asked_of("float32", "9.0")
+    assert "HIGHEST" in asked_of("auto", "7.5")
+    for precision in ("auto", "tf32", "bfloat16"):
+        assert "HIGH" not in asked_of(precision, "8.0")
+    (equation,) = jax.make_jaxpr(precisions.computed_in("float32", lambda x: x @ x))(
+        jnp.ones((2, 2))
+    ).eqns
+    assert equation.params["precision"] is None
 
 
 @pytest.mark.parametrize("plan", ["loop", pytest.param("unrolled", marks=pytest.mark.slow)])

@@ -237,3 +237,41 @@ def test_squeeze_and_excitation_by_hand():
     y, _ = layer.apply(params, {}, x, Context())
     gates = 1 / (1 + np.exp([-2.0, 1.0]))
     np.testing.assert_allclose(y, x * gates, rtol=1e-12)
+
+
+@pytest.mark.parametrize("side", [6, 7])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("name", ["sep_conv_3x3", "sep_conv_5x5", "dil_conv_3x3", "dil_conv_5x5"])
+def test_folded_kernels_compute_the_same(name, stride, side):
+    """Depthwise and pointwise as one dense kernel: outputs, statistics and all gradients."""
+    layer, rng = ops.OPERATIONS[name](4, stride, True), np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda w: jnp.asarray(rng.normal(size=w.shape)),
+        dict(layer.weights),
+        is_leaf=lambda w: isinstance(w, ops.Weight),
+    )
+    x = jnp.asarray(rng.normal(size=(3, side, side, 4)))
+
+    def outcome(folded):
+        def loss(params, x):
+            context = Context(train=True, folded=folded)
+            y, stats = layer.apply(params, layer.stats(), x, context)
+            return jnp.sum(jnp.sin(y)), (y, stats)
+
+        return jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(params, x)
+
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-11),
+        outcome(True),
+        outcome(False),
+    )
+
+
+def test_both_ways_to_the_moments_of_a_map():
+    """In one reading, as on a GPU, and in two; where the mean is far from 0 as well."""
+    rng = np.random.default_rng(0)
+    maps = [jnp.asarray(rng.normal(m, 2, size=(3, 4, 5, c))) for m, c in ((0, 2), (1e4, 3))]
+    for way in (batch_norm._moments_at_once, batch_norm._moments_by_two):
+        for x, (mean, var) in zip(maps, way(None, maps), strict=True):
+            np.testing.assert_allclose(mean, x.mean((0, 1, 2)), rtol=1e-12, atol=1e-13)
+            np.testing.assert_allclose(var, x.var((0, 1, 2)), rtol=1e-9)

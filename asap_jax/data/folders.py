@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from asap_jax.data import kept
 from asap_jax.data.opened import VALIDATION, Source, Split
 from asap_jax.errors import UserError
 
@@ -159,4 +160,5 @@ def files_split(path: Path, files: list[Path], labels: list[int]) -> Split:
         lambda: numbers,
         place,
         hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest(),
+        stamp=lambda: kept.stamp(map(place, range(len(names)))),
     )

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from asap_jax.data import dataset
+from asap_jax.data.kept import Stamp
 
 VALIDATION = ("val", "valid", "validation")
 
@@ -24,6 +25,8 @@ class Split:
       name: index -> what a message calls the image.
       fingerprint: what tells this split from another, found without reading its images.
       shape: (height, width, is grey) of all its images, where that is known beforehand.
+      stamp: () -> what tells its files' contents from others, see `kept.stamp`; a split of a source
+        in memory, or made of others, has none.
     """
 
     count: int
@@ -32,6 +35,7 @@ class Split:
     name: Callable[[int], str]
     fingerprint: str
     shape: tuple[int, int, bool] | None = None
+    stamp: Callable[[], Stamp] | None = None
 
     @cached_property
     def labels(self) -> np.ndarray:

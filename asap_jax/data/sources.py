@@ -4,6 +4,7 @@ A source opens as splits, each a function that reads one image and its label; wh
 same for all of them: which splits train and test, a subset, colour, size, arrays.
 """
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from asap_jax.data import dataset, images, roles
 from asap_jax.data.archives import npz
 from asap_jax.data.dataset import Dataset
 from asap_jax.data.folders import cinic10, folder, freiburg
+from asap_jax.data.kept import Kept
 from asap_jax.data.opened import Source, of_arrays, picked
 from asap_jax.data.reading import Reader
 from asap_jax.data.splits import stratified
@@ -21,6 +23,7 @@ from asap_jax.errors import UserError
 
 DIGITS_TEST = 360
 KINDS = {"folder": folder, "cinic10": cinic10, "freiburg": freiburg, "npz": npz}
+ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 SOURCES = '"digits", "tfds:NAME", ' + ", ".join(f'"{kind}:PATH"' for kind in KINDS)
 
 
@@ -104,7 +107,10 @@ def assemble(
       resize: "stretch" or "crop", see `images.Preparation`.
       skip_unreadable: leave out images that cannot be read, and say how many; else they are errors.
       preparation: that of a trained network, in place of `image_size`, `color` and `resize`.
+
+    What took long to read is kept for the next time, see `kept`.
     """
+    asked = {key: value for key, value in locals().items() if key != "source"}
     images.check_options(color, resize)
     if resize == "random_crop":
         raise UserError(
@@ -113,6 +119,9 @@ def assemble(
             "--config.data.streaming=on), or choose stretch or crop"
         )
     roles.check_classes(source)
+    kept = Kept(source, asked)
+    if (found := kept.read(_check_fits_again)) is not None:
+        return _as_it_was(*found, source.class_names)
     roles.check_labels(source)
     reader = Reader(skip_unreadable)
     train, test, notes = roles.train_and_test(
@@ -126,7 +135,7 @@ def assemble(
     _check_fits(train.count + test.count, preparation)
     train_images, train_labels = reader.read(train, preparation)
     test_images, test_labels = reader.read(test, preparation)
-    return dataset.finish(
+    made = dataset.finish(
         train_images,
         train_labels,
         test_images,
@@ -136,6 +145,13 @@ def assemble(
         source.statistics if own == preparation else None,
         [*notes, *reader.notes()],
     )
+    if not reader.notes():  # what could not be read now may be readable the next time
+        record = {key: getattr(made, key) for key in ("mean", "std", "preparation", "notes")}
+        kept.write(
+            {key: getattr(made, key) for key in ARRAYS},
+            record | {"count": made.train_count + made.test_count},
+        )
+    return dataclasses.replace(made, notes=(*made.notes, *kept.notes))
 
 
 def read_split(
@@ -143,9 +159,35 @@ def read_split(
 ):
     """(images [N, H, W, C], labels [N], notes) of one split; "all" joins those there are."""
     whole = roles.named(source, split)
+    asked = {"split": split, "preparation": preparation, "skip_unreadable": skip_unreadable}
+    kept = Kept(source, asked)
+    if (found := kept.read(_check_fits_again)) is not None:
+        arrays = found[0]
+        return arrays["images"], arrays["labels"], list(source.notes)
     reader = Reader(skip_unreadable)
     _check_fits(whole.count, preparation)
-    return *reader.read(whole, preparation), [*source.notes, *reader.notes()]
+    pixels, labels = reader.read(whole, preparation)
+    if not reader.notes():
+        record = {"count": whole.count, "preparation": preparation}
+        kept.write({"images": pixels, "labels": labels}, record)
+    return pixels, labels, [*source.notes, *reader.notes(), *kept.notes]
+
+
+def _as_it_was(arrays, record, class_names) -> Dataset:
+    """The data set that was kept."""
+    return Dataset(
+        **arrays,
+        class_names=tuple(class_names),
+        mean=tuple(record["mean"]),
+        std=tuple(record["std"]),
+        preparation=images.Preparation(*record["preparation"]),
+        notes=tuple(record["notes"]),
+    )
+
+
+def _check_fits_again(record) -> None:
+    """Raises UserError if memory does not hold what is kept."""
+    _check_fits(record["count"], images.Preparation(*record["preparation"]))
 
 
 def _check_fits(count: int, preparation) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from asap_jax.data import tfds_prepare
+from asap_jax.data import kept, tfds_prepare
 from asap_jax.data.opened import VALIDATION, Source, Split
 from asap_jax.errors import UserError
 
@@ -29,6 +29,7 @@ def open_tfds(place: str, data_dir: str | None, prepare: bool) -> Source:
       UserError: it is not there, or not whole, or no image classification.
     """
     import tensorflow_datasets as tfds  # reads array_record without TensorFlow
+    from tensorflow_datasets.proto import tf_example_pb2
 
     name, *extra = place.split("+")
     refused = [part for part in extra if part in ("train", "test", *VALIDATION)]
@@ -68,14 +69,26 @@ def open_tfds(place: str, data_dir: str | None, prepare: bool) -> Source:
             "needs an image and a class label"
         )
 
+    def parsed(record):
+        return tf_example_pb2.Example.FromString(record).features.feature
+
     def split(part):
-        records = builder.as_data_source(split=part, decoders={pixels: tfds.decode.SkipDecoding()})
+        # Of a record two features are wanted; tfds' own way through all of them takes longer than
+        # decoding a small image does.
+        raw = tfds.decode.DeserializeMethod.RAW_BYTES
+        records = builder.as_data_source(split=part, deserialize_method=raw)
 
         def read(index):
-            record = records[index]
-            image = record[pixels]
-            image = Image.open(io.BytesIO(image)) if isinstance(image, bytes) else image
-            return image, int(record[target])
+            record = parsed(records[index])
+            (image,) = record[pixels].bytes_list.value
+            return Image.open(io.BytesIO(image)), label(record)
+
+        def label(record):
+            (value,) = record[target].int64_list.value
+            return value
+
+        def read_labels():
+            return np.array([label(parsed(record)) for record in records], np.int32)
 
         size = builder.info.splits[part].num_bytes
         height, width, channels = features[pixels].shape
@@ -83,10 +96,11 @@ def open_tfds(place: str, data_dir: str | None, prepare: bool) -> Source:
         return Split(
             len(records),
             read,
-            lambda: np.array([record[target] for record in records], np.int32),
+            read_labels,
             lambda i: f"{part}[{i}] of {name}",
             f"{builder.info.full_name} {part}: {len(records)} records, {size} bytes",
             shape,
+            lambda: kept.stamp(builder.info.splits[part].filepaths),
         )
 
     wanted = ("train", "test", *VALIDATION, *extra)

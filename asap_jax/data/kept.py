@@ -1,0 +1,189 @@
+"""Decoded images, kept as arrays in the user's cache, so that a second start reads one file.
+
+What is kept is found by a key of all that it follows from: name, size and times of every file, what
+was asked for, this package's code and the versions of the libraries that decode. Whatever differs
+makes another key; nothing is ever looked for under an old one.
+"""
+
+import functools
+import hashlib
+import importlib.resources
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import PIL
+from PIL import features
+
+from asap_jax import memory
+from asap_jax.errors import UserError
+
+LIMIT = 10 * 1000**3  # bytes that are kept in all; those used longest ago make room
+WORTH = 1.0  # seconds of reading from which on images are kept
+SETTLED = 2.0  # seconds: a file that changed later may change again within one tick of its clock
+VARIABLE = "ASAP_JAX_DATA_CACHE"
+_OURS = re.compile(r"[0-9a-f]{32}\.(npz|[0-9]+\.part)")
+
+
+class Stamp(NamedTuple):
+    """What tells files' contents from others without reading them.
+
+    digest: of their paths, sizes and times.
+    newest: when the last of them changed, in seconds as `time.time` counts.
+    """
+
+    digest: str
+    newest: float
+
+
+def stamp(paths: Iterable[str | Path]) -> Stamp:
+    """The stamp of files; OSError if one is not there."""
+    sha, newest = hashlib.sha256(), 0.0
+    for path in paths:
+        found, place = os.stat(path), os.path.abspath(path)
+        times = (found.st_mtime_ns, found.st_ctime_ns)  # the second is not to be set by hand
+        sha.update(f"{place} {found.st_size} {times}\n".encode(errors="surrogateescape"))
+        newest = max(newest, *(nanoseconds / 1e9 for nanoseconds in times))
+    return Stamp(sha.hexdigest(), newest)
+
+
+def folder() -> Path | None:
+    """The user's cache, or the folder that ASAP_JAX_DATA_CACHE names; None if that is "off"."""
+    place = os.environ.get(VARIABLE, "")
+    if place == "off":
+        return None
+    if place:
+        return Path(place).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "asap_jax" / "images"
+
+
+class Kept:
+    """A place for what is made of a source's images in one way.
+
+    Args:
+      source: an `opened.Source`. Arrays in memory are not kept, nor files that changed just now.
+      options: JSON; all that the result follows from beside the source.
+    """
+
+    def __init__(self, source, options: dict):
+        self.notes: list[str] = []
+        self._begun, self._path = time.monotonic(), None
+        place, stamps = folder(), None
+        if place is not None and not source.in_memory:
+            stamps = _stamps(source)
+        if stamps is None:
+            return
+        described = source._asdict() | {
+            "splits": {
+                name: [split.fingerprint, split.count, stamps[name].digest]
+                for name, split in source.splits.items()
+            }
+        }
+        key = {"source": described, "options": options, "made_by": _makers()}
+        self._key = json.dumps(key, sort_keys=True)
+        name = hashlib.sha256(self._key.encode()).hexdigest()[:32]
+        self._path = place / f"{name}.npz"
+
+    def read(self, check: Callable[[dict], None]) -> tuple[dict, dict] | None:
+        """(arrays by name, record) that were kept, or None; `check` may refuse the record."""
+        if self._path is None:
+            return None
+        try:
+            with np.load(self._path) as archive:  # allow_pickle stays False
+                told = json.loads(archive["told"].tobytes())
+                if told["key"] != self._key:
+                    raise ValueError("it belongs to other images")
+                check(told["record"])
+                arrays = {name: archive[name] for name in told["arrays"]}
+            if _described(arrays) != told["arrays"]:  # a header: checksums are of all it tells of
+                raise ValueError("its arrays have other shapes than were written")
+            os.utime(self._path)  # used now: others make room before it
+        except FileNotFoundError:
+            return None
+        except UserError:
+            raise
+        except (
+            Exception
+        ) as error:  # the readers of archives raise whatever a broken file makes them
+            self.notes.append(
+                f"the images kept in {self._path} cannot be used ({error}): they are read anew"
+            )
+            return None
+        return arrays, told["record"]
+
+    def write(self, arrays: dict[str, np.ndarray], record: dict) -> None:
+        """Keeps arrays and a JSON record, if it took long enough to make them."""
+        if self._path is None or time.monotonic() - self._begun < WORTH:
+            return
+        told = {"key": self._key, "record": record, "arrays": _described(arrays)}
+        arrays = arrays | {"told": np.frombuffer(json.dumps(told).encode(), np.uint8)}
+        beside = self._path.with_suffix(f".{os.getpid()}.part")
+        try:
+            beside.parent.mkdir(parents=True, exist_ok=True)
+            _make_room(beside.parent, sum(array.nbytes for array in arrays.values()))
+            try:
+                with open(beside, "wb") as file:
+                    np.savez(file, **arrays)
+                os.replace(beside, self._path)
+            finally:
+                beside.unlink(missing_ok=True)
+        except OSError as error:
+            self.notes.append(
+                f"the images could not be kept for the next start ({error}); {VARIABLE} names "
+                "another folder, or is off"
+            )
+
+
+def _described(arrays) -> dict:
+    return {
+        name: [array.dtype.str, list(array.shape), array.flags.c_contiguous]
+        for name, array in arrays.items()
+    }
+
+
+def _stamps(source) -> dict[str, Stamp] | None:
+    """The stamp of each split, or None where one has none that can be relied on."""
+    if not all(split.stamp for split in source.splits.values()):
+        return None
+    try:
+        stamps = {name: split.stamp() for name, split in source.splits.items()}
+    except OSError:  # reading will name the file
+        return None
+    newest = max(stamp.newest for stamp in stamps.values())
+    return stamps if newest + SETTLED <= time.time() else None
+
+
+@functools.cache
+def _makers() -> dict:
+    """What turns files into arrays: this package, and the libraries that decode."""
+    sha = hashlib.sha256()
+    files = importlib.resources.files("asap_jax.data").iterdir()
+    for file in sorted(files, key=lambda file: file.name):
+        if file.name.endswith(".py"):
+            sha.update(file.read_bytes())
+    decoders = {name: features.version(name) for name in features.get_supported()}
+    versions = {"pillow": PIL.__version__, "numpy": np.__version__}
+    return {"code": sha.hexdigest(), "decoders": decoders, **versions}
+
+
+def _make_room(place: Path, needed: int) -> None:
+    """Removes what was used longest ago until `needed` bytes fit; OSError if they cannot."""
+    if needed > LIMIT:
+        raise OSError(f"they take {memory.readable(needed)}, of {memory.readable(LIMIT)} in all")
+    ours = [file for file in place.iterdir() if _OURS.fullmatch(file.name)]
+    seen = sorted(((found := file.stat()).st_mtime, found.st_size, file) for file in ours)
+    total = needed + sum(size for _, size, _ in seen)
+    for changed, size, file in seen:
+        dead = file.suffix == ".part" and changed < time.time() - 3600  # its writer was killed
+        if total > LIMIT or dead:
+            file.unlink(missing_ok=True)
+            total -= size
+    free = shutil.disk_usage(place).free
+    if 2 * needed > free:
+        raise OSError(f"they take {memory.readable(needed)}, of {memory.readable(free)} left there")
