@@ -3,25 +3,26 @@
     python benchmarks/gpu.py --out=runs/gpu.json
     python benchmarks/gpu.py --out=runs/gpu.json --peer=PATH/TO/darts
 
-Each case is one of search_step.py or train_step.py at the paper's sizes. What does not fit into
---minutes is cut off, or left out, and says so; every result is written as it comes, and a second
-call with another --from starts further down the list. The bandwidth of the device's memory comes
-first: bytes accessed by a step, over that, is the least time it could take.
+Each case is one of search_step.py or train_step.py at the paper's sizes. A few build side by side,
+then they are timed one after another, and say which of their kernels take how long. What does not
+fit into --minutes is cut off, or left out, and says so; every result is written as it comes, and a
+second call with another --from starts further down the list. The bandwidth of the device's memory
+comes first: bytes accessed by a step, over that, is the least time it could take.
 """
 
 import argparse
 import time
 from pathlib import Path
 
-from measure import Results, compare, spread
+from measure import Results, Worker, passed, spread, timed_in_turn
 
 OURS, EAGER, COMPILED = "ours", "darts_channels_last", "darts_compiled"
 SEARCH, TRAIN = "search_step.py", "train_step.py"
 
 # (script, what tells the case from others, workers); the peer's are left out without --peer.
 CASES = (
-    (SEARCH, {"plan": "unrolled", "masks": "one"}, (OURS,)),
     (SEARCH, {"plan": "unrolled", "masks": "full"}, (OURS, EAGER)),
+    (SEARCH, {"plan": "unrolled", "masks": "one"}, (OURS,)),
     (SEARCH, {"plan": "unrolled", "masks": "full", "precision": "bfloat16"}, (OURS,)),
     (TRAIN, {"genotype": "ASAP"}, (OURS, EAGER)),
     (TRAIN, {"genotype": "ASAP", "precision": "bfloat16"}, (OURS,)),
@@ -56,6 +57,7 @@ def main():
     parser.add_argument("--minutes", type=float, default=9)
     parser.add_argument("--from", type=int, default=0, dest="start", help="case to start with")
     parser.add_argument("--cases", type=int, default=len(CASES), help="how many at most")
+    parser.add_argument("--side_by_side", type=int, default=4, help="cases that build at a time")
     parser.add_argument("--batch", type=int, default=96)
     parser.add_argument("--size", type=int, default=32, help="side of the images")
     parser.add_argument("--channels", type=int, help="in place of the papers' 16 and 36")
@@ -65,18 +67,50 @@ def main():
     options = parser.parse_args()
     end = time.monotonic() + 60 * options.minutes
     results = Results(options.out, vars(options))
-    results.add({"bandwidth": bandwidth(options.numbers, options.repeats)})
-    for number, (script, case, workers) in list(enumerate(CASES))[options.start :][: options.cases]:
-        chosen = SIZES[script] | {"batch": options.batch, "size": options.size}
-        changes = {"channels": options.channels, "cells": options.cells, "peer": options.peer}
-        chosen |= {key: value for key, value in changes.items() if value is not None}
-        names = [name for name in workers if name == OURS or options.peer]
-        told = {"number": number, "script": script}
-        if time.monotonic() > end - 20:
-            results.add(told | case | {"left_out": "no time was left"})
-            continue
+    changes = {"channels": options.channels, "cells": options.cells, "peer": options.peer}
+    changes = {key: value for key, value in changes.items() if value is not None}
+
+    def begin(script, case, names):
+        chosen = SIZES[script] | {"batch": options.batch, "size": options.size} | changes | case
         path = str(Path(__file__).with_name(script))
-        compare(results, path, case, chosen, names, options.repeats, 60, end, told)
+        names = [name for name in names if name == OURS or options.peer]
+        return [Worker(name, path, passed(chosen), end) for name in names]
+
+    cases = list(enumerate(CASES))[options.start :][: options.cases]
+    results.add({"bandwidth": bandwidth(options.numbers, options.repeats)})
+    for first in range(0, len(cases), options.side_by_side):
+        started = []
+        for number, (script, case, names) in cases[first : first + options.side_by_side]:
+            told = {"number": number, "script": script} | case
+            if time.monotonic() > end - 20:
+                results.add(told | {"left_out": "no time was left"})
+            else:
+                started.append((told, begin(script, case, names)))
+        # Built side by side, timed one after another and while nobody builds.
+        built = [
+            (told, workers)
+            for told, workers in started
+            if attempt(results, told, workers, lambda workers: [each.built for each in workers])
+        ]
+        for told, workers in built:
+            record = attempt(
+                results,
+                told,
+                workers,
+                lambda w: timed_in_turn(w, options.repeats, 60, profile=True),
+            )
+            if record:
+                results.add(told | record)
+
+
+def attempt(results, told, workers, function):
+    """function(workers); None if it failed, which the results then say."""
+    try:
+        return function(workers)
+    except (RuntimeError, TimeoutError) as error:
+        for worker in workers:
+            worker.kill()
+        results.add(told | {"failed": str(error)})
 
 
 if __name__ == "__main__":

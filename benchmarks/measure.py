@@ -6,6 +6,7 @@ run; each has its own memory, so its peak is its own.
 """
 
 import argparse
+import gzip
 import importlib.metadata
 import itertools
 import json
@@ -17,6 +18,7 @@ import select
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 import types
 from collections.abc import Callable, Iterable
@@ -89,11 +91,12 @@ class Results:
 class Worker:
     """The other end of `serve`: a script of this folder, started with --worker and options.
 
-    An answer that does not come before `deadline` (of `time.monotonic`) raises TimeoutError.
+    It builds while others do; `built` waits for it. An answer that does not come before `deadline`
+    (of `time.monotonic`) raises TimeoutError.
     """
 
     def __init__(self, name: str, script: str, options: Iterable[str], deadline: float = math.inf):
-        self.name, self.seconds, self._deadline = name, [], deadline
+        self.name, self.seconds, self._deadline, self._built = name, [], deadline, None
         self._process = subprocess.Popen(
             [sys.executable, script, f"--worker={name}", *options],
             stdin=subprocess.PIPE,
@@ -101,13 +104,23 @@ class Worker:
             text=True,
             env={"XLA_PYTHON_CLIENT_PREALLOCATE": "false", **os.environ},  # leave a peer its share
         )
-        self.built = self._answer()
+
+    @property
+    def built(self) -> dict:
+        """What building took."""
+        if self._built is None:
+            self._built = self._answer()
+        return self._built
 
     def step(self, argument: str = "") -> float:
         """Does one step, with an argument for it if need be; its seconds."""
-        seconds = self._ask(f"step {argument}")["seconds"]
+        seconds = self.built and self._ask(f"step {argument}")["seconds"]
         self.seconds.append(seconds)
         return seconds
+
+    def profile(self) -> dict:
+        """What a step's kernels take on the device; see `kernels`."""
+        return self._ask("profile")
 
     def close(self) -> dict:
         """What was measured: how it was built, its steps, its peak memory."""
@@ -153,9 +166,47 @@ def serve(build: Callable[[], tuple[dict, Callable[..., None]]]) -> None:
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
             answer({"peak_bytes": peak})
             return
+        if word == "profile":
+            answer(kernels(step))
+            continue
         begin = time.perf_counter()
         step(*[argument] * bool(argument))
         answer({"seconds": time.perf_counter() - begin})
+
+
+def kernels(step: Callable[[], None], top: int = 40) -> dict:
+    """A step's kernels on a GPU: {"busy_seconds", "kernels", "top": [name, count, seconds]}.
+
+    Busy is the time in which any kernel ran. On other devices there are none.
+    """
+    import jax
+
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            step()
+        (path,) = Path(folder).rglob("*.trace.json.gz")
+        events = json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
+    processes = {e["pid"]: e["args"]["name"] for e in events if e.get("name") == "process_name"}
+    threads = {
+        (e["pid"], e["tid"]): e["args"]["name"] for e in events if e.get("name") == "thread_name"
+    }
+    found, spans = {}, []
+    for event in events:
+        place = event.get("pid"), event.get("tid")
+        on_gpu = "GPU" in processes.get(place[0], "") and "Stream" in threads.get(place, "")
+        if event.get("ph") == "X" and on_gpu:
+            count, seconds = found.get(event["name"], (0, 0.0))
+            found[event["name"]] = count + 1, seconds + event["dur"] / 1e6
+            spans.append((event["ts"], event["ts"] + event["dur"]))
+    busy, end = 0.0, 0.0
+    for first, last in sorted(spans):
+        busy, end = busy + max(last - max(first, end), 0), max(end, last)
+    longest = sorted(found.items(), key=lambda item: -item[1][1])[:top]
+    return {
+        "busy_seconds": busy / 1e6,
+        "kernels": len(spans),
+        "top": [[name[:100], count, seconds] for name, (count, seconds) in longest],
+    }
 
 
 def arguments(description: str, **defaults) -> argparse.ArgumentParser:
@@ -228,17 +279,7 @@ def load_darts(path: str, device: str) -> None:
         torch.cuda.FloatTensor = torch.FloatTensor
 
 
-def compare(
-    results: Results,
-    script: str,
-    case: dict,
-    options: dict,
-    names,
-    repeats,
-    cap,
-    deadline: float = math.inf,
-    told: dict | None = None,
-) -> None:
+def compare(results: Results, script: str, case: dict, options: dict, names, repeats, cap) -> None:
     """Adds a case in which the workers of a script take turns.
 
     Args:
@@ -248,27 +289,28 @@ def compare(
       options: {option: value} of the script; None values are left out.
       names: the workers; the first is ours.
       repeats, cap: see `take_turns`.
-      deadline: see `Worker`; the case then says what failed.
-      told: what the record says beside the case.
     """
-    passed = [f"--{key}={value}" for key, value in (options | case).items() if value is not None]
-    record, workers = (told or {}) | case, []
-    try:
-        for name in names:
-            workers.append(Worker(name, script, passed, deadline))
-        take_turns(workers, repeats, cap)
-        record |= {worker.name: worker.close() for worker in workers}
-    except (RuntimeError, TimeoutError) as error:
-        if math.isinf(deadline):
-            raise
-        for worker in workers:
-            worker.kill()
-        results.add(record | {"failed": str(error)})
-        return
-    for name in names[1:]:
-        medians = [record[each]["step_seconds"]["median"] for each in (name, names[0])]
-        record[f"times_as_fast_as_{name}"] = medians[0] / medians[1]
-    results.add(record)
+    workers = [Worker(name, script, passed(options | case)) for name in names]
+    results.add(case | timed_in_turn(workers, repeats, cap))
+
+
+def passed(options: dict) -> list[str]:
+    """The options as a command takes them; None values are left out."""
+    return [f"--{key}={value}" for key, value in options.items() if value is not None]
+
+
+def timed_in_turn(workers: list[Worker], repeats: int, cap: float, profile: bool = False) -> dict:
+    """What the workers measured, by their names, and how often ours, the first, is as fast.
+
+    With `profile` ours says as well what its kernels take.
+    """
+    take_turns(workers, repeats, cap)
+    kernels = {"profile": workers[0].profile()} if profile else {}
+    record = {worker.name: worker.close() for worker in workers}
+    record[workers[0].name] |= kernels
+    medians = {name: told["step_seconds"]["median"] for name, told in record.items()}
+    ours = medians.pop(workers[0].name)
+    return record | {f"times_as_fast_as_{name}": each / ours for name, each in medians.items()}
 
 
 def take_turns(workers: list[Worker], repeats: int, cap: float) -> None:

@@ -60,7 +60,8 @@ def ours(options):
     step = 0 if options.masks == "grace" else 20  # T = 1.24 and 0.44
     state = state.replace(step=jnp.int32(step), arch=state.arch._replace(masks=masks))
     dtype = precisions.map_dtype(options.precision)
-    step_function = make_search_step(network, strategy, optimizers, dtype=dtype)
+    learns = options.masks != "grace" if plan == "unrolled" else None  # as a search compiles it
+    step_function = make_search_step(network, strategy, optimizers, dtype=dtype, learns=learns)
     took, compiled = lower_and_compile(step_function, state, *batches)
     took["plan"] = plan
 

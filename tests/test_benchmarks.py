@@ -1,5 +1,7 @@
 """The benchmarks run, at sizes of no interest, and write what they say."""
 
+import contextlib
+import gzip
 import importlib
 import json
 import subprocess
@@ -39,10 +41,11 @@ def test_search_step(tmp_path):
 
 def test_gpu(tmp_path):
     run("gpu.py", *SMALL, "--numbers=1000", "--cases=1", f"--out={tmp_path}/gpu.json")
-    first, one = json.loads((tmp_path / "gpu.json").read_text())["cases"]
+    first, full = json.loads((tmp_path / "gpu.json").read_text())["cases"]
     assert first["bandwidth"]["bytes_a_second"] > 0
-    assert (one["number"], one["masks"], one["ours"]["plan"]) == (0, "one", "unrolled")
-    assert one["ours"]["step_seconds"]["count"] == 2
+    assert (full["number"], full["masks"], full["ours"]["plan"]) == (0, "full", "unrolled")
+    assert full["ours"]["step_seconds"]["count"] == 2
+    assert full["ours"]["profile"]["kernels"] == 0  # a CPU has none
 
 
 @pytest.mark.slow
@@ -50,10 +53,48 @@ def test_gpu_starts_further_down_its_list(tmp_path):
     """bfloat16 included."""
     options = ("--numbers=1000", "--from=1", "--cases=2")
     run("gpu.py", *SMALL, *options, f"--out={tmp_path}/gpu.json")
-    _, full, half = json.loads((tmp_path / "gpu.json").read_text())["cases"]
-    assert (full["number"], full["masks"], full["ours"]["plan"]) == (1, "full", "unrolled")
+    _, one, half = json.loads((tmp_path / "gpu.json").read_text())["cases"]
+    assert (one["number"], one["masks"], one["ours"]["plan"]) == (1, "one", "unrolled")
     assert half["precision"] == "bfloat16"
     assert half["ours"]["step_seconds"]["count"] == 2
+
+
+def test_the_kernels_of_a_step_are_read_off_its_trace(monkeypatch):
+    """Those on the GPU's streams alone; where two run at a time it is busy once."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    measure = importlib.import_module("measure")
+
+    def event(name, first, micros, thread=1, process=1):
+        return {"ph": "X", "name": name, "pid": process, "tid": thread, "ts": first, "dur": micros}
+
+    def meta(kind, process, name, thread=0):
+        return {"ph": "M", "name": kind, "pid": process, "tid": thread, "args": {"name": name}}
+
+    events = [
+        meta("process_name", 1, "/device:GPU:0"),
+        meta("process_name", 2, "/host:CPU"),
+        meta("thread_name", 1, "Stream #1", 1),
+        meta("thread_name", 1, "XLA Ops", 2),
+        meta("thread_name", 2, "Stream of a host", 1),
+        event("sum", 0, 30),
+        event("conv", 20, 20),
+        event("sum", 100, 50),
+        event("sum", 0, 500, thread=2),
+        event("python", 0, 900, process=2),
+    ]
+
+    @contextlib.contextmanager
+    def trace(folder):
+        yield
+        packed = gzip.compress(json.dumps({"traceEvents": events}).encode())
+        (Path(folder) / "a.trace.json.gz").write_bytes(packed)
+
+    monkeypatch.setattr("jax.profiler.trace", trace)
+    told = measure.kernels(lambda: None)
+    assert told["kernels"] == 3
+    assert told["busy_seconds"] == pytest.approx(90e-6)
+    assert [(name, count) for name, count, _ in told["top"]] == [("sum", 2), ("conv", 1)]
+    assert told["top"][0][2] == pytest.approx(80e-6)
 
 
 def test_gpu_leaves_out_what_it_has_no_time_for(tmp_path):
