@@ -31,10 +31,7 @@ def make_accuracy(
     rows = np.arange(len(labels)) if rows is None else np.asarray(rows)
     batch_size = min(batch_size, len(rows))
 
-    @jax.jit
-    def correct(arguments, images, labels, indices, valid):
-        predicted = logits(*arguments, normalise(images[indices], mean, std)).argmax(-1)
-        return jnp.sum((predicted == labels[indices]) & valid)
+    correct = jax.jit(right_answers(logits, mean, std))
 
     def accuracy(*arguments, limit: int | None = None) -> float:
         count = len(rows) if limit is None else min(limit, len(rows))
@@ -45,6 +42,20 @@ def make_accuracy(
         return total / count
 
     return accuracy
+
+
+def right_answers(logits: Callable, mean, std) -> Callable:
+    """Builds right(arguments, images, labels, indices, valid): how many of a batch are right.
+
+    `logits`, `images`, `labels`, `mean`, `std` are those of `make_accuracy`, `indices` and `valid`
+    those of `evaluation_batches`.
+    """
+
+    def right(arguments, images, labels, indices, valid):
+        predicted = logits(*arguments, normalise(images[indices], mean, std)).argmax(-1)
+        return jnp.sum((predicted == labels[indices]) & valid)
+
+    return right
 
 
 TOP = 5
@@ -124,10 +135,7 @@ def make_answers(
     images, labels = jnp.asarray(images), jnp.asarray(labels)
     batch_size = min(batch_size, len(labels))
 
-    @partial(jax.jit, donate_argnums=0)
-    def add(before, arguments, images, labels, indices, valid):
-        scores = logits(*arguments, normalise(images[indices], mean, std))
-        return add_answers(before, scores, labels[indices], valid)
+    add = jax.jit(adding_answers(logits, mean, std), donate_argnums=0)
 
     def answers(*arguments) -> Answers:
         total = no_answers(classes)
@@ -136,6 +144,19 @@ def make_answers(
         return jax.device_get(total)
 
     return answers
+
+
+def adding_answers(logits: Callable, mean, std) -> Callable:
+    """Builds add(before, arguments, images, labels, indices, valid) -> `before` and a batch's.
+
+    The arguments are those of `right_answers`.
+    """
+
+    def add(before, arguments, images, labels, indices, valid):
+        scores = logits(*arguments, normalise(images[indices], mean, std))
+        return add_answers(before, scores, labels[indices], valid)
+
+    return add
 
 
 def streamed_answers(logits: Callable, batches: Iterable, mean, std, classes: int) -> Callable:

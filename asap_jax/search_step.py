@@ -92,6 +92,13 @@ def init_state(
     return jax.jit(begin)(arch, key_params, key_steps)
 
 
+def halves_are_turns(network: Supernet, strategy: Strategy) -> bool:
+    """Whether a step computes the omega and the alpha half as turns of one loop."""
+    gradients = strategy.alpha_gradient, strategy.omega_gradient
+    plain = gradients == (bilevel.first_order, bilevel.omega_of_train)
+    return plain and not strategy.single_level and network.plan.name == "loop"
+
+
 def make_search_step(
     network: Supernet,
     strategy: Strategy,
@@ -256,17 +263,12 @@ def make_search_step(
             "val_loss": metrics["loss"][1],
         }
 
-    plain = (strategy.alpha_gradient, strategy.omega_gradient) == (
-        bilevel.first_order,
-        bilevel.omega_of_train,
-    )
-
     def step(state, train, val):
         key_omega, key_alpha, *_ = step_keys(state.key, state.step)
         alpha_metrics = {}
         if strategy.single_level:
             state, metrics = joint_step(state, train, val, key_alpha)
-        elif plain and network.plan.name == "loop":
+        elif halves_are_turns(network, strategy):
             state, metrics = halves(state, train, val, key_omega, key_alpha)
         elif strategy.alpha_first:
             state, alpha_metrics = maybe_alpha_step(state, train, val, key_alpha)

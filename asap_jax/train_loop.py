@@ -118,6 +118,26 @@ def make_optimizer(config, steps: int) -> optax.GradientTransformation:
     )
 
 
+def make_step(config, network: EvalNetwork, optimizer, dataset, class_weights=None):
+    """step(state, images uint8, labels) -> (state, metrics), as the config asks, not yet jitted."""
+    steps, drop_path = dataset.train_count // config.batch_size, None
+    if config.drop_path:
+        drop_path = schedules.linear_by_epoch(config.drop_path, config.epochs, steps)
+    step = make_train_step(
+        network,
+        optimizer,
+        auxiliary_weight=config.auxiliary_weight,
+        label_smoothing=config.label_smoothing,
+        drop_path=drop_path,
+        class_weights=class_weights,
+        accumulate=config.accumulate,
+        average=config.average,
+        dtype=precisions.map_dtype(config.precision),
+        folded=folds(steps * config.epochs),
+    )
+    return _augmented(step, make_augmentation(config, dataset))
+
+
 def make_augmentation(config, dataset: data.Dataset | data.Stream) -> Augmentation:
     """What the config (the `train` part) does to the data's training images."""
     options = config.augmentation
@@ -199,23 +219,8 @@ def train(
     if start is not None:
         fresh = {"params": state.params, "batch_stats": state.batch_stats}
         state = from_variables(_transplanted(start, fresh), optimizer, state.key, average)
-    drop_path = None
-    if config.drop_path:
-        drop_path = schedules.linear_by_epoch(config.drop_path, config.epochs, steps)
-    step = make_train_step(
-        network,
-        optimizer,
-        auxiliary_weight=config.auxiliary_weight,
-        label_smoothing=config.label_smoothing,
-        drop_path=drop_path,
-        class_weights=class_weights,
-        accumulate=config.accumulate,
-        average=config.average,
-        dtype=precisions.map_dtype(config.precision),
-        folded=folds(steps * config.epochs),
-    )
     feed = _streamed if isinstance(dataset, data.Stream) else _resident
-    step = _augmented(step, make_augmentation(config, dataset))
+    step = make_step(config, network, optimizer, dataset, class_weights)
     step, batches = feed(config, dataset, seed, step)
 
     def summary(state, progress, last):
@@ -305,9 +310,7 @@ def _augmented(step, augmentation):
 def _resident(config, dataset, seed, step):
     """(jitted step, batches) for `loop.run`: the images stay on the device, a batch is indices."""
     images, labels = jnp.asarray(dataset.train_images), jnp.asarray(dataset.train_labels)
-    jitted = _jit(
-        lambda state, x, y, indices: step(state, x[indices], y[indices]), config.precision
-    )
+    jitted = jit_resident(step, config.precision)
 
     def order(epoch):
         indices = np.arange(dataset.train_count)
@@ -322,10 +325,16 @@ def _resident(config, dataset, seed, step):
 def _streamed(config, dataset, seed, step):
     """(jitted step, batches) for `loop.run`: a batch is images and labels, sent ahead of time."""
     batches = partial(dataset.train_batches, config.batch_size, seed, config.epochs)
-    return _jit(step, config.precision), batches
+    return jit_streamed(step, config.precision), batches
 
 
-def _jit(step, precision):
+def jit_resident(step, precision: str):
+    """The jitted step(state, all images, all labels, indices of the batch)."""
+    return jit_streamed(lambda state, x, y, indices: step(state, x[indices], y[indices]), precision)
+
+
+def jit_streamed(step, precision: str):
+    """The jitted step(state, images of the batch, labels)."""
     step = precisions.computed_in(precision, step)
     return jax.jit(step, donate_argnums=0, compiler_options=compile_cache.options())
 
