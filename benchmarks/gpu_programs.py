@@ -393,7 +393,8 @@ def answers(size: Size, precision: str) -> Program:
 def predict(size: Size, precision: str) -> Program:
     """`predict`, `predict_proba` and `features`."""
     found = trained_by(size)
-    forward = partial(trained._forward, found.network, found.dataset.mean, found.dataset.std)
+    told = found.network, found.dataset.mean, found.dataset.std, precision
+    forward = partial(trained._forward, *told)
     images = pixels(256, *found.dataset.preparation.shape)
     return Program(jax.jit(forward), (found.variables, images))
 
