@@ -16,6 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from asap_jax.backend import on_cpu
+
 MOMENTUM = 0.9  # of the running statistics; counts the old value
 EPSILON = 1e-5  # added to the variance
 
@@ -43,9 +45,9 @@ def batch_norm(x, stats, *, train, known=False, scale=None, bias=None, axis_name
             count = count * lax.axis_size(axis_name)
         if known:
             inverse = lax.rsqrt(stats["var"] / unbiased(1, count) + EPSILON)
-            y = _normalise_by(x, stats["mean"], inverse, axis_name)
+            y = _normalise_by(x, stats["mean"], inverse, axis_name, on_cpu())
         else:
-            y, mean, var = _normalise(x, axis_name)
+            y, mean, var = _normalise(x, axis_name, on_cpu())
             stats = lax.stop_gradient({"mean": mean, "var": unbiased(var, count)})
     else:
         y = _standardise(x, stats["mean"], lax.rsqrt(stats["var"] + EPSILON))
@@ -59,17 +61,15 @@ def unbiased(var, count):
     return var * (count / max(count - 1, 1))
 
 
-def moments(maps, axis_name=None):
+def moments(maps, axis_name=None, cpu=None):
     """[(mean [C], variance [C])] of maps [N, H, W, C], over the mapped axis too if there is one.
 
     A GPU waits for memory, so there both sums come out of one reading: of the distances from one
     pixel of the map, which is near enough to the mean that nothing cancels. A CPU reads twice.
+    `cpu` says which it is; None for `backend.on_cpu`.
     """
-    return lax.platform_dependent(
-        list(maps),
-        cpu=partial(_moments_by_two, axis_name),
-        default=partial(_moments_at_once, axis_name),
-    )
+    cpu = on_cpu() if cpu is None else cpu
+    return (_moments_by_two if cpu else _moments_at_once)(axis_name, list(maps))
 
 
 def _moments_by_two(axis_name, maps):
@@ -104,11 +104,10 @@ def sums_over_pixels(maps):
     return [part.reshape(shape) for part, shape in zip(jnp.split(flat, ends), shapes, strict=True)]
 
 
-def _means(axis_name, *maps):
-    return [_mean(each, axis_name) for each in maps]
-
-
-def _means_at_once(axis_name, *maps):
+def _means(maps, axis_name, cpu):
+    """[[C], ...] of each map, over the mapped axis too; see `moments`."""
+    if cpu:
+        return [_mean(each, axis_name) for each in maps]
     means = [s / (x.size // x.shape[-1]) for s, x in zip(sums_over_pixels(maps), maps, strict=True)]
     return means if axis_name is None else lax.pmean(means, axis_name)
 
@@ -121,45 +120,43 @@ def blend(running, batch):
 # By `jit`, so that the norms of a supernet, hundreds of a few shapes, share their traces.
 
 
-@partial(jax.jit, static_argnums=1)
-@partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _normalise(x, axis_name):
+@partial(jax.jit, static_argnums=(1, 2))
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _normalise(x, axis_name, cpu):
     """(y, mean [C], variance [C]); the gradient takes the latter two for constants."""
-    return _forward(x, axis_name)[0]
+    return _forward(x, axis_name, cpu)[0]
 
 
-def _forward(x, axis_name):
-    ((mean, var),) = moments([x], axis_name)
+def _forward(x, axis_name, cpu):
+    ((mean, var),) = moments([x], axis_name, cpu)
     inverse = lax.rsqrt(var + EPSILON)
     return (_standardise(x, mean, inverse), mean, var), (x, mean, inverse)
 
 
-def _backward(axis_name, residuals, cotangents):
-    return (_pull_back(*residuals, cotangents[0], axis_name),)
+def _backward(axis_name, cpu, residuals, cotangents):
+    return (_pull_back(*residuals, cotangents[0], axis_name, cpu),)
 
 
-@partial(jax.jit, static_argnums=4)
-def _pull_back(x, mean, inverse, g, axis_name):
+@partial(jax.jit, static_argnums=(4, 5))
+def _pull_back(x, mean, inverse, g, axis_name, cpu):
     standard = _standardise(x, mean, inverse)
-    through_mean, through_var = lax.platform_dependent(
-        g, g * standard, cpu=partial(_means, axis_name), default=partial(_means_at_once, axis_name)
-    )
+    through_mean, through_var = _means([g, g * standard], axis_name, cpu)
     return inverse * (g - through_mean - standard * through_var)
 
 
 _normalise.__wrapped__.defvjp(_forward, _backward)
 
 
-@partial(jax.jit, static_argnums=3)
-@partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _normalise_by(x, mean, inverse, axis_name):
+@partial(jax.jit, static_argnums=(3, 4))
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _normalise_by(x, mean, inverse, axis_name, cpu):
     """The same by the batch's mean and 1 / standard deviation, computed before."""
     return _standardise(x, mean, inverse)
 
 
 _normalise_by.__wrapped__.defvjp(
-    lambda x, mean, inverse, axis_name: (_standardise(x, mean, inverse), (x, mean, inverse)),
-    lambda axis_name, residuals, g: (*_backward(axis_name, residuals, (g,)), None, None),
+    lambda x, mean, inverse, *options: (_standardise(x, mean, inverse), (x, mean, inverse)),
+    lambda axis_name, cpu, residuals, g: (*_backward(axis_name, cpu, residuals, (g,)), None, None),
 )
 
 

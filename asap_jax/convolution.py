@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from asap_jax.backend import on_cpu
 from asap_jax.windows import Window
 
 
@@ -62,7 +63,7 @@ def _conv_backward(stride, padding, residuals, g):
         return jax.vjp(lambda k: conv_reference(x, k, stride, padding), kernel)[1](g)[0]
 
     g_x = jax.vjp(lambda x: conv_reference(x, kernel, stride, padding), x)[1](g)[0]
-    return g_x, lax.platform_dependent(x, kernel, g, cpu=by_taps, default=by_conv)
+    return g_x, (by_taps if on_cpu() else by_conv)(x, kernel, g)
 
 
 conv.defvjp(
@@ -101,7 +102,7 @@ def whole(maps):
     Left to itself XLA computes a map anew within each kernel that reads it, dozens of inputs at a
     time where it is the sum of a cell's candidates.
     """
-    return lax.platform_dependent(maps, cpu=lambda maps: maps, default=lax.optimization_barrier)
+    return maps if on_cpu() else lax.optimization_barrier(maps)
 
 
 def convolve(x, kernel, window, groups=1):

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from asap_jax import windows
+from asap_jax.backend import on_cpu
 from asap_jax.convolution import if_it_learns, pieces
 
 
@@ -35,7 +36,7 @@ def depthwise_conv(x, kernel, stride=1, dilation=1, learn=None):
     Returns:
       [N, ceil(H / stride), ceil(W / stride), C].
     """
-    return _convolve(x, kernel, stride, dilation)
+    return _convolve(x, kernel, stride, dilation, on_cpu())
 
 
 def depthwise_conv_reference(x, kernel, stride=1, dilation=1):
@@ -58,10 +59,11 @@ def _forward(x, kernel, stride, dilation, learn):
 
 def _backward(stride, dilation, residuals, g):
     x, kernel, learn = residuals
-    g_x = _pull_input(x, kernel, g, stride, dilation)
+    options = stride, dilation, on_cpu()
+    g_x = _pull_input(x, kernel, g, *options)
 
     def pull_kernel(x, kernel, g):
-        return _pull_kernel(x, kernel, g, stride, dilation)
+        return _pull_kernel(x, kernel, g, *options)
 
     return g_x, if_it_learns(learn, pull_kernel, kernel, x, kernel, g), None
 
@@ -72,48 +74,34 @@ depthwise_conv.defvjp(_forward, _backward)
 # By `jit`, so that the hundreds of convolutions of a supernet share a few traces.
 
 
-@partial(jax.jit, static_argnums=(2, 3))
-def _convolve(x, kernel, stride, dilation):
-    return lax.platform_dependent(
-        x,
-        kernel,
-        cpu=partial(_shifted_sum, stride=stride, dilation=dilation),
-        default=partial(depthwise_conv_reference, stride=stride, dilation=dilation),
-    )
+@partial(jax.jit, static_argnums=(2, 3, 4))
+def _convolve(x, kernel, stride, dilation, cpu):
+    return (_shifted_sum if cpu else depthwise_conv_reference)(x, kernel, stride, dilation)
 
 
-@partial(jax.jit, static_argnums=(3, 4))
-def _pull_input(x, kernel, g, stride, dilation):
-    def on_cpu(x, kernel, g):
-        """Spreads g to the input's grid and convolves it with the kernel turned round."""
+@partial(jax.jit, static_argnums=(3, 4, 5))
+def _pull_input(x, kernel, g, stride, dilation, cpu):
+    if cpu:  # spreads g to the input's grid and convolves it with the kernel turned round
         spread = windows.spread(g, x.shape[1], x.shape[2], stride)
         return _shifted_sum(spread, kernel[::-1, ::-1], 1, dilation)
-
-    def elsewhere(x, kernel, g):
-        conv = partial(depthwise_conv_reference, kernel=kernel, stride=stride, dilation=dilation)
-        return jax.vjp(conv, x)[1](g)[0]
-
-    return lax.platform_dependent(x, kernel, g, cpu=on_cpu, default=elsewhere)
+    conv = partial(depthwise_conv_reference, kernel=kernel, stride=stride, dilation=dilation)
+    return jax.vjp(conv, x)[1](g)[0]
 
 
-@partial(jax.jit, static_argnums=(3, 4))
-def _pull_kernel(x, kernel, g, stride, dilation):
-    def on_cpu(x, kernel, g):
+@partial(jax.jit, static_argnums=(3, 4, 5))
+def _pull_kernel(x, kernel, g, stride, dilation, cpu):
+    if cpu:
         return _kernel_gradient(x, kernel.shape, g, stride, dilation)
-
-    def elsewhere(x, kernel, g):
-        step = dilation
-        if step > 1 and stride in (1, step) and _padding(kernel.shape[0], dilation) % step == 0:
-            if stride == step:  # the pixels that are met are those of one piece
-                x = x[:, ::step, ::step]
-            else:
-                x, g = pieces(x, step), pieces(g, step)
-            conv = partial(depthwise_conv_reference, x, stride=1, dilation=1)
+    step = dilation
+    if step > 1 and stride in (1, step) and _padding(kernel.shape[0], dilation) % step == 0:
+        if stride == step:  # the pixels that are met are those of one piece
+            x = x[:, ::step, ::step]
         else:
-            conv = partial(depthwise_conv_reference, x, stride=stride, dilation=dilation)
-        return jax.vjp(conv, kernel)[1](g)[0]
-
-    return lax.platform_dependent(x, kernel, g, cpu=on_cpu, default=elsewhere)
+            x, g = pieces(x, step), pieces(g, step)
+        conv = partial(depthwise_conv_reference, x, stride=1, dilation=1)
+    else:
+        conv = partial(depthwise_conv_reference, x, stride=stride, dilation=dilation)
+    return jax.vjp(conv, kernel)[1](g)[0]
 
 
 def _padding(kernel_size, dilation):

@@ -92,6 +92,8 @@ class _Statistics:
         """
         context, normed = self._edges.context, list(maps)
         arrays = [_wide(y) for _, y in joined]
+        if not context.twice:  # whatever uses the norms has the gradient go through them
+            arrays = lax.stop_gradient(arrays)
         found = moments(arrays, context.axis_name) if context.train else [()] * len(joined)
         for (members, y), batch in zip(joined, found, strict=True):
             widths = [self._channels(maps[i], blocks[i]) for i in members]

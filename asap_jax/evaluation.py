@@ -9,45 +9,52 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from asap_jax.compiling import Compiler, Prepared
 from asap_jax.data.augment import normalise
 from asap_jax.data.batches import evaluation_batches
 
 
-def make_accuracy(
-    logits: Callable, images, labels, mean, std, batch_size: int, rows=None
-) -> Callable:
-    """Builds accuracy(*arguments, limit=None) -> share that logits(*arguments, batch) gets right.
+class Accuracy:
+    """accuracy(*arguments, limit=None) -> the share that logits(*arguments, batch) gets right.
 
     `limit` is the number of images to look at, the first of them; None is all.
-
-    Args:
-      logits: pure function of its arguments and normalised images [N, H, W, C] -> [N, classes].
-      images, labels: [N, H, W, C] uint8 and [N] int32.
-      mean, std: [C], the normalisation.
-      batch_size: images at a time.
-      rows: indices of those to measure on; None for all.
     """
-    images, labels = jnp.asarray(images), jnp.asarray(labels)
-    rows = np.arange(len(labels)) if rows is None else np.asarray(rows)
-    batch_size = min(batch_size, len(rows))
 
-    correct = jax.jit(right_answers(logits, mean, std))
+    def __init__(self, logits: Callable, images, labels, mean, std, batch_size: int, rows=None):
+        """Sets up what the accuracy is measured of.
 
-    def accuracy(*arguments, limit: int | None = None) -> float:
-        count = len(rows) if limit is None else min(limit, len(rows))
+        Args:
+          logits: pure function of its arguments and normalised images [N, H, W, C] -> [N, classes].
+          images, labels: [N, H, W, C] uint8 and [N] int32.
+          mean, std: [C], the normalisation.
+          batch_size: images at a time.
+          rows: indices of those to measure on; None for all.
+        """
+        self._set = jnp.asarray(images), jnp.asarray(labels)
+        self._rows = np.arange(len(labels)) if rows is None else np.asarray(rows)
+        self._batch_size = min(batch_size, len(self._rows))
+        self._right = Prepared(jax.jit(right_answers(logits, mean, std)))
+
+    def prepare(self, compiler: Compiler, *arguments) -> None:
+        """Has it compiled for arguments of these shapes, before it is called with them."""
+        self._right.prepare(compiler, arguments, *self._set, *next(self._batches()))
+
+    def __call__(self, *arguments, limit: int | None = None) -> float:
         total = sum(
-            int(correct(arguments, images, labels, rows[indices], valid))
-            for indices, valid in evaluation_batches(count, batch_size)
+            int(self._right(arguments, *self._set, *batch)) for batch in self._batches(limit)
         )
-        return total / count
+        return total / (len(self._rows) if limit is None else min(limit, len(self._rows)))
 
-    return accuracy
+    def _batches(self, limit=None):
+        rows = self._rows[:limit]
+        for indices, valid in evaluation_batches(len(rows), self._batch_size):
+            yield rows[indices], valid
 
 
 def right_answers(logits: Callable, mean, std) -> Callable:
     """Builds right(arguments, images, labels, indices, valid): how many of a batch are right.
 
-    `logits`, `images`, `labels`, `mean`, `std` are those of `make_accuracy`, `indices` and `valid`
+    `logits`, `images`, `labels`, `mean`, `std` are those of `Accuracy`, `indices` and `valid`
     those of `evaluation_batches`.
     """
 
@@ -123,27 +130,33 @@ def add_answers(answers: Answers, scores, labels, valid=True) -> Answers:
     )
 
 
-def make_answers(
-    logits: Callable, images, labels, mean, std, batch_size: int, classes: int
-) -> Callable:
-    """Builds answers(*arguments) -> Answers of logits(*arguments, batch), counted on the device.
+class Questions:
+    """questions(*arguments) -> `Answers` of logits(*arguments, batch), counted on the device."""
 
-    Args:
-      logits, images, labels, mean, std, batch_size: as in `make_accuracy`.
-      classes: K.
-    """
-    images, labels = jnp.asarray(images), jnp.asarray(labels)
-    batch_size = min(batch_size, len(labels))
+    def __init__(self, logits: Callable, images, labels, mean, std, batch_size: int, classes: int):
+        """Sets up what is asked.
 
-    add = jax.jit(adding_answers(logits, mean, std), donate_argnums=0)
+        Args:
+          logits, images, labels, mean, std, batch_size: as of `Accuracy`.
+          classes: K.
+        """
+        self._set, self._classes = (jnp.asarray(images), jnp.asarray(labels)), classes
+        self._batch_size = min(batch_size, len(labels))
+        self._add = Prepared(jax.jit(adding_answers(logits, mean, std), donate_argnums=0))
 
-    def answers(*arguments) -> Answers:
-        total = no_answers(classes)
-        for indices, valid in evaluation_batches(len(labels), batch_size):
-            total = add(total, arguments, images, labels, indices, valid)
+    def prepare(self, compiler: Compiler, *arguments) -> None:
+        """Has it compiled for arguments of these shapes, before it is called with them."""
+        nothing, batch = no_answers(self._classes), next(self._batches())
+        self._add.prepare(compiler, nothing, arguments, *self._set, *batch)
+
+    def __call__(self, *arguments) -> Answers:
+        total = no_answers(self._classes)
+        for batch in self._batches():
+            total = self._add(total, arguments, *self._set, *batch)
         return jax.device_get(total)
 
-    return answers
+    def _batches(self):
+        return evaluation_batches(len(self._set[1]), self._batch_size)
 
 
 def adding_answers(logits: Callable, mean, std) -> Callable:
@@ -163,7 +176,7 @@ def streamed_answers(logits: Callable, batches: Iterable, mean, std, classes: in
     """Builds answers(*arguments) -> Answers of logits(*arguments, batch), counted on the device.
 
     Args:
-      logits, classes: as in `make_answers`.
+      logits, classes: as of `Questions`.
       batches: (images [B, H, W, C] uint8, labels [B], valid [B] bool), all of one size; gone
         through once.
       mean, std: [C], the normalisation.

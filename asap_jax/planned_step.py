@@ -1,48 +1,46 @@
 """The jitted step of a search on the host: data on the device, and compiled as its plan asks."""
 
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from functools import cached_property
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from asap_jax import compile_cache, plans, precisions
+from asap_jax.compiling import Compiler, shapes_of
 from asap_jax.data.augment import Augmentation, augment
-from asap_jax.search_step import Batch, make_search_step, step_keys
+from asap_jax.search_step import (
+    Batch,
+    Pass,
+    in_turn,
+    make_passes,
+    make_search_step,
+    only_changes,
+    step_keys,
+    with_changes,
+)
 
 WORTH = 1.0  # seconds that compiling anew has to save for each second it takes
-
-
-class _Program(NamedTuple):
-    """A compiled step.
-
-    run: (state, images, labels, indices of both batches) -> (state, metrics).
-    seconds: what tracing and compiling took.
-    """
-
-    run: object
-    seconds: float
 
 
 class PlannedStep:
     """The jitted step of a stage, compiled anew where its plan and the pruned masks call for it.
 
-    By the plan "unrolled" a step that trains omega alone and one that trains the alphas as well are
-    two programs, without a condition in either. They are compiled side by side when the first step
-    is taken, and the one for fewer candidates while the search goes on with the wider.
+    By the plan "unrolled" its passes are programs of their own (`search_step.make_passes`), without
+    a condition in any: what trains omega, what trains the alphas, what closes the step. They are
+    compiled side by side, and those for fewer candidates while the search goes on with the wider
+    ones.
 
     The live candidates that it computes stand in `Progress.history`, so that a search that goes on
     computes as it did before.
     """
 
-    def __init__(self, stage, class_weights):
-        self._stage, self._class_weights = stage, class_weights
+    def __init__(self, stage, class_weights, compiler: Compiler):
+        self._stage, self._class_weights, self._compiler = stage, class_weights, compiler
         self._plan, self._coming, self._shapes = stage.network.plan, None, None
-        self._programs: dict[tuple, Future] = {}  # (plan, whether the alphas learn)
-        self._compiler = ThreadPoolExecutor(2)
+        self._programs: dict[str, Future] = {}  # by the names of passes
         self._step, self._refused = 0, False
         self._began, self._waited = None, 0.0  # of the epoch; seconds of it that compiling took
 
@@ -52,55 +50,57 @@ class PlannedStep:
         self._plan = plans.Plan(name, live and plans.freeze(live))
         self._step = progress.epoch * self._stage.steps + progress.step
 
+    def prepare(self, state) -> None:
+        """Begins to compile the programs that are needed, for this state's shapes."""
+        held, batch = self._stage.held, np.zeros(self._stage.config.batch_size, int)
+        self._shapes = shapes_of((state, held.images, held.labels, batch, batch))
+        self._programs = self._compile(self._plan)
+
     def __call__(self, state, *indices):
-        held = self._stage.held
-        operands = (state, held.images, held.labels, *indices)
+        operands = (self._stage.held.images, self._stage.held.labels, *indices)
         begin = time.monotonic()
         self._began = self._began or begin
-        if self._shapes is None:
-            self._shapes = jax.eval_shape(lambda *operands: operands, *operands)
-            self._compile(self._plan)
-        program = self._programs[self._plan, self._learns[self._step]].result()
+        names = [each.name for each in self.passes(self._plan)[self._learns[self._step]]]
+        programs = [(name, self._programs[name].result().run) for name in names]
         self._waited += time.monotonic() - begin
         self._step += 1
-        return program.run(*operands)
+        return in_turn([Pass(name, with_changes(run)) for name, run in programs])(state, *operands)
 
     @cached_property
-    def _learns(self) -> list[bool | None]:
-        """Of each step, whether the alphas learn in it; None where the step asks itself."""
+    def _learns(self) -> list[bool]:
+        """Of each step, whether the alphas learn in it."""
         steps = np.arange(self._stage.epochs * self._stage.steps, dtype=np.int32)
-        if self._plan.name != "unrolled":
-            return [None] * len(steps)
         learns = jax.jit(jax.vmap(self._stage.strategy.learns))(jnp.asarray(steps))
         return np.asarray(learns).tolist()
 
-    def _compile(self, plan) -> list[Future]:
-        """Has the programs compiled that are still to come, the one for the next step first."""
+    def passes(self, plan) -> dict[bool, tuple[Pass, ...]]:
+        """What a step consists of, by whether the alphas learn."""
+        stage = self._stage
+        parts = stage.network.clone(plan=plan), stage.strategy, stage.optimizers
+        options = {"class_weights": self._class_weights}
+        options["dtype"] = precisions.map_dtype(stage.config.precision)
+        if plan.name == "unrolled":
+            return make_passes(*parts, **options)
+        step = Pass("step", make_search_step(*parts, **options))
+        return dict.fromkeys((False, True), (step,))
+
+    def _compile(self, plan) -> dict[str, Future]:
+        """Has the programs compiled that are still to come, those for the next step first."""
+        passes = self.passes(plan)
         needed = dict.fromkeys(self._learns[self._step :])
-        for learns in needed:
-            begin = time.monotonic()
-            lowered = self._lowered(plan, learns)
+        jitted = {each.name: self.jitted(each) for learns in needed for each in passes[learns]}
+        return {
+            name: self._compiler.submit(function, *self._shapes)
+            for name, function in jitted.items()
+        }
 
-            def finish(lowered=lowered, begin=begin):
-                return _Program(lowered.compile(), time.monotonic() - begin)
-
-            self._programs[plan, learns] = self._compiler.submit(finish)
-        return [self._programs[plan, learns] for learns in needed]
-
-    def _lowered(self, plan, learns):
+    def jitted(self, each: Pass):
+        """A pass as a program, jitted: (state, images, labels, indices of both batches) -> (what it
+        changes of the state {field: value}, metrics)."""
         stage, augmentation = self._stage, self._stage.config.augmentation
-        step = make_search_step(
-            stage.network.clone(plan=plan),
-            stage.strategy,
-            stage.optimizers,
-            class_weights=self._class_weights,
-            dtype=precisions.map_dtype(stage.config.precision),
-            learns=learns,
-        )
         mean, std = stage.dataset.mean, stage.dataset.std
-        step = precisions.computed_in(stage.config.precision, step)
-        jitted = _with_data(step, Augmentation(mean, std, augmentation.pad, augmentation.flip))
-        return jitted.lower(*self._shapes)
+        run = precisions.computed_in(stage.config.precision, each.run)
+        return _with_data(run, Augmentation(mean, std, augmentation.pad, augmentation.flip))
 
     def lap(self) -> float:
         """Seconds since the epoch's first step began, without what compiling took."""
@@ -111,8 +111,8 @@ class PlannedStep:
     def consider(self, state, progress, seconds) -> None:
         """After an epoch of so many seconds: leaves dead candidates out if it should be worth it.
 
-        A program that has been compiled is taken from the next step on; where compiling failed, as
-        for want of memory, the search goes on with the one that it has.
+        Programs that have been compiled are taken from the next step on; where compiling failed, as
+        for want of memory, the search goes on with those that it has.
         """
         over = progress.ended or self._step >= len(self._learns)
         if over or self._plan.name != "unrolled" or self._refused:
@@ -120,16 +120,15 @@ class PlannedStep:
         say = self._stage.session.log.say
         if self._coming is not None:
             plan, programs = self._coming
-            if not all(program.done() for program in programs):
+            if not all(program.done() for program in programs.values()):
                 return
             self._coming = None
-            failures = [program.exception() for program in programs if program.exception()]
+            failures = [each.exception() for each in programs.values() if each.exception()]
             if failures:
                 self._refused = True
                 say(f"going on with the step for all candidates: {failures[0]}")
                 return
-            self._plan = plan
-            self._programs = {key: each for key, each in self._programs.items() if key[0] == plan}
+            self._plan, self._programs = plan, programs
             live = {cell: [list(row) for row in rows] for cell, rows in plan.live}
             progress.history["plan"] = [plan.name, live]
             return
@@ -137,32 +136,28 @@ class PlannedStep:
         computed = dict(self._plan.live or plans.freeze(jax.tree.map(np.ones_like, masks)))
         share = plans.cost(masks, stage.space) / plans.cost(computed, stage.space)
         remaining = (stage.epochs - progress.epoch - 1) * seconds
-        took = self._programs[self._plan, self._learns[self._step]].result().seconds
+        took = max(each.result().seconds for each in self._programs.values() if each.done())
         if (1 - share) * remaining > WORTH * took:
             left = sum(mask.sum() for mask in masks.values())
             say(f"compiling the search step for the {left} candidates that are left")
             plan = plans.Plan(self._plan.name, plans.freeze(masks))
             self._coming = plan, self._compile(plan)
 
-    def close(self) -> None:
-        """Drops what is not compiled yet."""
-        self._compiler.shutdown(wait=False, cancel_futures=True)
 
-
-def _with_data(step, augmentation):
-    """The jitted step that takes the batches out of the data on the device and augments them.
+def _with_data(run, augmentation):
+    """The jitted pass that takes the batches out of the data on the device and augments them.
 
     It donates nothing: when a step says that the search is finished, the one after it has begun,
     and the search ends with the state between them.
     """
 
-    def run(state, images, labels, omega_indices, alpha_indices):
+    def with_data(state, images, labels, omega_indices, alpha_indices):
         keys = step_keys(state.key, state.step)
 
         def batch(indices, key):
             return Batch(augment(images[indices], augmentation, key), labels[indices])
 
         train = batch(omega_indices, keys.augment_train)
-        return step(state, train, batch(alpha_indices, keys.augment_val))
+        return run(state, train, batch(alpha_indices, keys.augment_val))
 
-    return jax.jit(run, compiler_options=compile_cache.options())
+    return jax.jit(only_changes(with_data), compiler_options=compile_cache.options())

@@ -22,10 +22,11 @@ from asap_jax import (
     schedules,
 )
 from asap_jax.benchmarks import NASBench201
+from asap_jax.compiling import Compiler
 from asap_jax.data.augment import normalise
 from asap_jax.derive import EDGES
 from asap_jax.errors import UserError
-from asap_jax.evaluation import make_accuracy
+from asap_jax.evaluation import Accuracy
 from asap_jax.genotypes import Genotype
 from asap_jax.losses import cross_entropy
 from asap_jax.networks import STAGES, Supernet
@@ -281,7 +282,7 @@ class _Stage:
         self.session, self.benchmark, self.warned = session, _benchmark(config), warned
         # By the stage's own plan for all candidates: one compilation serves every mask.
         self.accuracy, self.accuracy_by_batch = (
-            make_accuracy(
+            Accuracy(
                 precisions.computed_in(config.precision, _supernet_logits(self.network, by_batch)),
                 held.images,
                 held.labels,
@@ -303,7 +304,8 @@ class _Stage:
         key = jax.random.fold_in(key, number) if number else key
         shape = self.dataset.preparation.shape
         state = init_state(self.network, self.strategy, self.optimizers, key, shape)
-        planned = PlannedStep(self, class_weights)
+        compiler = Compiler()
+        planned = PlannedStep(self, class_weights, compiler)
 
         def order(epoch):
             size, epoch = config.batch_size, before + epoch
@@ -318,6 +320,12 @@ class _Stage:
             planned.consider(state, progress, seconds)
             name = f"search {number + 1}:" if staged else "search "
             return record, _epoch_line(name, progress.epoch, record, self.epochs)
+
+        def begin(progress):
+            planned.follow(progress)
+            if progress.epoch < self.epochs and not progress.ended:
+                planned.prepare(state)
+                self.prepare(state, compiler)
 
         self.entered = time.monotonic()
         try:
@@ -334,10 +342,17 @@ class _Stage:
                 index=index,
                 stage=number,
                 watch=_prune_watch(self.session.callbacks.on_prune, self.space),
-                begin=planned.follow,
+                begin=begin,
             )
         finally:
-            planned.close()
+            compiler.close()
+
+    def prepare(self, state, compiler) -> None:
+        """Has compiled what the end of an epoch asks."""
+        mixtures = jax.eval_shape(partial(_final_mixtures, self.strategy), state)
+        needed = [self.accuracy] + [self.accuracy_by_batch] * bool(self.watched)
+        for each in needed:
+            each.prepare(compiler, state.params, state.batch_stats, mixtures)
 
     def summary(self, state, progress, last) -> dict:
         """The record of an epoch; warns when a sign of collapse shows for the first time."""

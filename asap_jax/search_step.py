@@ -1,11 +1,13 @@
 """One step of a search: a pure function of the state and two batches."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax
 
@@ -106,17 +108,85 @@ def make_search_step(
     axis_name: str | None = None,
     class_weights=None,
     dtype: str | None = None,
-    learns: bool | None = None,
 ) -> Callable[[SearchState, Batch, Batch], tuple[SearchState, dict[str, jax.Array]]]:
     """Builds step(state, omega batch, alpha batch) -> (state, metrics).
 
     Algorithm 1's lines 4 to 9: an omega step; then, where the strategy learns, an alpha step and
     pruning. The running statistics follow both passes, as in DARTS. With `axis_name` the batches
     are one device's part; batch statistics and gradients are those of the whole. `class_weights`
-    [classes] weigh both losses. `dtype` is that of the maps, see `ops.Context`. `learns` is what
-    `strategy.learns` says of the steps that are to be taken, where the caller knows: the step then
-    has no condition, which a GPU waits for; None has each step ask.
+    [classes] weigh both losses. `dtype` is that of the maps, see `ops.Context`.
     """
+    options = network, strategy, optimizers, axis_name, class_weights, dtype
+    return in_turn(_passes(*options, learns=None))
+
+
+class Pass(NamedTuple):
+    """A part of a step.
+
+    name: by which it is told from the other parts.
+    run: (state, omega batch, alpha batch) -> (state, its part of the metrics).
+    """
+
+    name: str
+    run: Callable[[SearchState, Batch, Batch], tuple[SearchState, dict[str, jax.Array]]]
+
+
+def make_passes(
+    network: Supernet,
+    strategy: Strategy,
+    optimizers: Optimizers,
+    axis_name: str | None = None,
+    class_weights=None,
+    dtype: str | None = None,
+) -> dict[bool, tuple[Pass, ...]]:
+    """The same step in parts that may be programs of their own, without a condition in any.
+
+    {what `strategy.learns` says of a step: its parts in their order}; those of one name are one.
+    A GPU waits for conditions, and two small programs are compiled sooner than a large one.
+    """
+    options = network, strategy, optimizers, axis_name, class_weights, dtype
+    return {learns: _passes(*options, learns=learns) for learns in (False, True)}
+
+
+def in_turn(passes) -> Callable[..., tuple[SearchState, dict]]:
+    """The passes as one step, of the operands that each of them takes."""
+
+    def step(state, *operands):
+        metrics = {"val_loss": np.float32(np.nan)}  # of a step in which the alphas rest
+        for each in passes:
+            state, found = each.run(state, *operands)
+            metrics |= found
+        return state, metrics
+
+    return step
+
+
+def only_changes(run: Callable) -> Callable:
+    """run(state, *operands) -> (state, metrics) as one that gives just what it changes.
+
+    {field: value} stands for the state: a program copies what it hands on as it got it.
+    """
+
+    def changes(state, *operands):
+        after, metrics = run(state, *operands)
+        fields = [(f.name, getattr(after, f.name)) for f in dataclasses.fields(state)]
+        return {name: new for name, new in fields if new is not getattr(state, name)}, metrics
+
+    return changes
+
+
+def with_changes(changes: Callable) -> Callable:
+    """The function that `only_changes` was given, of what it gave."""
+
+    def run(state, *operands):
+        changed, metrics = changes(state, *operands)
+        return state.replace(**changed), metrics
+
+    return run
+
+
+def _passes(network, strategy, optimizers, axis_name, class_weights, dtype, learns):
+    """The passes of a step; `learns` None has each step ask."""
     twice = strategy.alpha_gradient is bilevel.second_order_exact
     context = Context(train=True, twice=twice, axis_name=axis_name, dtype=dtype)
 
@@ -154,7 +224,8 @@ def make_search_step(
             optimizers.virtual_step,
         )
 
-    def omega_step(state, train, val, key):
+    def omega_step(state, train, val):
+        key = step_keys(state.key, state.step).omega
         (value, (batch_stats, logits)), gradients = strategy.omega_gradient(
             loss_at(state.arch, state.step), point(state, train, val, key)
         )
@@ -173,7 +244,8 @@ def make_search_step(
         )
         return state.replace(params=params, batch_stats=batch_stats, omega_opt=omega_opt)
 
-    def alpha_step(state, train, val, key):
+    def alpha_step(state, train, val):
+        key = step_keys(state.key, state.step).alpha
         (value, (batch_stats, _)), gradients = strategy.alpha_gradient(
             loss_at(state.arch, state.step), point(state, train, val, key)
         )
@@ -192,7 +264,8 @@ def make_search_step(
         arch = strategy.prune(state.arch._replace(alphas=alphas), gradients, state.step)
         return state.replace(arch=arch, alpha_opt=alpha_opt)
 
-    def joint_step(state, train, val, key):
+    def joint_step(state, train, val):
+        key = step_keys(state.key, state.step).alpha
         (value, (batch_stats, logits)), (g_params, g_alphas) = strategy.omega_gradient(
             loss_at(state.arch, state.step), point(state, train, val, key)
         )
@@ -203,15 +276,12 @@ def make_search_step(
         after = move_omega(state, g_params, batch_stats, key)
         after = after.replace(arch=moved.arch, alpha_opt=moved.alpha_opt)
         correct = jnp.mean(logits.argmax(-1) == train.labels)
-        metrics = mean({"train_loss": value, "train_accuracy": correct})
-        return after, metrics | {"val_loss": jnp.full((), jnp.nan, train.images.dtype)}
+        return after, mean({"train_loss": value, "train_accuracy": correct})
 
-    def maybe_alpha_step(state, train, val, key):
-        if strategy.alpha_gradient is None:
-            return state, {"val_loss": jnp.float32(jnp.nan)}
+    def maybe_alpha_step(state, train, val):
         return if_learning(
             state,
-            lambda state: alpha_step(state, train, val, key),
+            lambda state: alpha_step(state, train, val),
             lambda state: (state, {"val_loss": jnp.full((), jnp.nan, train.images.dtype)}),
         )
 
@@ -220,7 +290,7 @@ def make_search_step(
             return (act if learns else rest)(state)
         return lax.cond(strategy.learns(state.step), act, rest, state)
 
-    def halves(state, train, val, key_omega, key_alpha):
+    def halves(state, train, val):
         """Both halves as turns of one loop, so that the network is compiled once for the two.
 
         For the plan that is a loop itself; on a GPU the turns would be conditions.
@@ -229,7 +299,7 @@ def make_search_step(
         dear and of no use to the alphas, are skipped in their turn (`Context.learn`).
         """
         batches = jax.tree.map(lambda *pair: jnp.stack(pair), train, val)
-        keys = jnp.stack([key_omega, key_alpha])
+        keys = jnp.stack(step_keys(state.key, state.step)[:2])
         both = strategy.learns(state.step).astype(jnp.int32)
         first, last = (1 - both, 2) if strategy.alpha_first else (0, 1 + both)
 
@@ -263,23 +333,12 @@ def make_search_step(
             "val_loss": metrics["loss"][1],
         }
 
-    def step(state, train, val):
-        key_omega, key_alpha, *_ = step_keys(state.key, state.step)
-        alpha_metrics = {}
-        if strategy.single_level:
-            state, metrics = joint_step(state, train, val, key_alpha)
-        elif halves_are_turns(network, strategy):
-            state, metrics = halves(state, train, val, key_omega, key_alpha)
-        elif strategy.alpha_first:
-            state, alpha_metrics = maybe_alpha_step(state, train, val, key_alpha)
-            state, metrics = omega_step(state, train, val, key_omega)
-        else:
-            state, metrics = omega_step(state, train, val, key_omega)
-            state, alpha_metrics = maybe_alpha_step(state, train, val, key_alpha)
-        mixtures = strategy.mixture(state.arch, state.step, key_alpha)
+    def close(state, train, val):
+        """Counts the step, and tells what it has come to."""
+        key = step_keys(state.key, state.step).alpha
+        mixtures = strategy.mixture(state.arch, state.step, key)
         entropies = {cell: normalised_entropy(mix.weights) for cell, mix in mixtures.items()}
-        metrics |= alpha_metrics | strategy.readings(state.step)
-        metrics |= {
+        metrics = strategy.readings(state.step) | {
             "candidates_left": sum(mask.sum() for mask in state.arch.masks.values()),
             "entropy": jnp.mean(jnp.stack(list(entropies.values()))),
             **{f"entropy_{cell}": entropy for cell, entropy in entropies.items()},
@@ -287,4 +346,12 @@ def make_search_step(
         }
         return state.replace(step=state.step + 1), metrics
 
-    return step
+    omega, end = Pass("omega", omega_step), Pass("close", close)
+    if strategy.single_level:
+        return Pass("joint, alphas at rest" if learns is False else "joint", joint_step), end
+    if learns is None and halves_are_turns(network, strategy):
+        return Pass("halves", halves), end
+    if strategy.alpha_gradient is None or learns is False:
+        return omega, end
+    alpha = Pass("alpha", maybe_alpha_step)
+    return (alpha, omega, end) if strategy.alpha_first else (omega, alpha, end)

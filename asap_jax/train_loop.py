@@ -10,9 +10,10 @@ import numpy as np
 import optax
 
 from asap_jax import checkpoint, compile_cache, data, loop, memory, optim, precisions, schedules
+from asap_jax.compiling import Compiler
 from asap_jax.data.augment import Augmentation, augment
 from asap_jax.errors import UserError
-from asap_jax.evaluation import Answers, make_answers, streamed_answers
+from asap_jax.evaluation import Answers, Questions, streamed_answers
 from asap_jax.genotypes import Genotype
 from asap_jax.networks import STAGES, EvalNetwork
 from asap_jax.ops import Context
@@ -232,21 +233,26 @@ def train(
         )
         return record, line
 
+    compiler = Compiler()
+    test = _make_test(config, network, dataset, state.variables, compiler)
     entered = time.monotonic()
-    state, progress = loop.run(
-        phase,
-        state,
-        step,
-        batches,
-        summary,
-        epochs=config.epochs,
-        steps=steps,
-        session=session,
-        identity=identity or {},
-        index=index,
-    )
-    left = time.monotonic()
-    answers = _test(config, network, dataset, state.variables)
+    try:
+        state, progress = loop.run(
+            phase,
+            state,
+            step,
+            batches,
+            summary,
+            epochs=config.epochs,
+            steps=steps,
+            session=session,
+            identity=identity or {},
+            index=index,
+        )
+        left = time.monotonic()
+        answers = test(state.variables)
+    finally:
+        compiler.close()
     outside = time.monotonic() - left + entered - started
     return TrainOutcome(
         answers,
@@ -339,12 +345,14 @@ def jit_streamed(step, precision: str):
     return jax.jit(step, donate_argnums=0, compiler_options=compile_cache.options())
 
 
-def _test(config, network, dataset, variables) -> Answers:
+def _make_test(config, network, dataset, variables, compiler):
+    """test(variables) -> Answers; compiled while the training runs, if its images are in memory."""
     logits = precisions.computed_in(config.precision, evaluation_logits(network))
-    size, classes = config.eval_batch_size, dataset.class_names
+    size, classes = config.eval_batch_size, len(dataset.class_names)
     told = (dataset.mean, dataset.std)
     if isinstance(dataset, data.Stream):
-        batches = dataset.test_batches(min(size, dataset.test_count))
-        return streamed_answers(logits, batches, *told, len(classes))(variables)
-    images, labels = dataset.test_images, dataset.test_labels
-    return make_answers(logits, images, labels, *told, size, len(classes))(variables)
+        batches = partial(dataset.test_batches, min(size, dataset.test_count))
+        return lambda variables: streamed_answers(logits, batches(), *told, classes)(variables)
+    test = Questions(logits, dataset.test_images, dataset.test_labels, *told, size, classes)
+    test.prepare(compiler, variables)
+    return test

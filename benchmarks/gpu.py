@@ -4,10 +4,11 @@
     python benchmarks/gpu.py --out=runs/gpu.json --peer=PATH/TO/darts
 
 Each case is one of search_step.py or train_step.py at the paper's sizes. A few build side by side,
-then they are timed one after another, and say which of their kernels take how long. What does not
-fit into --minutes is cut off, or left out, and says so; every result is written as it comes, and a
-second call with another --from starts further down the list. The bandwidth of the device's memory
-comes first: bytes accessed by a step, over that, is the least time it could take.
+then they are timed one after another: each step waited for, then some in a row, as a search takes
+them; and they say which of their kernels take how long. What does not fit into --minutes is cut
+off, or left out, and says so; every result is written as it comes, and a second call with another
+--from starts further down the list. The bandwidth of the device's memory comes first: bytes
+accessed by a step, over that, is the least time it could take.
 """
 
 import argparse
@@ -63,11 +64,14 @@ def main():
     parser.add_argument("--channels", type=int, help="in place of the papers' 16 and 36")
     parser.add_argument("--cells", type=int, help="in place of the papers' 8 and 20")
     parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--row", type=int, default=10, help="steps that are not waited for")
+    parser.add_argument("--compiler_options", help="of ours, JSON: see search_step.py")
     parser.add_argument("--numbers", type=int, default=2**28, help="to measure the bandwidth with")
     options = parser.parse_args()
     end = time.monotonic() + 60 * options.minutes
     results = Results(options.out, vars(options))
     changes = {"channels": options.channels, "cells": options.cells, "peer": options.peer}
+    changes |= {"compiler_options": options.compiler_options}
     changes = {key: value for key, value in changes.items() if value is not None}
 
     def begin(script, case, names):
@@ -97,7 +101,7 @@ def main():
                 results,
                 told,
                 workers,
-                lambda w: timed_in_turn(w, options.repeats, 60, profile=True),
+                lambda w: timed_in_turn(w, options.repeats, 60, options.row, profile=True),
             )
             if record:
                 results.add(told | record)

@@ -2,6 +2,9 @@
 
     jitted, operands, _ = PROGRAMS["search/asap/unrolled"](SIZES["paper"], "tf32")
 
+Of a search's step by the plan "unrolled" the package starts the passes one by one; here they are
+one program, but for those that a name tells (`search/asap/unrolled-alpha`).
+
 Operands are shapes: nothing is drawn and nothing runs. Within `deviceless.as_on_gpu` the package
 chooses by the backend as it does on a GPU.
 """
@@ -223,30 +226,35 @@ def first_state(parts, dataset, key):
 
 
 def search(
-    size: Size, precision: str, live: str = "full", learns: bool = True, **options
+    size: Size,
+    precision: str,
+    live: str = "full",
+    learns: bool = True,
+    part: str | None = None,
+    **options,
 ) -> Program:
     """A search's step: augmentation, a step of omega, one of the alphas, pruning.
 
     Args:
       live: the candidates that it is compiled for, of plan "unrolled", as in search_step.py.
       learns: whether it is a step in which the alphas learn, of the same plan.
+      part: the one of its passes that it is, by its name (a search compiles them apart); None for
+        all of them in one.
     """
     found = searched(size, precision, **options)
     parts, plan = found.parts, found.network.plan
     if live != "full":
         plan = plans.Plan("unrolled", plans.freeze(masks_of(parts.space, live)))
     planned = PlannedStep(
-        SimpleNamespace(**parts._asdict(), config=found.config, dataset=found.dataset), None
+        SimpleNamespace(**parts._asdict(), config=found.config, dataset=found.dataset), None, None
     )
-
-    def lower(*operands):
-        planned._shapes = operands
-        return planned._lowered(plan, learns if plan.name == "unrolled" else None)
-
+    passes = planned.passes(plan)[learns]
+    chosen = [each for each in passes if part in (None, each.name)]
+    whole = search_step.Pass("step", search_step.in_turn(chosen))
     batch = integers(found.config.batch_size)
     turns = (2, 2) if search_step.halves_are_turns(parts.network, parts.strategy) else (0, 1)
     operands = (found.state, *on_device(found.dataset), batch, batch)
-    return Program(SimpleNamespace(lower=lower), operands, turns)
+    return Program(planned.jitted(whole), operands, turns)
 
 
 def on_device(dataset):
@@ -459,6 +467,8 @@ def _list() -> dict[str, Callable[[Size, str], Program]]:
         found[f"use/apply-supernet/{plan}"] = partial(apply_supernet, plan=plan)
     for live in ("half", "one"):
         found[f"search/asap/unrolled-{live}"] = partial(search, plan="unrolled", live=live)
+    for part in ("omega", "alpha", "close"):
+        found[f"search/asap/unrolled-{part}"] = partial(search, plan="unrolled", part=part)
     found |= {
         "search/first-state": search_state,
         "search/eigenvalue": eigenvalue,

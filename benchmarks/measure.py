@@ -23,6 +23,7 @@ import time
 import types
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -97,6 +98,7 @@ class Worker:
 
     def __init__(self, name: str, script: str, options: Iterable[str], deadline: float = math.inf):
         self.name, self.seconds, self._deadline, self._built = name, [], deadline, None
+        self._more = {}
         self._process = subprocess.Popen(
             [sys.executable, script, f"--worker={name}", *options],
             stdin=subprocess.PIPE,
@@ -118,15 +120,24 @@ class Worker:
         self.seconds.append(seconds)
         return seconds
 
-    def profile(self) -> dict:
+    def warm_up(self) -> None:
+        """The first step, which is told apart from the others."""
+        self._more["first_step_seconds"] = self.step()
+        self.seconds.clear()
+
+    def in_a_row(self, steps: int) -> None:
+        """`steps` steps, each begun before the last one's end is known: the seconds of one."""
+        self._more["seconds_in_a_row"] = self._ask(f"row {steps}")["seconds"]
+
+    def profile(self) -> None:
         """What a step's kernels take on the device; see `kernels`."""
-        return self._ask("profile")
+        self._more["profile"] = self._ask("profile")
 
     def close(self) -> dict:
         """What was measured: how it was built, its steps, its peak memory."""
-        peak = self._ask("close")["peak_bytes"]
+        peak = self._ask("close")
         self._process.wait(30)
-        return {**self.built, "step_seconds": spread(self.seconds), "peak_bytes": peak}
+        return {**self.built, "step_seconds": spread(self.seconds), **self._more, **peak}
 
     def _ask(self, word):
         self._process.stdin.write(word + "\n")
@@ -149,8 +160,11 @@ class Worker:
         return json.loads(line)
 
 
-def serve(build: Callable[[], tuple[dict, Callable[..., None]]]) -> None:
-    """A worker's life: build() -> (what that took, a function that does one step to its end)."""
+def serve(build: Callable[[], tuple[dict, Callable[..., Callable[[], None]]]]) -> None:
+    """A worker's life: build() -> (what that took, a function that begins a step).
+
+    That function returns another, which waits for the step's end.
+    """
     out = os.dup(1)
     os.dup2(2, 1)  # what libraries print goes to stderr
 
@@ -164,17 +178,32 @@ def serve(build: Callable[[], tuple[dict, Callable[..., None]]]) -> None:
         if word == "close":
             # Linux counts in kilobytes.
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-            answer({"peak_bytes": peak})
+            answer({"peak_bytes": peak} | device_peak())
             return
         if word == "profile":
             answer(kernels(step))
             continue
+        steps = int(argument) if word == "row" else 1
         begin = time.perf_counter()
-        step(*[argument] * bool(argument))
-        answer({"seconds": time.perf_counter() - begin})
+        for _ in range(steps):
+            wait = step(*[argument] * (word == "step" and bool(argument)))
+        wait()
+        answer({"seconds": (time.perf_counter() - begin) / steps})
 
 
-def kernels(step: Callable[[], None], top: int = 40) -> dict:
+def device_peak() -> dict:
+    """{"device_peak_bytes"}: the most of a GPU's memory that this process's arrays took."""
+    if "torch" in sys.modules:
+        import torch
+
+        return {"device_peak_bytes": torch.cuda.max_memory_allocated()}
+    import jax
+
+    told = jax.devices()[0].memory_stats() or {}
+    return {"device_peak_bytes": told.get("peak_bytes_in_use", 0)}
+
+
+def kernels(step: Callable[[], Callable[[], None]], top: int = 40) -> dict:
     """A step's kernels on a GPU: {"busy_seconds", "kernels", "top": [name, count, seconds]}.
 
     Busy is the time in which any kernel ran. On other devices there are none.
@@ -183,7 +212,7 @@ def kernels(step: Callable[[], None], top: int = 40) -> dict:
 
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
-            step()
+            step()()
         (path,) = Path(folder).rglob("*.trace.json.gz")
         events = json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
     processes = {e["pid"]: e["args"]["name"] for e in events if e.get("name") == "process_name"}
@@ -219,30 +248,38 @@ def arguments(description: str, **defaults) -> argparse.ArgumentParser:
     parser.add_argument("--cap", type=float, default=300, help="seconds a case may take turns")
     parser.add_argument("--peer", help="checkout of quark0/darts")
     parser.add_argument("--precision", default="auto", help="of ours: see asap_jax/precisions.py")
+    parser.add_argument(
+        "--compiler_options", type=json.loads, default={}, help="of ours: JSON, beside those we set"
+    )
     parser.add_argument("--out", help="JSON file")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     return parser
 
 
-def lower_and_compile(step, *operands) -> tuple[dict, Callable]:
-    """(what compiling a step took and what it needs, the compiled step)."""
+def build(programs: dict[str, Any], *operands) -> tuple[dict, dict[str, Callable]]:
+    """(what compiling jitted functions took and what they need, {name: compiled}).
+
+    They are compiled side by side, as a search does.
+    """
     import jax
 
+    from asap_jax.compiling import Compiler
+
+    begin, compiler = time.perf_counter(), Compiler()
+    coming = {name: compiler.submit(each, *operands) for name, each in programs.items()}
+    compiled = {name: each.result().run for name, each in coming.items()}
+    took = {"device": jax.devices()[0].device_kind, "build_seconds": time.perf_counter() - begin}
+    compiler.close()
+    temporary = [each.memory_analysis().temp_size_in_bytes for each in compiled.values()]
+    accessed = [each.cost_analysis().get("bytes accessed", 0) for each in compiled.values()]
+    return took | {"temporary_bytes": max(temporary), "bytes_accessed": sum(accessed)}, compiled
+
+
+def compiler_options(options) -> dict:
+    """XLA's, of our steps: those that the package sets, and what the command gives beside."""
     from asap_jax import compile_cache
 
-    jitted = jax.jit(step, donate_argnums=0, compiler_options=compile_cache.options())
-    begin = time.perf_counter()
-    lowered = jitted.lower(*operands)
-    traced = time.perf_counter()
-    compiled = lowered.compile()
-    took = {
-        "device": jax.devices()[0].device_kind,
-        "trace_seconds": traced - begin,
-        "compile_seconds": time.perf_counter() - traced,
-        "temporary_bytes": compiled.memory_analysis().temp_size_in_bytes,
-        "bytes_accessed": compiled.cost_analysis().get("bytes accessed"),
-    }
-    return took, compiled
+    return compile_cache.options() | options.compiler_options
 
 
 def random_images(count: int, side: int, classes: int) -> tuple[np.ndarray, np.ndarray]:
@@ -296,18 +333,24 @@ def compare(results: Results, script: str, case: dict, options: dict, names, rep
 
 def passed(options: dict) -> list[str]:
     """The options as a command takes them; None values are left out."""
-    return [f"--{key}={value}" for key, value in options.items() if value is not None]
+    told = {k: json.dumps(v) if isinstance(v, dict) else v for k, v in options.items()}
+    return [f"--{key}={value}" for key, value in told.items() if value is not None]
 
 
-def timed_in_turn(workers: list[Worker], repeats: int, cap: float, profile: bool = False) -> dict:
+def timed_in_turn(
+    workers: list[Worker], repeats: int, cap: float, row: int = 0, profile: bool = False
+) -> dict:
     """What the workers measured, by their names, and how often ours, the first, is as fast.
 
-    With `profile` ours says as well what its kernels take.
+    With `row` each does as many steps more without waiting; with `profile` ours says as well what
+    its kernels take.
     """
     take_turns(workers, repeats, cap)
-    kernels = {"profile": workers[0].profile()} if profile else {}
+    for worker in workers if row else ():
+        worker.in_a_row(row)
+    if profile:
+        workers[0].profile()
     record = {worker.name: worker.close() for worker in workers}
-    record[workers[0].name] |= kernels
     medians = {name: told["step_seconds"]["median"] for name, told in record.items()}
     ours = medians.pop(workers[0].name)
     return record | {f"times_as_fast_as_{name}": each / ours for name, each in medians.items()}
@@ -317,8 +360,7 @@ def take_turns(workers: list[Worker], repeats: int, cap: float) -> None:
     """Each worker in turn, `repeats` times after one step that is not counted, or until `cap` s."""
     begin = time.monotonic()
     for worker in workers:
-        worker.step()
-        worker.seconds.clear()
+        worker.warm_up()
     for _ in range(repeats):
         for worker in workers:
             worker.step()

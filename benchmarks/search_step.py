@@ -12,7 +12,7 @@ them (`half`), one an edge (`one`), an epoch of grace, omega alone (`grace`; PyT
 import json
 
 import numpy as np
-from measure import arguments, load_darts, lower_and_compile, main, random_images
+from measure import arguments, build, compiler_options, load_darts, main, random_images
 
 CLASSES = 10
 
@@ -33,13 +33,13 @@ def masks_of(space, name):
 
 
 def ours(options):
-    """(what building took, a function that does one step)."""
+    """(what building took, a function that begins a step)."""
     import jax
     import jax.numpy as jnp
 
-    from asap_jax import compile_cache, optim, plans, precisions, schedules
+    from asap_jax import compile_cache, optim, plans, precisions, schedules, search_step
     from asap_jax.networks import Supernet
-    from asap_jax.search_step import Batch, Optimizers, init_state, make_search_step
+    from asap_jax.search_step import Batch, Optimizers, init_state
     from asap_jax.spaces import ASAP
     from asap_jax.strategies import STRATEGIES
 
@@ -60,10 +60,22 @@ def ours(options):
     step = 0 if options.masks == "grace" else 20  # T = 1.24 and 0.44
     state = state.replace(step=jnp.int32(step), arch=state.arch._replace(masks=masks))
     dtype = precisions.map_dtype(options.precision)
-    learns = options.masks != "grace" if plan == "unrolled" else None  # as a search compiles it
-    step_function = make_search_step(network, strategy, optimizers, dtype=dtype, learns=learns)
-    step_function = precisions.computed_in(options.precision, step_function)
-    took, compiled = lower_and_compile(step_function, state, *batches)
+    parts = network, strategy, optimizers
+    if plan == "unrolled":  # as a search runs it
+        passes = search_step.make_passes(*parts, dtype=dtype)[options.masks != "grace"]
+    else:
+        passes = [search_step.Pass("step", search_step.make_search_step(*parts, dtype=dtype))]
+    jitted = {
+        each.name: jax.jit(
+            search_step.only_changes(precisions.computed_in(options.precision, each.run)),
+            compiler_options=compiler_options(options),
+        )
+        for each in passes
+    }
+    took, compiled = build(jitted, state, *batches)
+    step_function = search_step.in_turn(
+        [search_step.Pass(name, search_step.with_changes(run)) for name, run in compiled.items()]
+    )
     took |= {"plan": plan, "precision": precisions.resolve(options.precision)}
 
     def run(masks=""):
@@ -72,9 +84,9 @@ def ours(options):
         if masks:
             given = {cell: jnp.asarray(mask, bool) for cell, mask in json.loads(masks).items()}
             state = state.replace(arch=state.arch._replace(masks=given))
-        state, metrics = compiled(state, *batches)
-        jax.block_until_ready((state, metrics))
+        state, metrics = step_function(state, *batches)
         state = state.replace(step=jnp.int32(step))
+        return lambda: jax.block_until_ready((state, metrics))
 
     return took, run
 
@@ -112,8 +124,7 @@ def peer(options):
         criterion(forward(x[:half]), y[:half]).backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 5)
         omega.step()
-        if device == "cuda":
-            torch.cuda.synchronize()
+        return torch.cuda.synchronize if device == "cuda" else lambda: None
 
     return {"device": device}, run
 

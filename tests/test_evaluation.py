@@ -33,7 +33,7 @@ def test_a_whole_set_in_batches(batch_size):
     images = rng.integers(0, 256, (64, 2, 2, 3)).astype(np.uint8)
     labels = rng.integers(0, 8, 64).astype(np.int32)
     weights = rng.normal(size=(12, 8)).astype(np.float32)
-    answer = evaluation.make_answers(
+    answer = evaluation.Questions(
         lambda weights, x: x.reshape(-1, 12) @ weights,
         images,
         labels,
