@@ -8,14 +8,33 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from asap_jax.backend import on_cpu
+
 
 def sgd(learning_rate, momentum=0.9, weight_decay=3e-4, clip=5.0, nesterov=False):
     """Clip by the global norm, coupled weight decay, momentum; learning_rate is a schedule."""
     return optax.chain(
-        optax.clip_by_global_norm(clip),
+        clip_by_global_norm(clip),
         optax.add_decayed_weights(weight_decay),
         optax.sgd(learning_rate, momentum=momentum, nesterov=nesterov),
     )
+
+
+def clip_by_global_norm(most: float) -> optax.GradientTransformation:
+    """`optax.clip_by_global_norm`; but on a CPU the norm is that of one long vector.
+
+    A GPU would start two kernels for each of the hundreds of arrays that a supernet has.
+    """
+    if on_cpu():
+        return optax.clip_by_global_norm(most)
+
+    def update(updates, state, params=None):
+        leaves = [jnp.ravel(leaf) for leaf in jax.tree.leaves(updates)]
+        norm = jnp.linalg.norm(jnp.concatenate(leaves))
+        scale = jnp.where(norm < most, 1, most / norm)
+        return jax.tree.map(lambda g: g * scale.astype(g.dtype), updates), state
+
+    return optax.GradientTransformation(optax.identity().init, update)
 
 
 def virtual_sgd(learning_rate, momentum=0.9, weight_decay=3e-4):

@@ -97,7 +97,7 @@ class Worker:
     """
 
     def __init__(self, name: str, script: str, options: Iterable[str], deadline: float = math.inf):
-        self.name, self.seconds, self._deadline, self._built = name, [], deadline, None
+        self.name, self.seconds, self.deadline, self._built = name, [], deadline, None
         self._more = {}
         self._process = subprocess.Popen(
             [sys.executable, script, f"--worker={name}", *options],
@@ -149,7 +149,7 @@ class Worker:
         self._process.wait()
 
     def _answer(self):
-        left = self._deadline - time.monotonic()
+        left = self.deadline - time.monotonic()
         wait = None if math.isinf(left) else max(left, 0)
         if not select.select([self._process.stdout], [], [], wait)[0]:
             self.kill()
