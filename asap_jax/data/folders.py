@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from asap_jax.data import kept
-from asap_jax.data.opened import VALIDATION, Source, Split
+from asap_jax.data.opened import VALIDATION, Choices, Source, Split
 from asap_jax.errors import UserError
 
 CINIC10 = (
@@ -17,7 +17,7 @@ CINIC10 = (
 )  # mean and deviation of the channels, as published
 
 
-def folder(path: Path) -> Source:
+def folder(path: Path, choices: Choices = Choices()) -> Source:
     """Class folders: PATH/CLASS/..., or PATH/train/CLASS/... with val and test beside it."""
     if not path.is_dir():
         raise UserError(
@@ -50,7 +50,7 @@ def folder(path: Path) -> Source:
     return Source(opened, tuple(class_names), notes=notes)
 
 
-def cinic10(path: Path) -> Source:
+def cinic10(path: Path, choices: Choices = Choices()) -> Source:
     """CINIC-10 as it is unpacked: train, valid and test of ten classes; train and valid train."""
     parts = ("train", "valid", "test")
     missing = [name for name in parts if not (path / name).is_dir()]
@@ -63,7 +63,7 @@ def cinic10(path: Path) -> Source:
     return folder(path)._replace(statistics=CINIC10)
 
 
-def freiburg(path: Path) -> Source:
+def freiburg(path: Path, choices: Choices = Choices()) -> Source:
     """The Freiburg Groceries as they are unpacked, by the first of their five official splits.
 
     images/CLASS/*.png, and splits/train0.txt and test0.txt with lines "CLASS/FILE.png NUMBER".

@@ -15,7 +15,7 @@ from asap_jax.data.archives import npz
 from asap_jax.data.dataset import Dataset
 from asap_jax.data.folders import cinic10, folder, freiburg
 from asap_jax.data.kept import Kept
-from asap_jax.data.opened import Source, of_arrays, picked
+from asap_jax.data.opened import Choices, Source, numbered, of_arrays, picked
 from asap_jax.data.reading import Reader
 from asap_jax.data.splits import stratified
 from asap_jax.data.tfds_read import open_tfds
@@ -23,11 +23,19 @@ from asap_jax.errors import UserError
 
 DIGITS_TEST = 360
 KINDS = {"folder": folder, "cinic10": cinic10, "freiburg": freiburg, "npz": npz}
+TAKES = {"npz": ("sparse_labels",), "arrays": ("sparse_labels",)}  # the others take no choice
 ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 SOURCES = '"digits", "tfds:NAME", ' + ", ".join(f'"{kind}:PATH"' for kind in KINDS)
 
 
-def load(source: str, data_dir: str | None = None, *, prepare: bool = False, **options) -> Dataset:
+def load(
+    source: str,
+    data_dir: str | None = None,
+    *,
+    prepare: bool = False,
+    choices: Choices = Choices(),
+    **options,
+) -> Dataset:
     """Loads a data set.
 
     Args:
@@ -37,28 +45,55 @@ def load(source: str, data_dir: str | None = None, *, prepare: bool = False, **o
         those data sets as they are unpacked, "npz:PATH" for a NumPy archive (see `npz`).
       data_dir: folder that holds tfds' prepared data sets (tfds' own default if None).
       prepare: let tfds download and prepare a set that is not there (needs TensorFlow).
-      options: see `assemble`.
+      choices: how it is opened.
+      options: see `assemble`; fields of `choices` may stand among them.
 
     Raises:
       UserError: what was wrong with the source, and what to do.
     """
-    return assemble(open_source(source, data_dir, prepare), **options)
+    for key in [key for key in options if key in Choices._fields]:
+        choices = choices._replace(**{key: options.pop(key)})
+    return assemble(open_source(source, data_dir, prepare, choices), **options)
 
 
-def open_source(source: str, data_dir: str | None = None, prepare: bool = False) -> Source:
+def open_source(
+    source: str,
+    data_dir: str | None = None,
+    prepare: bool = False,
+    choices: Choices = Choices(),
+) -> Source:
     """The splits of a named source, no image read yet; see `load`."""
     kind, _, place = source.partition(":")
+    check_choices(kind, choices)
     if source == "digits":
         return _digits()
     if kind == "tfds" and place:
         return open_tfds(place, data_dir, prepare)
     if kind in KINDS and place:
-        return KINDS[kind](Path(place).expanduser())
+        return KINDS[kind](Path(place).expanduser(), choices)
     raise UserError(f"unknown data source {source!r}: known are {SOURCES}")
 
 
+def check_choices(kind: str, choices: Choices) -> None:
+    """Raises UserError for a choice that sources of this kind, or "arrays", do not have."""
+    for key, value in choices._asdict().items():
+        if value and key not in TAKES.get(kind, ()):
+            having = [f"{name}:PATH" for name in TAKES if name != "arrays" and key in TAKES[name]]
+            raise UserError(
+                f"config.data.{key} is {value!r}, which the source {kind!r} knows nothing of: it "
+                f"belongs to {' and '.join(having)}; leave it out"
+            )
+
+
 def from_arrays(
-    images, labels, test_images=None, test_labels=None, *, class_names=None, **options
+    images,
+    labels,
+    test_images=None,
+    test_labels=None,
+    *,
+    class_names=None,
+    sparse_labels: bool = False,
+    **options,
 ) -> Dataset:
     """A data set from arrays.
 
@@ -68,6 +103,8 @@ def from_arrays(
       labels: [N] or [N, 1] integers from 0.
       test_images, test_labels: the same for the test; without them a share of `images` is held out.
       class_names: a name per class; else the labels' numbers.
+      sparse_labels: the labels may be any ids of 64 bits; those that occur are the classes, in
+        order, and named after the ids (or by class_names).
       options: see `assemble`.
 
     Raises:
@@ -75,13 +112,13 @@ def from_arrays(
     """
     if (test_images is None) != (test_labels is None):
         raise UserError("test_images and test_labels go together: one of them is missing")
-    splits = {"train": of_arrays("images", images, "labels", labels)}
+    splits = {"train": of_arrays("images", images, "labels", labels, sparse_labels)}
     if test_images is not None:
-        splits["test"] = of_arrays("test_images", test_images, "test_labels", test_labels)
-    if class_names is None:
-        top = max(int(split.labels.max()) for split in splits.values())
-        class_names = range(top + 1)
-    return assemble(Source(splits, tuple(map(str, class_names)), in_memory=True), **options)
+        splits["test"] = of_arrays(
+            "test_images", test_images, "test_labels", test_labels, sparse_labels
+        )
+    splits, class_names = numbered(splits, class_names, sparse_labels)
+    return assemble(Source(splits, class_names, in_memory=True), **options)
 
 
 def assemble(
