@@ -47,6 +47,8 @@ def paper() -> ConfigDict:
             "test_share": 0.2,  # held out where the source has no test images
             "split_seed": 0,  # of that split
             "skip_unreadable": False,  # leave such images out and count them
+            "train": "",  # folder of the classes that train, where the layout leaves it open
+            "test": "",  # the same for the test; both within the source's folder, or absolute
             "sparse_labels": False,  # ids with gaps, in arrays and npz files, become classes
             "class_weights": "none",  # "balanced" weighs the losses against uneven classes
         }

@@ -1,10 +1,11 @@
 """One image of any kind to uint8 pixels: Pillow's formats and modes, colour, size."""
 
+import os
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from asap_jax.errors import UserError
 
@@ -44,6 +45,18 @@ def check_options(color: str, resize: str) -> None:
         raise UserError(f"data.resize is {resize!r}, but has to be one of {RESIZE}")
     if color and color not in CHANNELS:
         raise UserError(f'data.color is {color!r}, but has to be "rgb", "grey" or "" for their own')
+
+
+def why(error: Exception, name: str) -> str:
+    """Why an image could not be read, for its user; `name` may be its path."""
+    if isinstance(error, FileNotFoundError) and os.path.islink(name):
+        return (
+            f"it is a link to {os.readlink(name)}, which is not there: fetch what it stands for "
+            "(git annex get, dvc pull)"
+        )
+    if isinstance(error, UnidentifiedImageError):
+        return "it is no image of a format that Pillow knows"
+    return str(error)
 
 
 def is_grey(image) -> bool:

@@ -18,9 +18,12 @@ VALIDATION = ("val", "valid", "validation")
 class Choices(NamedTuple):
     """What a user says of how a source is opened; "" and False leave it to the source.
 
+    train, test: folders that hold a folder per class, within the source's or absolute.
     sparse_labels: labels of arrays are ids of any size, and those that occur are the classes.
     """
 
+    train: str = ""
+    test: str = ""
     sparse_labels: bool = False
 
 

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from asap_jax.data import images
 from asap_jax.data.opened import Split, picked
@@ -67,9 +67,7 @@ class Reader:
             results = [result for chunk in chunks for result in chunk]
         broken = [result for result in results if isinstance(result, _Unreadable)]
         if broken and not self._skip:
-            reason = broken[0].error
-            if isinstance(reason, UnidentifiedImageError):
-                reason = "it is no image of a format that Pillow knows"
+            reason = images.why(broken[0].error, broken[0].name)
             more = f" (and {len(broken) - 1} more)" if len(broken) > 1 else ""
             raise UserError(
                 f"cannot read the image {broken[0].name}{more}: {reason}. Repair or remove it "

@@ -23,7 +23,8 @@ from asap_jax.errors import UserError
 
 DIGITS_TEST = 360
 KINDS = {"folder": folder, "cinic10": cinic10, "freiburg": freiburg, "npz": npz}
-TAKES = {"npz": ("sparse_labels",), "arrays": ("sparse_labels",)}  # the others take no choice
+# The choices that kinds of sources have; the others have none.
+TAKES = {"folder": ("train", "test"), "npz": ("sparse_labels",), "arrays": ("sparse_labels",)}
 ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 SOURCES = '"digits", "tfds:NAME", ' + ", ".join(f'"{kind}:PATH"' for kind in KINDS)
 
@@ -45,7 +46,7 @@ def load(
         those data sets as they are unpacked, "npz:PATH" for a NumPy archive (see `npz`).
       data_dir: folder that holds tfds' prepared data sets (tfds' own default if None).
       prepare: let tfds download and prepare a set that is not there (needs TensorFlow).
-      choices: how it is opened.
+      choices: how it is opened; what each source has of them is in docs/data.md.
       options: see `assemble`; fields of `choices` may stand among them.
 
     Raises:

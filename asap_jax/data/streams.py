@@ -347,6 +347,7 @@ def _read(record, index, form):
         return form(image), np.int32(label)
     except Exception as error:  # Pillow's decoders raise whatever a broken file makes them
         raise UserError(
-            f"cannot read the image {record.name(index)}: {error}. Repair or remove it: streamed "
+            f"cannot read the image {record.name(index)}: "
+            f"{images.why(error, record.name(index))}. Repair or remove it: streamed "
             "images cannot be left out"
         ) from error
