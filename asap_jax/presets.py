@@ -42,6 +42,7 @@ def paper() -> ConfigDict:
             "image_size": 0,  # side to resize to; 0 is the images' own, or 64 where they differ
             "color": "",  # "rgb", "grey"; "" is the images' own
             "resize": "stretch",  # each side on its own; or "crop", "random_crop": docs/data.md
+            "bits": 0,  # of images of more than eight; 0 is what their largest value takes
             "streaming": "auto",  # "on" reads images while a network trains; "off" before it
             "workers": -1,  # processes that read streamed images; -1 is one a core, 0 none
             "test_share": 0.2,  # held out where the source has no test images

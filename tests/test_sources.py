@@ -261,6 +261,87 @@ def test_pixels_out_of_range_are_refused_by_file(tmp_path):
     np.testing.assert_array_equal(prepare(Image.fromarray(shallow), GREY)[..., 0], shallow)
 
 
+def deep_image(mode, values):
+    kind = np.int32 if mode == "I" else np.uint16
+    return Image.fromarray(np.resize(values, (8, 8)).astype(kind))
+
+
+@pytest.mark.parametrize("how", ["memory", "stream"])
+@pytest.mark.parametrize("mode", ["I", "I;16"])
+@pytest.mark.parametrize(
+    ("top", "bits"), [(255, 8), (300, 10), (4095, 12), (4096, 14), (65535, 16)]
+)
+def test_deep_images_have_one_scale_for_a_set(top, bits, mode, how, tmp_path):
+    """A dark image stays darker than a bright one, and the levels that there are stay."""
+    dark, bright = np.arange(64) * (top // 8) // 64, top - np.arange(64) * (top // 8) // 64
+    for name in "ab":
+        for i in range(5):
+            (tmp_path / name).mkdir(exist_ok=True)
+            values = dark if i % 2 else bright
+            deep_image(mode, values).save(tmp_path / name / f"{i}.tiff")
+    source, asked = data.open_source(f"folder:{tmp_path}"), {"image_size": 8}
+    if how == "stream":
+        loaded = data.stream(source, **asked, bits=bits, color="grey", workers=0)
+        pixels = np.concatenate([np.asarray(x) for x, _ in loaded.batches("train")])
+    else:
+        loaded = data.assemble(source, **asked)
+        pixels = loaded.train_images
+        assert f"values up to {top}: {2**bits - 1} is white" in " ".join(loaded.notes)
+    assert loaded.preparation.bits == bits
+    want = [np.resize(values >> (bits - 8), (8, 8)) for values in (dark, bright)]
+    for image in pixels[..., 0]:
+        assert any((image == each).all() for each in want)
+    assert want[1].min() > want[0].max()
+    white = np.full(64, 2**bits - 1)
+    assert prepare(deep_image(mode, white), loaded.preparation).min() == 255
+    if bits < 16:
+        with pytest.raises(ValueError, match=rf"expected 0 to {2**bits - 1:,}, which is white"):
+            prepare(deep_image(mode, white + 1), loaded.preparation)
+
+
+def test_the_depth_can_be_said_and_streams_take_16(tmp_path):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        for i in range(5):
+            deep_image("I;16", np.arange(64) + i).save(tmp_path / name / f"{i}.png")
+    place = f"folder:{tmp_path}"
+    assert data.load(place, bits=12).preparation.bits == 12
+    stream = data.stream(data.open_source(place), image_size=8, workers=0, color="grey", bits=8)
+    assert stream.preparation.bits == 8
+    with pytest.raises(UserError, match=r"data\.bits is 7"):
+        data.load(place, bits=7)
+    (tmp_path / "a" / "0.png").unlink()
+    deep_image("I;16", np.arange(64) * 1000).save(tmp_path / "a" / "0.png")
+    stream = data.stream(data.open_source(place), image_size=8, workers=0)
+    assert stream.preparation.bits == 16
+    assert "65535 is white in all of them" in " ".join(stream.notes)
+
+
+def cut_jpeg(path):
+    """A large colour JPEG that opens, and ends in the middle of its pixels."""
+    Image.fromarray(pixels((200, 300, 3))).save(path.with_suffix(".jpg"))
+    content = path.with_suffix(".jpg").read_bytes()
+    path.with_suffix(".jpg").write_bytes(content[: len(content) // 2])
+
+
+def out_of_range(path):
+    Image.fromarray(np.full((200, 300), 7.0, np.float32)).save(path.with_suffix(".tiff"))
+
+
+def negative(path):
+    Image.fromarray(np.full((200, 300), -7, np.int32)).save(path.with_suffix(".tiff"))
+
+
+@pytest.mark.parametrize("damage", [cut_jpeg, out_of_range, negative])
+def test_what_is_left_out_does_not_decide_for_the_others(damage, tmp_path):
+    write(tmp_path, ("a", "b"), 5, mode="L")
+    damage(tmp_path / "a" / "broken")
+    loaded = data.load(f"folder:{tmp_path}", skip_unreadable=True)
+    assert loaded.preparation == Preparation(8, 8, "grey")
+    assert loaded.train_count + loaded.test_count == 10
+    assert "1 images could not be read" in " ".join(loaded.notes)
+
+
 def test_resizing_stretches_or_crops():
     image = Image.fromarray(pixels((20, 40, 3)))
     stretched = prepare(image, Preparation(8, 8, "rgb"))

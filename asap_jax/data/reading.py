@@ -12,6 +12,7 @@ from asap_jax.data.opened import Split, picked
 from asap_jax.errors import UserError
 
 _CHUNK = 32
+_PROBE = images.Preparation(8, 8, "rgb")
 
 
 class Reader:
@@ -22,10 +23,20 @@ class Reader:
         self._skip, self._broken = skip, []
 
     def survey(self, split: Split) -> tuple[Split, list]:
-        """What can be opened of a split, and each image's (height, width, is grey)."""
+        """What can be read of a split, and each image's (height, width, is grey, largest value).
+
+        The last is None but for images of more than eight bits. Where unreadable images are left
+        out each is decoded: one that is cut short has a size that should not decide for the others.
+        """
         if split.shape is not None:
-            return split, [split.shape]
-        shapes, kept = self._each(lambda i: (*images.size(i), images.is_grey(i)), split)
+            return split, [(*split.shape, None)]
+
+        def look(image):
+            if self._skip:
+                images.prepare(image, _PROBE)
+            return *images.size(image), images.is_grey(image), images.top(image)
+
+        shapes, kept = self._each(look, split)
         return (split if len(kept) == split.count else picked(split, kept)), shapes
 
     def read(self, split: Split, preparation) -> tuple[np.ndarray, np.ndarray]:

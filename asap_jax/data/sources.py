@@ -130,6 +130,7 @@ def assemble(
     image_size: int = 0,
     color: str = "",
     resize: str = "stretch",
+    bits: int = 0,
     test_share: float = 0.2,
     split_seed: int = 0,
     skip_unreadable: bool = False,
@@ -143,13 +144,14 @@ def assemble(
       image_size: side that all images are resized to; 0 is their own size, or 64 where they differ.
       color: "rgb" or "grey"; "" is the images' own: grey if none has colour.
       resize: "stretch" or "crop", see `images.Preparation`.
+      bits: of deep images, see `images.Preparation`; 0 is what the largest value of all takes.
       skip_unreadable: leave out images that cannot be read, and say how many; else they are errors.
-      preparation: that of a trained network, in place of `image_size`, `color` and `resize`.
+      preparation: that of a trained network, in place of `image_size`, `color`, `resize`, `bits`.
 
     What took long to read is kept for the next time, see `kept`.
     """
     asked = {key: value for key, value in locals().items() if key != "source"}
-    images.check_options(color, resize)
+    images.check_options(color, resize, bits)
     if resize == "random_crop":
         raise UserError(
             'config.data.resize is "random_crop", another part of the image each time, which '
@@ -167,9 +169,11 @@ def assemble(
     )
     train, train_shapes = reader.survey(train)
     test, test_shapes = reader.survey(test)
-    own = _preparation(train_shapes, test_shapes, 0, "", resize, [])
+    own = _preparation(train_shapes, test_shapes, 0, "", resize, bits, [])
     if preparation is None:
-        preparation = _preparation(train_shapes, test_shapes, image_size, color, resize, notes)
+        preparation = _preparation(
+            train_shapes, test_shapes, image_size, color, resize, bits, notes
+        )
     _check_fits(train.count + test.count, preparation)
     train_images, train_labels = reader.read(train, preparation)
     test_images, test_labels = reader.read(test, preparation)
@@ -241,11 +245,11 @@ def _check_fits(count: int, preparation) -> None:
         )
 
 
-def _preparation(train_shapes, test_shapes, image_size, color, resize, notes):
+def _preparation(train_shapes, test_shapes, image_size, color, resize, bits, notes):
     shapes = {*train_shapes, *test_shapes}
     if not color:
-        color = "grey" if all(grey for _, _, grey in shapes) else "rgb"
-    sizes = {(height, width) for height, width, _ in shapes}
+        color = "grey" if all(grey for _, _, grey, _ in shapes) else "rgb"
+    sizes = {(height, width) for height, width, _, _ in shapes}
     if image_size:
         sizes = {(image_size, image_size)}
     elif len(sizes) > 1:
@@ -257,7 +261,14 @@ def _preparation(train_shapes, test_shapes, image_size, color, resize, notes):
         sizes = {(dataset.MIXED_SIZE, dataset.MIXED_SIZE)}
     if not sizes:
         raise UserError("the data holds no image that can be read")
-    return images.Preparation(*sizes.pop(), color, resize)
+    deep = [top for _, _, _, top in shapes if top is not None]
+    if deep:
+        bits = bits or images.depth(max(deep))
+        notes.append(
+            f"there are images of more than eight bits, with values up to {max(deep)}: "
+            f"{(1 << bits) - 1} is white in all of them (--config.data.bits changes it)"
+        )
+    return images.Preparation(*sizes.pop(), color, resize, bits if deep else 0)
 
 
 def _digits() -> Source:
