@@ -17,7 +17,7 @@ import pytest
 from command import ROOT, command
 from tiny import tiny
 
-from asap_jax import GENOTYPES, Genotype, checkpoint, job, metrics, presets, search_loop
+from asap_jax import GENOTYPES, Genotype, checkpoint, data, job, metrics, presets, search_loop
 from asap_jax.errors import UserError
 from asap_jax.report.cells import draw_cells
 
@@ -81,6 +81,47 @@ def test_a_bar_tells_the_time_left_where_somebody_watches(monkeypatch):
     with metrics.RunLog(None).bar("search", 8) as bar:
         bar.update()
     assert sys.stderr.getvalue() == ""
+
+
+class Reached(Exception):
+    """A run got to its search or training."""
+
+
+def first_lines(config, mode, monkeypatch, capsys):
+    """What a run says before it computes anything."""
+
+    def stop(*arguments):
+        raise Reached
+
+    for stage in ("search", "train"):
+        monkeypatch.setattr(job._Run, stage, stop)
+    images = np.arange(2 * 64 * 16 * 16).reshape(128, 16, 16) % 251
+    dataset = data.from_arrays(images.astype(np.uint8), np.arange(128) % 2)
+    config.check_memory = False
+    with pytest.raises(Reached):
+        job.run(config, None, mode=mode, dataset=dataset)
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("searches", [1, 2])
+@pytest.mark.parametrize("mode", ["", "search", "train"])
+@pytest.mark.parametrize("on", [(True, True), (True, False), (False, True), (False, False)])
+def test_flips_are_told_of_with_their_keys(on, mode, searches, monkeypatch, capsys):
+    config = presets.get_config("small")
+    config.searches, config.train.batch_size = searches, 16
+    config.search.augmentation.flip, config.train.augmentation.flip = on
+    if mode == "train":
+        config.genotype = "ASAP"
+    said = first_lines(config, mode, monkeypatch, capsys)
+    used = {"search": mode != "train", "train": mode != "search" or searches > 1}
+    wanted = [part for part, flip in zip(used, on, strict=True) if flip and used[part]]
+    assert ("flipped left to right" in said) == bool(wanted)
+    for part in used:
+        assert (f"--config.{part}.augmentation.flip=False" in said) == (part in wanted)
+
+
+def test_the_digits_are_not_flipped(finished):
+    assert "flipped" not in finished[2]
 
 
 def test_results(finished):
