@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from asap_jax.data import layouts, tables
-from asap_jax.data.opened import Choices, Grouping, Source, Split, files_split, within
+from asap_jax.data.opened import Choices, Description, Grouping, Source, Split, files_split, within
 from asap_jax.errors import UserError
 
 CINIC10 = (
@@ -43,6 +43,14 @@ def folder(path: Path, choices: Choices = Choices()) -> Source:
         opened["test"], said = tables.test(listed, choices, class_names, grouping)
         notes += said
     return Source(opened, tuple(class_names), notes=tuple(notes))
+
+
+CINIC10_DESCRIBED = Description(
+    (32, 32, False),
+    tuple("airplane automobile bird cat deer dog frog horse ship truck".split()),
+    270_000,
+)
+FREIBURG_DESCRIBED = Description(None, tuple(f"class {i}" for i in range(25)), 4_947)
 
 
 def cinic10(path: Path, choices: Choices = Choices()) -> Source:

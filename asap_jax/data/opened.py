@@ -91,6 +91,19 @@ class Source(NamedTuple):
     extra: tuple[str, ...] = ()
 
 
+class Description(NamedTuple):
+    """What is known of a source's images without reading them, and without their being there.
+
+    shape: (height, width, is grey), None if they differ.
+    class_names: a name per class.
+    count: of the images that train and test, None if that is not known.
+    """
+
+    shape: tuple[int, int, bool] | None
+    class_names: tuple[str, ...]
+    count: int | None
+
+
 def of_arrays(name, pixels, labels_name, labels, sparse: bool = False) -> Split:
     """The split of arrays; sparse labels may be any ids, see `numbered`."""
     pixels = dataset.check_images(name, pixels)

@@ -181,7 +181,7 @@ def outgrows_memory(
         size = 3 * (image_size or dataset.MIXED_SIZE) ** 2
     else:
         size = train.shape[0] * train.shape[1] * (1 if train.shape[2] else 3)
-    return _too_large(train.count + test.count, size)
+    return too_large(train.count + test.count, size)
 
 
 def split_batches(
@@ -203,7 +203,7 @@ def split_batches(
     if source.in_memory:
         roles.check_labels(source)
     size = int(np.prod(preparation.shape))
-    why = "" if source.in_memory else _too_large(part.count, size)
+    why = "" if source.in_memory else too_large(part.count, size)
     if why:
         return _valid_only(in_order(part, preparation, batch_size, workers)), [*source.notes, why]
     pixels, labels, notes = sources.read_split(source, split, preparation)
@@ -217,7 +217,7 @@ def _valid_only(batches: Iterable[tuple]) -> Iterator[tuple]:
         yield np.asarray(pixels[:count]), np.asarray(labels[:count])
 
 
-def _too_large(count: int, size: int) -> str:
+def too_large(count: int, size: int) -> str:
     """Why `count` images of `size` bytes are streamed, or ""."""
     left = memory.host_available()
     if left is None or count * size <= MEMORY_SHARE * left:
