@@ -42,6 +42,7 @@ def open_tfds(place: str, data_dir: str | None, prepare: bool) -> Source:
     from tensorflow_datasets.proto import tf_example_pb2
 
     name, extra = _parts(place)
+    _check_format(name, data_dir)
     where = data_dir or "its default folder"
     try:
         builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
@@ -141,6 +142,27 @@ def describe_tfds(place: str, data_dir: str | None) -> Description | None:
     count = sum(counts.get(part, 0) for part in used) if counts else None
     shape = None if None in (height, width) else (height, width, channels == 1)
     return Description(shape, class_names, count)
+
+
+def _check_format(name: str, data_dir: str | None) -> None:
+    """Raises UserError for a set that is prepared in a format that only TensorFlow reads."""
+    import tensorflow_datasets as tfds
+
+    try:
+        builder = tfds.builder(name, data_dir=data_dir)
+        prepared, form = Path(builder.data_path).exists(), builder.info.file_format
+    except (tfds.core.DatasetNotFoundError, ImportError, ValueError):
+        return  # opening it in the right format will say what is wrong
+    if prepared and form is not None and form.value != "array_record":
+        other = f"{builder.data_path.parent.parent}_array_record"
+        raise UserError(
+            f"the tfds data set {name!r} at {builder.data_path} is prepared as {form.value}, which "
+            "only TensorFlow reads; here it has to be array_record. Where TensorFlow is installed, "
+            f"either convert it (tfds convert_format --dataset_version_dir={builder.data_path} "
+            f"--out_file_format=array_record --out_dir={other}/{builder.info.version}) and let "
+            "--config.data.dir point at a folder in which it lies as NAME/VERSION, or prepare it "
+            "anew with --config.data.prepare=True and another --config.data.dir"
+        )
 
 
 def _parts(place: str) -> tuple[str, list[str]]:
