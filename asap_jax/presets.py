@@ -55,6 +55,7 @@ def paper() -> ConfigDict:
             "label_column": "",
             "split_column": "",
             "group": "",  # pattern on paths, or CSV column: images of one object stay together
+            "max_pixels": 0,  # that an image file may have; 0 is Pillow's bound, 179 million
             "sparse_labels": False,  # ids with gaps, in arrays and npz files, become classes
             "class_weights": "none",  # "balanced" weighs the losses against uneven classes
         }
@@ -464,7 +465,7 @@ def check(config: ConfigDict) -> None:
     for key in ("every_seconds", "every_steps"):
         value = config.checkpoint[key]
         require(value >= 0, f"checkpoint.{key}", value, "0 or more")
-    for key in ("train_examples", "test_examples", "image_size", "split_seed"):
+    for key in ("train_examples", "test_examples", "image_size", "split_seed", "max_pixels"):
         require(config.data[key] >= 0, f"data.{key}", config.data[key], "0 or more")
     share, weights = config.data.test_share, config.data.class_weights
     require(0 < share < 1, "data.test_share", share, "above 0 and below 1")

@@ -27,8 +27,8 @@ KINDS = {"folder": folder, "csv": table, "cinic10": cinic10, "freiburg": freibur
 DESCRIBED = {"cinic10": CINIC10_DESCRIBED, "freiburg": FREIBURG_DESCRIBED}
 # The choices that kinds of sources have; the others have none.
 TAKES = {
-    "folder": ("train", "test", "images", "path_column", "label_column", "group"),
-    "csv": ("test", "images", "path_column", "label_column", "split_column", "group"),
+    "folder": ("train", "test", "images", "path_column", "label_column", "group", "max_pixels"),
+    "csv": ("test", "images", "path_column", "label_column", "split_column", "group", "max_pixels"),
     "npz": ("sparse_labels",),
     "arrays": ("sparse_labels",),
 }
