@@ -73,7 +73,7 @@ def _streamed(options, source, preparation) -> str:
         return ""
     if options.streaming == "on" or options.resize == "random_crop":
         return "the images are streamed: read from disk again in each epoch"
-    choice = ("train_examples", "test_examples", "test_share", "split_seed")
+    choice = ("train_examples", "test_examples", "test_share", "split_seed", "at_most")
     return data.outgrows_memory(
         source, options.image_size, preparation, **{key: options[key] for key in choice}
     )

@@ -20,12 +20,14 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from asap_jax import command_line, compile_cache, presets, workdir
+from asap_jax import command_line, compile_cache, presets, starting, workdir
 from asap_jax.errors import UserError
 from asap_jax.interruption import Interrupted
 
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", help_string="FILE:PRESET, search:PRESET or train:RECIPE."
+    "config",
+    help_string="FILE:PRESET, search:PRESET or train:RECIPE.",
+    sys_argv=command_line.ordered(sys.argv),  # it looks there for the values that are changed
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run (runs/PRESET if unset).")
 _MODE = flags.DEFINE_string(
@@ -140,6 +142,7 @@ def _leave(code: int) -> None:
 def run() -> None:
     """Runs the command; what the user can mend is said in one paragraph, with exit code 2."""
     signal.signal(signal.SIGTERM, _terminate)
+    starting.over()
     try:
         app.run(_main, flags_parser=command_line.parse)
     except UserError as error:

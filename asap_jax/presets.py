@@ -39,6 +39,7 @@ def paper() -> ConfigDict:
             "prepare": False,  # let tfds download and prepare what is not there
             "train_examples": 0,  # 0 is all
             "test_examples": 0,
+            "at_most": False,  # take all where there are fewer than train_ or test_examples
             "image_size": 0,  # side to resize to; 0 is the images' own, or 64 where they differ
             "color": "",  # "rgb", "grey"; "" is the images' own
             "resize": "stretch",  # each side on its own; or "crop", "random_crop": docs/data.md
@@ -168,9 +169,12 @@ def digits() -> ConfigDict:
 
 
 def tiny() -> ConfigDict:
-    """A quarter of the digits, a few epochs: shows that a method runs, and says nothing of it."""
+    """A quarter of the digits, a few epochs: shows that a method runs, and says nothing of it.
+
+    Of other images it takes so many, or all where there are fewer.
+    """
     config = digits()
-    config.data.update({"train_examples": 360, "test_examples": 180})
+    config.data.update({"train_examples": 360, "test_examples": 180, "at_most": True})
     config.search.update({"epochs": 6, "batch_size": 30, "alpha": {"learning_rate": 0.15}})
     config.train.update({"channels": 8, "epochs": 6, "batch_size": 30})
     return config

@@ -11,7 +11,7 @@ METHODS = "asap asap_pac darts edas gdas gradual p_darts pc_darts random snas".s
 
 # From the root up: a module may import from its own line's modules' predecessors only.
 LAYERS = [
-    {"errors", "windows"},
+    {"errors", "starting", "windows"},
     {
         "batch_norm",
         "convolution",

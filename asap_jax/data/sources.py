@@ -166,6 +166,7 @@ def assemble(
     bits: int = 0,
     test_share: float = 0.2,
     split_seed: int = 0,
+    at_most: bool = False,
     skip_unreadable: bool = False,
     preparation: images.Preparation | None = None,
 ) -> Dataset:
@@ -173,7 +174,7 @@ def assemble(
 
     Args:
       source: what `open_source` gave.
-      train_examples, test_examples, test_share, split_seed: see `roles.train_and_test`.
+      train_examples, test_examples, test_share, split_seed, at_most: see `roles.train_and_test`.
       image_size: side that all images are resized to; 0 is their own size, or 64 where they differ.
       color: "rgb" or "grey"; "" is the images' own: grey if none has colour.
       resize: "stretch" or "crop", see `images.Preparation`.
@@ -198,7 +199,7 @@ def assemble(
     roles.check_labels(source)
     reader = Reader(skip_unreadable)
     train, test, notes = roles.train_and_test(
-        source, train_examples, test_examples, test_share, split_seed
+        source, train_examples, test_examples, test_share, split_seed, at_most
     )
     train, train_shapes = reader.survey(train)
     test, test_shapes = reader.survey(test)
