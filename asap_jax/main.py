@@ -31,7 +31,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run (runs/PRESET 
 _MODE = flags.DEFINE_string(
     "mode",
     "",
-    "search, train, evaluate or describe; if unset: config.mode, or both search and train.",
+    "search, train, evaluate, describe or report; if unset: config.mode, or search and train.",
 )
 _SPLIT = flags.DEFINE_string("split", "", "What --mode=evaluate measures on (test if unset).")
 _DATA = flags.DEFINE_string("data", "", "Data source for --mode=evaluate, if not the training's.")
@@ -45,6 +45,7 @@ def _main(argv) -> None:
         inspection,
         job,
     )
+    from asap_jax.report import page
 
     mode = _MODE.value
     if mode and mode not in job.MODES:
@@ -68,13 +69,21 @@ def _main(argv) -> None:
             )
         inspection.evaluate(_WORKDIR.value, _DATA.value, _SPLIT.value, _DATA_DIR.value)
         return
+    if mode == "report":
+        if _WORKDIR.value is None or _CONFIG.value is not None:
+            raise UserError(
+                "--mode=report takes --workdir, the folder of a run, done or under way, and no "
+                "--config"
+            )
+        print(page.write(_WORKDIR.value))
+        return
     config = _config(mode)
     folder = Path(_WORKDIR.value or _default_workdir(mode, config))
     if mode == "describe":
         inspection.describe(config, folder)
         return
     try:
-        job.run(config, folder, mode=mode)
+        job.run(config, folder, mode=mode, command=_arguments(folder))
     except KeyboardInterrupt as stop:
         where = "at once, so what was saved before is all there is"
         if isinstance(stop, Interrupted):
@@ -98,10 +107,15 @@ def _config(mode):
 
 
 def _again(folder) -> str:
+    return shlex.join(["python", "-m", "asap_jax.main", *_arguments(folder)])
+
+
+def _arguments(folder) -> list[str]:
+    """The command's own, with the workdir that it takes by itself."""
     arguments = sys.argv[1:]
     if not any(argument.lstrip("-").startswith("workdir") for argument in arguments):
         arguments = [*arguments, f"--workdir={folder}"]
-    return shlex.join(["python", "-m", "asap_jax.main", *arguments])
+    return arguments
 
 
 def _default_workdir(mode, config) -> Path:

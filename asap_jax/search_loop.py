@@ -359,6 +359,10 @@ class _Stage:
         mixtures = _final_mixtures(self.strategy, state)
         accuracy = self.accuracy(state.params, state.batch_stats, mixtures)
         record = _epoch_record(progress, last, accuracy)
+        record["weights"] = {
+            cell: np.asarray(mix.weights, np.float64).round(4).tolist()
+            for cell, mix in mixtures.items()
+        }
         if self.strategy.alpha_gradient is None:
             return record  # it has no alphas that could collapse: it samples and ranks
         inputs, key = EDGES[self.config.edges], jax.random.key(self.seed)
@@ -389,7 +393,7 @@ class _Stage:
         for sign, words in said.items():
             if sign not in history.setdefault("warned", list(self.warned)):
                 history["warned"].append(sign)
-                self.session.log.say(f"warning: {words}")
+                self.session.log.warn(words)
         return record
 
     def end(self, state) -> tuple[dict[str, Genotype], dict]:
