@@ -35,6 +35,7 @@ def evaluate(
     Returns:
       {"source", "split", "images"} and what `evaluation.Answers.record` tells.
     """
+    folder = workdir.locate(folder)
     network = trained.load(folder)
     if source:
         opened = data.open_source(source, data_dir or None)
@@ -107,6 +108,7 @@ def describe(
       "memory_available" (bytes or None)}.
     """
     presets.check(config)
+    folder = folder if folder is None else workdir.locate(folder)
     genotype = find_genotype(config, folder)
     dataset = dataset or load_data(config)
     check_size(config, dataset, "train")

@@ -89,6 +89,9 @@ def run(
     """
     started = time.monotonic()
     presets.check(config)
+    if folder is not None:
+        folder = workdir.locate(folder)
+        checkpoint.check_place(folder.absolute())
     mode = mode or config.mode
     for part in ("search", "train"):
         if not mode or part == mode:
@@ -107,11 +110,11 @@ def run(
     if config.check_memory:
         _check_memory(config, dataset, mode, given)
     if folder is not None:
-        _check_epochs(config, Path(folder))
+        _check_epochs(config, folder)
         folder = workdir.claim(folder, json.loads(config.to_json()))
         if command:
             page.keep_command(folder, command)
-    with Interruption() as interruption:
+    with Interruption() as interruption, workdir.room_for(folder):
         saving = folder and loop.Saving(folder / "checkpoints", **config.checkpoint)
         session = loop.Session(RunLog(folder, quiet), interruption, saving, callbacks)
         return _Run(config, folder, dataset, session, start, started).go(mode, given)

@@ -78,7 +78,7 @@ def _main(argv) -> None:
         print(page.write(_WORKDIR.value))
         return
     config = _config(mode)
-    folder = Path(_WORKDIR.value or _default_workdir(mode, config))
+    folder = workdir.locate(_WORKDIR.value or _default_workdir(mode, config))
     if mode == "describe":
         inspection.describe(config, folder)
         return
@@ -98,7 +98,7 @@ def _config(mode):
         return _CONFIG.value
     if mode == "describe" and _WORKDIR.value is not None:
         config = presets.get_config()
-        presets.update(config, workdir.read_config(_WORKDIR.value))
+        presets.update(config, workdir.read_config(workdir.locate(_WORKDIR.value)))
         return config
     raise UserError(
         "--config is missing: for a first run, --config=configs/search.py:digits (or "

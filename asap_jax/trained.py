@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -108,9 +109,12 @@ class TrainedNetwork:
         Returns:
           The new network. Its `results` hold test_accuracy, what `Answers.record` tells beside it,
           epochs and seconds.
+
+        Raises:
+          UserError: the data, a value or `save_to` cannot be worked with.
         """
-        if save_to is not None and (Path(save_to) / "config.json").exists():
-            raise UserError(f"save_to={save_to} is the workdir of a run: choose another folder")
+        if save_to is not None:
+            save_to = _place_to_save(save_to)
         dataset = data.as_dataset(new_data, preparation=self.preparation)
         dataset = dataclasses.replace(dataset, mean=self.mean, std=self.std)
         config = presets.get_config()
@@ -145,8 +149,12 @@ class TrainedNetwork:
         return tuned
 
     def save(self, folder: str | Path, name: str = "network") -> None:
-        """Writes NAME.json (what it is) and NAME/ (an orbax checkpoint of `variables`)."""
-        folder = Path(folder).absolute()
+        """Writes NAME.json (what it is) and NAME/ (an orbax checkpoint of `variables`).
+
+        Raises:
+          UserError: it cannot be written, or could not be read again.
+        """
+        folder = workdir.locate(folder).absolute()
         checkpoint.save(folder / name, self.variables)
         module = self.module
         workdir.write_json(
@@ -240,7 +248,7 @@ def load(folder: str | Path, index: int = 0) -> TrainedNetwork:
       UserError: there is none, or its parts do not belong together.
     """
     name = network_name(index)
-    folder = Path(folder)
+    folder = workdir.locate(folder)
     path = folder / f"{name}.json"
     if not path.exists():
         raise UserError(
@@ -278,6 +286,23 @@ def load(folder: str | Path, index: int = 0) -> TrainedNetwork:
     expected = train_loop.variable_shapes(module, network.preparation.shape)
     checkpoint.check_shapes(f"the weights in {folder / name}", network.variables, expected)
     return network
+
+
+def _place_to_save(folder) -> Path:
+    """Makes the folder for a network that is still to be trained, or says what is wrong with it."""
+    folder = workdir.locate(folder)
+    if (folder / "config.json").exists():
+        raise UserError(f"save_to={folder} is the workdir of a run: choose another folder")
+    checkpoint.check_place(folder.absolute())
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError("it is not yours to write to")
+    except OSError as error:
+        raise UserError(
+            f"save_to={folder} cannot be written to ({error}): name another folder"
+        ) from error
+    return folder
 
 
 def network_name(index: int) -> str:
