@@ -14,7 +14,6 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from asap_jax import compile_cache, inputs, job, loop, presets, recipes, trained
-from asap_jax.data import as_dataset
 from asap_jax.errors import UserError
 from asap_jax.genotypes import Genotype
 
@@ -140,6 +139,6 @@ def _run(config, given, workdir, mode, callbacks, quiet) -> job.Outcome:
     if isinstance(given, str):
         config.data.source = given
     elif given is not None:
-        dataset = as_dataset(given, **inputs.data_options(config))
+        dataset = inputs.of_arrays(given, config)
         config.data.source = "arrays"
     return job.run(config, workdir, mode=mode, dataset=dataset, callbacks=callbacks, quiet=quiet)

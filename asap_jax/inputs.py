@@ -5,6 +5,8 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from asap_jax import data, presets
+from asap_jax.data.opened import Choices
+from asap_jax.data.sources import check_choices
 from asap_jax.errors import UserError
 from asap_jax.genotypes import GENOTYPES, Genotype
 from asap_jax.networks import side_multiple
@@ -13,8 +15,20 @@ from asap_jax.workdir import locate
 
 def data_options(config: ConfigDict) -> dict:
     """What `config.data` says of reading, whatever the source."""
-    apart = ("source", "dir", "prepare", "class_weights", "streaming", "workers")
+    apart = ("source", "dir", "prepare", "class_weights", "streaming", "workers", *Choices._fields)
     return {key: value for key, value in config.data.items() if key not in apart}
+
+
+def data_choices(config: ConfigDict) -> Choices:
+    """What `config.data` says of opening a source."""
+    return Choices(**{key: config.data[key] for key in Choices._fields})
+
+
+def of_arrays(given, config: ConfigDict) -> data.Dataset:
+    """The data set of arrays, or of one that is made already, as `config.data` asks."""
+    choices = data_choices(config)
+    check_choices("arrays", choices)
+    return data.as_dataset(given, **data_options(config), sparse_labels=choices.sparse_labels)
 
 
 def load_data(
@@ -40,7 +54,9 @@ def load_data(
             "config.data.streaming=off, then train what it found on all of them, streamed, with "
             "--mode=train"
         )
-    source = data.open_source(options.source, options.dir or None, options.prepare)
+    source = data.open_source(
+        options.source, options.dir or None, options.prepare, data_choices(config)
+    )
     reading = data_options(config) | {"preparation": preparation}
     if not searches and (why := _streamed(options, source, preparation)):
         source = source._replace(notes=(*source.notes, why))

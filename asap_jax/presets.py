@@ -42,11 +42,15 @@ def paper() -> ConfigDict:
             "image_size": 0,  # side to resize to; 0 is the images' own, or 64 where they differ
             "color": "",  # "rgb", "grey"; "" is the images' own
             "resize": "stretch",  # each side on its own; or "crop", "random_crop": docs/data.md
+            "bits": 0,  # of images of more than eight; 0 is what their largest value takes
             "streaming": "auto",  # "on" reads images while a network trains; "off" before it
             "workers": -1,  # processes that read streamed images; -1 is one a core, 0 none
             "test_share": 0.2,  # held out where the source has no test images
             "split_seed": 0,  # of that split
             "skip_unreadable": False,  # leave such images out and count them
+            "train": "",  # folder of the classes that train, where the layout leaves it open
+            "test": "",  # the same for the test; both within the source's folder, or absolute
+            "sparse_labels": False,  # ids with gaps, in arrays and npz files, become classes
             "class_weights": "none",  # "balanced" weighs the losses against uneven classes
         }
     )

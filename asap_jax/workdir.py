@@ -64,12 +64,14 @@ def claim(path: str | Path, config: dict) -> Path:
         raise UserError(
             f"--workdir={path} holds a saved network and no run: choose another --workdir"
         )
+    # Keys of the data that the run's own asap_jax did not know yet, and that nobody has set here.
+    unset = {f"data.{key}" for key, value in config.get("data", {}).items() if not value}
     before = read_config(path) if (path / "config.json").exists() else None
     if before is not None:
         changed = [
             f"{key}: {old!r} there, {new!r} here"
             for key, old, new in differences(before, config)
-            if not _may_change(key, old, new)
+            if not _may_change(key, old, new) and not (old is None and key in unset)
         ]
         if changed:
             raise UserError(

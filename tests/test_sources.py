@@ -1,5 +1,7 @@
 """Folders, archives and arrays of images: what is read, what is refused, and how it is said."""
 
+import time
+
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
@@ -259,6 +261,87 @@ def test_pixels_out_of_range_are_refused_by_file(tmp_path):
     np.testing.assert_array_equal(prepare(Image.fromarray(shallow), GREY)[..., 0], shallow)
 
 
+def deep_image(mode, values):
+    kind = np.int32 if mode == "I" else np.uint16
+    return Image.fromarray(np.resize(values, (8, 8)).astype(kind))
+
+
+@pytest.mark.parametrize("how", ["memory", "stream"])
+@pytest.mark.parametrize("mode", ["I", "I;16"])
+@pytest.mark.parametrize(
+    ("top", "bits"), [(255, 8), (300, 10), (4095, 12), (4096, 14), (65535, 16)]
+)
+def test_deep_images_have_one_scale_for_a_set(top, bits, mode, how, tmp_path):
+    """A dark image stays darker than a bright one, and the levels that there are stay."""
+    dark, bright = np.arange(64) * (top // 8) // 64, top - np.arange(64) * (top // 8) // 64
+    for name in "ab":
+        for i in range(5):
+            (tmp_path / name).mkdir(exist_ok=True)
+            values = dark if i % 2 else bright
+            deep_image(mode, values).save(tmp_path / name / f"{i}.tiff")
+    source, asked = data.open_source(f"folder:{tmp_path}"), {"image_size": 8}
+    if how == "stream":
+        loaded = data.stream(source, **asked, bits=bits, color="grey", workers=0)
+        pixels = np.concatenate([np.asarray(x) for x, _ in loaded.batches("train")])
+    else:
+        loaded = data.assemble(source, **asked)
+        pixels = loaded.train_images
+        assert f"values up to {top}: {2**bits - 1} is white" in " ".join(loaded.notes)
+    assert loaded.preparation.bits == bits
+    want = [np.resize(values >> (bits - 8), (8, 8)) for values in (dark, bright)]
+    for image in pixels[..., 0]:
+        assert any((image == each).all() for each in want)
+    assert want[1].min() > want[0].max()
+    white = np.full(64, 2**bits - 1)
+    assert prepare(deep_image(mode, white), loaded.preparation).min() == 255
+    if bits < 16:
+        with pytest.raises(ValueError, match=rf"expected 0 to {2**bits - 1:,}, which is white"):
+            prepare(deep_image(mode, white + 1), loaded.preparation)
+
+
+def test_the_depth_can_be_said_and_streams_take_16(tmp_path):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        for i in range(5):
+            deep_image("I;16", np.arange(64) + i).save(tmp_path / name / f"{i}.png")
+    place = f"folder:{tmp_path}"
+    assert data.load(place, bits=12).preparation.bits == 12
+    stream = data.stream(data.open_source(place), image_size=8, workers=0, color="grey", bits=8)
+    assert stream.preparation.bits == 8
+    with pytest.raises(UserError, match=r"data\.bits is 7"):
+        data.load(place, bits=7)
+    (tmp_path / "a" / "0.png").unlink()
+    deep_image("I;16", np.arange(64) * 1000).save(tmp_path / "a" / "0.png")
+    stream = data.stream(data.open_source(place), image_size=8, workers=0)
+    assert stream.preparation.bits == 16
+    assert "65535 is white in all of them" in " ".join(stream.notes)
+
+
+def cut_jpeg(path):
+    """A large colour JPEG that opens, and ends in the middle of its pixels."""
+    Image.fromarray(pixels((200, 300, 3))).save(path.with_suffix(".jpg"))
+    content = path.with_suffix(".jpg").read_bytes()
+    path.with_suffix(".jpg").write_bytes(content[: len(content) // 2])
+
+
+def out_of_range(path):
+    Image.fromarray(np.full((200, 300), 7.0, np.float32)).save(path.with_suffix(".tiff"))
+
+
+def negative(path):
+    Image.fromarray(np.full((200, 300), -7, np.int32)).save(path.with_suffix(".tiff"))
+
+
+@pytest.mark.parametrize("damage", [cut_jpeg, out_of_range, negative])
+def test_what_is_left_out_does_not_decide_for_the_others(damage, tmp_path):
+    write(tmp_path, ("a", "b"), 5, mode="L")
+    damage(tmp_path / "a" / "broken")
+    loaded = data.load(f"folder:{tmp_path}", skip_unreadable=True)
+    assert loaded.preparation == Preparation(8, 8, "grey")
+    assert loaded.train_count + loaded.test_count == 10
+    assert "1 images could not be read" in " ".join(loaded.notes)
+
+
 def test_resizing_stretches_or_crops():
     image = Image.fromarray(pixels((20, 40, 3)))
     stretched = prepare(image, Preparation(8, 8, "rgb"))
@@ -390,10 +473,9 @@ NOT_A_NUMBER[4, 0, 0, 0] = np.nan
         ((X.transpose(0, 3, 1, 2), Y), r"look like \[N, C, H, W\]: use images.transpose"),
         ((X[0, 0], Y), "has the shape"),
         ((X, Y[:5]), r"labels has the shape \(5,\), expected \[12\]"),
-        ((X, Y - 1), "integers from 0, got -1"),
-        ((X, Y + 0.5), "has to be integers"),
+        ((X, Y - 1), "integers from 0, a number a class, got -1 at index 0 .and 5 more."),
         ((X, Y * 0), r"one class only \(0\)"),
-        ((X, Y * 2), "no training image has the class 1"),
+        ((X, Y * 2), "no image has the label 1: .* run up to 2, but 1 of those 3"),
         ((X, Y, X), "go together"),
         ((np.full_like(X, 7), Y), "all of one colour"),
     ],
@@ -401,6 +483,86 @@ NOT_A_NUMBER[4, 0, 0, 0] = np.nan
 def test_arrays_that_are_refused(arguments, message):
     with pytest.raises(UserError, match=message):
         data.from_arrays(*arguments)
+
+
+BAD_LABELS = {
+    "beyond_int32": np.array([0, 1, 2**32, 1]),
+    "beyond_int32_just": np.array([0, 1, 2**31, 1]),
+    "unsigned": np.array([0, 1, 2**63, 1], np.uint64),
+    "large_float": np.array([0, 1, 1e10, 1]),
+    "infinite": np.array([0, 1, np.inf, 1]),
+    "nan": np.array([0, 1, np.nan, 1]),
+    "fraction": np.array([0, 1, 0.5, 1]),
+    "negative": np.array([0, 1, -3, 1]),
+}
+
+
+@pytest.mark.parametrize("how", ["arrays", "npz", "test"])
+@pytest.mark.parametrize("kind", BAD_LABELS)
+def test_labels_that_are_no_numbers_of_classes_are_named(kind, how, tmp_path):
+    labels = BAD_LABELS[kind]
+    with pytest.raises(UserError) as caught:
+        if how == "arrays":
+            data.from_arrays(X[:4], labels)
+        elif how == "test":
+            data.from_arrays(X, Y, X[:4], labels)
+        else:
+            data.load(archive(tmp_path, images=X[:4], labels=labels))
+    assert f"got {labels[2]} at index 2" in str(caught.value)
+    large = labels.max() >= 2**31 and np.isfinite(labels).all()
+    assert ("sparse_labels" in str(caught.value)) == large
+
+
+@pytest.mark.parametrize("top", [3, 10**4, 10**6, 2**31 - 1])
+def test_gaps_in_the_labels_are_named_at_once(top, tmp_path):
+    labels = np.array([0, 1, top] * 4)
+    gap = "2" if top == 3 else f"2 to {top - 1}"
+    begun = time.monotonic()
+    for load in (
+        lambda: data.from_arrays(X, labels),
+        lambda: data.load(archive(tmp_path, images=X, labels=labels)),
+    ):
+        with pytest.raises(UserError, match=f"no image has the label {gap}:.*sparse_labels"):
+            load()
+    assert time.monotonic() - begun < 5
+
+
+@pytest.mark.parametrize("ids", [(0, 7, 90), (-5, 3, 2**40), (0, 1, 2)])
+@pytest.mark.parametrize("how", ["arrays", "npz"])
+def test_sparse_ids_become_classes(how, ids, tmp_path):
+    labels, rest = np.array(ids * 4), np.array(ids[1:] * 2)
+    if how == "npz":
+        arrays = {"train_images": X, "train_labels": labels, "test_images": X[:4]}
+        place = archive(tmp_path, **arrays, test_labels=rest)
+        loaded = data.load(place, sparse_labels=True)
+    else:
+        loaded = data.from_arrays(X, labels, X[:4], rest, sparse_labels=True)
+    assert loaded.class_names == tuple(map(str, ids))
+    np.testing.assert_array_equal(loaded.train_labels, [0, 1, 2] * 4)
+    np.testing.assert_array_equal(loaded.test_labels, [1, 2] * 2)
+    assert loaded.train_labels.dtype == np.int32
+
+
+def test_names_of_sparse_ids_go_by_the_id_or_by_order():
+    labels = np.array([0, 3] * 6)
+    for names in (("a", "b", "c", "d"), ("a", "d")):
+        loaded = data.from_arrays(X, labels, class_names=names, sparse_labels=True)
+        assert loaded.class_names == ("a", "d")
+    with pytest.raises(UserError, match="3 class names for the 2 ids from 0 to 3"):
+        data.from_arrays(X, labels, class_names="abc", sparse_labels=True)
+
+
+def test_many_classes_take_linear_time():
+    labels = np.arange(60_000) % 30_000
+    begun = time.monotonic()
+    loaded = data.from_arrays((np.arange(60_000) % 251).astype(np.uint8).reshape(-1, 1, 1), labels)
+    assert len(loaded.class_names) == 30_000
+    assert time.monotonic() - begun < 10  # comparing each with each takes half a minute
+
+
+def test_a_choice_that_a_source_does_not_have_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"sparse_labels is True.*'folder'.*belongs to npz:PATH"):
+        data.load(f"folder:{tmp_path}", sparse_labels=True)
 
 
 def test_labels_out_of_range_of_the_names():

@@ -6,16 +6,16 @@ from pathlib import Path
 
 import numpy as np
 
-from asap_jax.data.opened import VALIDATION, Source, of_arrays
+from asap_jax.data.opened import VALIDATION, Choices, Source, numbered, of_arrays
 from asap_jax.errors import UserError
 
 
-def npz(path: Path) -> Source:
+def npz(path: Path, choices: Choices = Choices()) -> Source:
     """A NumPy archive: train_images and train_labels, and so for val and test if need be.
 
     Keras' names (x_train, y_train, ...) and plain `images` and `labels` serve as well, and the
     files of MedMNIST can be read as they are. `class_names` [classes] is optional. What the arrays
-    may be: `dataset.from_arrays`.
+    may be, and `choices.sparse_labels`: `sources.from_arrays`.
     """
     if not path.is_file():
         raise UserError(f"there is no file {path}: npz:PATH names a NumPy archive")
@@ -26,24 +26,28 @@ def npz(path: Path) -> Source:
         raise UserError(
             f"{path} is no NumPy archive of plain arrays ({error}): write it with numpy.savez"
         ) from error
-    splits, top = {}, 0
+    splits = {}
     for split in ("train", "test", *VALIDATION):
         pairs = [(f"{split}_images", f"{split}_labels"), (f"x_{split}", f"y_{split}")]
         if split == "train":
             pairs.append(("images", "labels"))
         for pixels, labels in pairs:
             if pixels in arrays and labels in arrays:
-                split_of = of_arrays(
-                    f"{path}: {pixels}", arrays[pixels], f"{path}: {labels}", arrays[labels]
+                splits[split] = of_arrays(
+                    f"{path}: {pixels}",
+                    arrays[pixels],
+                    f"{path}: {labels}",
+                    arrays[labels],
+                    choices.sparse_labels,
                 )
-                splits[split] = split_of
-                top = max(top, int(split_of.labels.max()) + 1)
     if "train" not in splits:
         raise UserError(
             f"{path} holds {', '.join(arrays) or 'nothing'}; expected train_images and "
             "train_labels (or images and labels, or x_train and y_train), and test_images and "
             "test_labels if there is a test split"
         )
-    names = np.ravel(arrays.get("class_names", range(top))).tolist()
-    names = tuple(n.decode() if isinstance(n, bytes) else str(n) for n in names)
-    return Source(splits, names, in_memory=True)
+    names = None
+    if "class_names" in arrays:
+        names = np.ravel(arrays["class_names"]).tolist()
+        names = [n.decode() if isinstance(n, bytes) else str(n) for n in names]
+    return Source(*numbered(splits, names, choices.sparse_labels), in_memory=True)

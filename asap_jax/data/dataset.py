@@ -9,6 +9,10 @@ from asap_jax.data.images import Preparation, prepare
 from asap_jax.data.splits import stratified
 from asap_jax.errors import UserError
 
+SPARSE_LABELS = (
+    "config.data.sparse_labels=True (sparse_labels=True in Python) makes the ids that occur the "
+    "classes"
+)
 MIXED_SIZE = 64  # side of images that came in many sizes, where none is asked for
 
 
@@ -175,8 +179,8 @@ def check_images(name: str, images) -> np.ndarray:
     return images.astype(np.uint8)
 
 
-def check_labels(name: str, labels, count: int) -> np.ndarray:
-    """[N] int32, or a UserError that says what is wrong."""
+def check_labels(name: str, labels, count: int, sparse: bool = False) -> np.ndarray:
+    """[N] int32, or a UserError that says what is wrong; sparse ids are [N] int64, of any sign."""
     labels = np.asarray(labels)
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
@@ -184,13 +188,68 @@ def check_labels(name: str, labels, count: int) -> np.ndarray:
         raise UserError(
             f"{name} has the shape {labels.shape}, expected [{count}], one for each image"
         )
-    if not np.issubdtype(labels.dtype, np.integer) and not (
-        np.issubdtype(labels.dtype, np.floating) and (labels == np.round(labels)).all()
-    ):
+    if not np.issubdtype(labels.dtype, np.integer) and not np.issubdtype(labels.dtype, np.floating):
         raise UserError(f"{name} has to be integers from 0, got {labels.dtype}")
-    if labels.min() < 0:
-        raise UserError(f"{name} has to be integers from 0, got {labels.min()}")
-    return labels.astype(np.int32)
+    whole = np.isfinite(labels) & (labels == np.round(labels))
+    bounds = np.iinfo(np.int64 if sparse else np.int32)
+    # float(2 ** 63 - 1) is 2 ** 63: the upper bound itself is left out there.
+    lowest, above = (bounds.min, bounds.max + 1) if sparse else (0, bounds.max + 1)
+    good = whole & (labels >= lowest) & (labels < above)
+    if not good.all():
+        wrong = np.flatnonzero(~good)
+        expected = "integers of 64 bits" if sparse else "integers from 0, a number a class"
+        mend = ""
+        if not sparse and (whole & (labels >= bounds.min)).all() and labels.max() >= above:
+            mend = f"; {SPARSE_LABELS}"
+        raise UserError(
+            f"{name} has to be {expected}, got {labels[wrong[0]]} at index {wrong[0]}"
+            f"{f' (and {len(wrong) - 1} more)' if len(wrong) > 1 else ''}{mend}"
+        )
+    return labels.astype(bounds.dtype)
+
+
+def as_classes(labels: list[np.ndarray], class_names, sparse: bool) -> tuple[list, tuple[str, ...]]:
+    """(labels [N] int32 of each split, a name per class).
+
+    Args:
+      labels: of each split.
+      class_names: a name per class, by the labels' numbers (or, for sparse ids, one for each id
+        that occurs, in order); None names the classes by their numbers.
+      sparse: the labels are ids of any size, those that occur are the classes.
+
+    Raises:
+      UserError: numbers that no image has, where no names say that there are such classes.
+    """
+    names = None if class_names is None else tuple(map(str, class_names))
+    ids = np.unique(np.concatenate(labels))
+    if sparse:
+        if names is None:
+            named = tuple(map(str, ids.tolist()))
+        elif ids[0] >= 0 and ids[-1] < len(names):
+            named = tuple(names[i] for i in ids)
+        elif len(names) == len(ids):
+            named = names
+        else:
+            raise UserError(
+                f"there are {len(names)} class names for the {len(ids)} ids from {ids[0]} to "
+                f"{ids[-1]}: give one for each id that occurs, in the ids' order"
+            )
+        return [np.searchsorted(ids, each).astype(np.int32) for each in labels], named
+    if names is not None:
+        return labels, names
+    top = int(ids[-1])
+    if len(ids) <= top:
+        begin = int(np.flatnonzero(ids != np.arange(len(ids)))[0])
+        end = int(ids[begin]) - 1
+        gap = f"{begin}" if begin == end else f"{begin} to {end}"
+        missing = top + 1 - len(ids)
+        raise UserError(
+            f"no image has the label {gap}{'' if missing == end - begin + 1 else ', among others'}"
+            f": the labels run up to {top}, but {missing} of those {top + 1} numbers are missing. "
+            f"Number the classes from 0 without gaps, or name them all with class_names; "
+            f"{SPARSE_LABELS}"
+        )
+    return labels, tuple(map(str, range(top + 1)))
 
 
 def statistics(images):

@@ -3,12 +3,13 @@
 import collections
 import hashlib
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from asap_jax.data import kept
-from asap_jax.data.opened import VALIDATION, Source, Split
+from asap_jax.data import kept, layouts
+from asap_jax.data.opened import Choices, Source, Split
 from asap_jax.errors import UserError
 
 CINIC10 = (
@@ -17,40 +18,27 @@ CINIC10 = (
 )  # mean and deviation of the channels, as published
 
 
-def folder(path: Path) -> Source:
-    """Class folders: PATH/CLASS/..., or PATH/train/CLASS/... with val and test beside it."""
+def folder(path: Path, choices: Choices = Choices()) -> Source:
+    """Class folders: PATH/CLASS/..., or PATH/train/CLASS/... with val and test beside it.
+
+    What is taken for what: `layouts.find`.
+    """
     if not path.is_dir():
         raise UserError(
             f"there is no folder {path}: folder:PATH names one that holds a folder per class, or "
             "train and test folders that do"
         )
-    folders = _subfolders(path)
-    named = {folder.name.lower(): folder for folder in folders}
-    splits = {name: named[name] for name in ("train", "test", *VALIDATION) if name in named}
-    if "train" in splits and len(splits) < len(folders):
-        other = sorted(folder.name for folder in folders if folder not in splits.values())
-        raise UserError(
-            f"{path} holds the folder train beside {', '.join(other[:3])}: either class folders, "
-            "or train, val and test folders, not both"
-        )
-    if "train" not in splits:
-        splits = {"train": path}
-    class_names = [folder.name for folder in _subfolders(splits["train"])]
+    layout = layouts.find(path, choices)
+    train = layout.splits["train"]
+    class_names = [folder.name for folder in _classes(layout, "train")]
     if not class_names:
-        raise UserError(
-            f"{splits['train']} holds no folder: put each class's images in a folder of its name"
-        )
-    others: collections.Counter = collections.Counter()
-    opened = {name: _class_folders(where, class_names, others) for name, where in splits.items()}
-    notes = ()
-    if others:
-        most = sorted(others.items(), key=lambda pair: (-pair[1], pair[0]))[:4]
-        endings = ", ".join(f"{ending or 'no ending'} ({count})" for ending, count in most)
-        notes = (f"left out, by their endings no images: {endings}",)
-    return Source(opened, tuple(class_names), notes=notes)
+        raise UserError(f"{train} holds no folder: put each class's images in a folder of its name")
+    seen = _Seen(collections.Counter(), [])
+    opened = {name: _class_folders(layout, name, class_names, seen) for name in layout.splits}
+    return Source(opened, tuple(class_names), notes=(*layout.notes, *seen.notes()))
 
 
-def cinic10(path: Path) -> Source:
+def cinic10(path: Path, choices: Choices = Choices()) -> Source:
     """CINIC-10 as it is unpacked: train, valid and test of ten classes; train and valid train."""
     parts = ("train", "valid", "test")
     missing = [name for name in parts if not (path / name).is_dir()]
@@ -63,7 +51,7 @@ def cinic10(path: Path) -> Source:
     return folder(path)._replace(statistics=CINIC10)
 
 
-def freiburg(path: Path) -> Source:
+def freiburg(path: Path, choices: Choices = Choices()) -> Source:
     """The Freiburg Groceries as they are unpacked, by the first of their five official splits.
 
     images/CLASS/*.png, and splits/train0.txt and test0.txt with lines "CLASS/FILE.png NUMBER".
@@ -110,35 +98,56 @@ def _listed(place: Path) -> list[tuple[str, int]]:
     return pairs
 
 
-def _subfolders(path: Path) -> list[Path]:
-    return sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
+class _Seen(NamedTuple):
+    """What was seen beside images: files by their endings, and links that lead back."""
+
+    others: collections.Counter
+    back: list[str]
+
+    def notes(self) -> list[str]:
+        notes = []
+        if self.others:
+            most = sorted(self.others.items(), key=lambda pair: (-pair[1], pair[0]))[:4]
+            told = ", ".join(f"{ending or 'no ending'} ({count})" for ending, count in most)
+            notes.append(f"left out, by their endings no images: {told}")
+        if self.back:
+            told = ", ".join(self.back[:3])
+            notes.append(f"left out, links that lead back to where they lie, or above: {told}")
+        return notes
 
 
-def _class_folders(path: Path, class_names, others) -> Split:
-    """The images in the class folders below `path`; counts the endings of `others`."""
-    readable = {e for e, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+def _classes(layout, split) -> list[Path]:
+    """The class folders of a split."""
+    found, _ = layouts.subfolders(layout.splits[split])
+    return [folder for folder in found if folder.resolve() not in layout.apart]
+
+
+def _class_folders(layout, split, class_names, seen) -> Split:
+    """The images in the class folders of a split."""
+    path, readable = layout.splits[split], layouts.endings()
+    numbers = {name: number for number, name in enumerate(class_names)}
     files, labels = [], []
-    for folder in _subfolders(path):
-        if folder.name not in class_names:
+    for folder in _classes(layout, split):
+        if folder.name not in numbers:
             raise UserError(
                 f"{folder} is no class of the training images, which are "
                 f"{', '.join(class_names[:10])}: give the folders the same names"
             )
-        seen = [
-            file
-            for file in sorted(folder.rglob("*"))
-            if not any(part.startswith(".") for part in file.relative_to(folder).parts)
-            and file.is_file()
-        ]
-        found = [file for file in seen if file.suffix.lower() in readable]
-        others.update(f.suffix.lower() for f in seen if f.suffix.lower() not in readable)
+        found = []
+        for file in layouts.files_below(folder, seen.back):
+            ending = file.suffix.lower()
+            # What a link without ending stands for, nobody can tell: reading will name it.
+            if ending in readable or (not ending and not file.exists()):
+                found.append(file)
+            else:
+                seen.others[ending] += 1
         if not found:
             raise UserError(
                 f"the class folder {folder} holds no image: fill it, or remove it if the class "
                 "is not wanted"
             )
         files += found
-        labels += [class_names.index(folder.name)] * len(found)
+        labels += [numbers[folder.name]] * len(found)
     if not files:
         raise UserError(f"{path} holds no class folder: put each class's images in one")
     return files_split(path, files, labels)

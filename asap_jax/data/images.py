@@ -1,10 +1,11 @@
 """One image of any kind to uint8 pixels: Pillow's formats and modes, colour, size."""
 
+import os
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from asap_jax.errors import UserError
 
@@ -25,12 +26,15 @@ class Preparation(NamedTuple):
       shorter side and takes the middle of the longer; "random_crop" shows a training another part
       each time (see `random_crop`), and a test the middle: of 256 pixels along the shorter side
       224, as is usual for ImageNet, and of other sizes that share.
+    bits: of what is white in images of more than eight bits, 8 to 16; 0 where the set had none:
+      such an image is then taken for one of 16 bits, or of 8 if its mode has 32 and it fits.
     """
 
     height: int
     width: int
     color: str
     resize: str = "stretch"
+    bits: int = 0
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -38,12 +42,28 @@ class Preparation(NamedTuple):
         return self.height, self.width, CHANNELS[self.color]
 
 
-def check_options(color: str, resize: str) -> None:
-    """Raises UserError for a colour or a way to resize that is not known."""
+def check_options(color: str, resize: str, bits: int = 0) -> None:
+    """Raises UserError for a colour, a way to resize or a depth that is not known."""
+    if bits and bits not in range(8, 17):
+        raise UserError(
+            f"data.bits is {bits}, but has to be 8 to 16, or 0 for what the images' values tell"
+        )
     if resize not in RESIZE:
         raise UserError(f"data.resize is {resize!r}, but has to be one of {RESIZE}")
     if color and color not in CHANNELS:
         raise UserError(f'data.color is {color!r}, but has to be "rgb", "grey" or "" for their own')
+
+
+def why(error: Exception, name: str) -> str:
+    """Why an image could not be read, for its user; `name` may be its path."""
+    if isinstance(error, FileNotFoundError) and os.path.islink(name):
+        return (
+            f"it is a link to {os.readlink(name)}, which is not there: fetch what it stands for "
+            "(git annex get, dvc pull)"
+        )
+    if isinstance(error, UnidentifiedImageError):
+        return "it is no image of a format that Pillow knows"
+    return str(error)
 
 
 def is_grey(image) -> bool:
@@ -51,6 +71,18 @@ def is_grey(image) -> bool:
     if isinstance(image, Image.Image):
         return image.mode in _GREY
     return image.ndim == 2 or image.shape[-1] == 1
+
+
+def top(image) -> int | None:
+    """The largest value of a Pillow image of more than eight bits; None for any other."""
+    if not isinstance(image, Image.Image) or not image.mode.startswith("I"):
+        return None
+    return int(np.asarray(image).max())
+
+
+def depth(largest: int) -> int:
+    """The bits of a set of deep images from its largest value: 8, 10, 12, 14 or 16."""
+    return next((bits for bits in (8, 10, 12, 14) if largest < 1 << bits), 16)
 
 
 def size(image) -> tuple[int, int]:
@@ -79,9 +111,9 @@ def _has_exif(image) -> bool:
 def prepare(image, preparation: Preparation) -> np.ndarray:
     """uint8 [H, W, C] of any image.
 
-    Transparent pixels lie on black. 16-bit images keep their upper eight bits, those of floats have
-    to lie in [0, 1]. A photograph is turned the way its camera was held. Resizing is bilinear and
-    averages where it shrinks. An animation gives its first frame.
+    Transparent pixels lie on black. Deep images keep the eight bits that `preparation.bits` says;
+    pixels of floats have to lie in [0, 1]. A photograph is turned the way its camera was held.
+    Resizing is bilinear and averages where it shrinks. An animation gives its first frame.
 
     Args:
       image: a path, a Pillow image, or a uint8 array [H, W], [H, W, 1], [H, W, 3] or [H, W, 4].
@@ -143,7 +175,7 @@ def _upright(image, preparation) -> Image.Image:
         image = _from_array(np.asarray(image))
     if _orientation(image) != 1:
         image = ImageOps.exif_transpose(image)
-    return _colored(_eight_bit(image), preparation.color)
+    return _colored(_eight_bit(image, preparation.bits), preparation.color)
 
 
 def _from_array(array) -> Image.Image:
@@ -161,7 +193,7 @@ def _from_array(array) -> Image.Image:
     return Image.fromarray(array)
 
 
-def _eight_bit(image) -> Image.Image:
+def _eight_bit(image, bits: int) -> Image.Image:
     """Pillow clips its deep modes to 255 when it converts them; here they are scaled."""
     if image.mode == "F":
         pixels = np.asarray(image)
@@ -173,12 +205,16 @@ def _eight_bit(image) -> Image.Image:
         return Image.fromarray(np.round(255 * pixels).astype(np.uint8))
     if image.mode.startswith("I"):
         pixels = np.asarray(image).astype(np.int64)
-        if pixels.min() < 0 or pixels.max() > 65535:
+        white = (1 << (bits or 16)) - 1
+        if pixels.min() < 0 or pixels.max() > white:
+            why = f", which is white in this set ({bits} bits, config.data.bits)" if bits else ""
             raise ValueError(
-                f"its pixels run from {pixels.min()} to {pixels.max()}, expected 0 to 65,535"
+                f"its pixels run from {pixels.min()} to {pixels.max()}, "
+                f"expected 0 to {white:,}{why}"
             )
-        shallow = image.mode == "I" and pixels.max() < 256
-        return Image.fromarray((pixels if shallow else pixels >> 8).astype(np.uint8))
+        if not bits:
+            bits = 8 if image.mode == "I" and pixels.max() < 256 else 16
+        return Image.fromarray((pixels >> (bits - 8)).astype(np.uint8))
     return image
 
 

@@ -1,5 +1,6 @@
 """What a source opens as: splits of images that are not read yet."""
 
+import dataclasses
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +13,18 @@ from asap_jax.data import dataset
 from asap_jax.data.kept import Stamp
 
 VALIDATION = ("val", "valid", "validation")
+
+
+class Choices(NamedTuple):
+    """What a user says of how a source is opened; "" and False leave it to the source.
+
+    train, test: folders that hold a folder per class, within the source's or absolute.
+    sparse_labels: labels of arrays are ids of any size, and those that occur are the classes.
+    """
+
+    train: str = ""
+    test: str = ""
+    sparse_labels: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,9 +75,10 @@ class Source(NamedTuple):
     extra: tuple[str, ...] = ()
 
 
-def of_arrays(name, pixels, labels_name, labels) -> Split:
+def of_arrays(name, pixels, labels_name, labels, sparse: bool = False) -> Split:
+    """The split of arrays; sparse labels may be any ids, see `numbered`."""
     pixels = dataset.check_images(name, pixels)
-    labels = dataset.check_labels(labels_name, labels, len(pixels))
+    labels = dataset.check_labels(labels_name, labels, len(pixels), sparse)
     return Split(
         len(labels),
         lambda i: (pixels[i], int(labels[i])),
@@ -72,6 +86,27 @@ def of_arrays(name, pixels, labels_name, labels) -> Split:
         lambda i: f"{name}[{i}]",
         name,
         (*pixels.shape[1:3], pixels.shape[-1] == 1),
+    )
+
+
+def numbered(
+    splits: dict[str, Split], class_names, sparse: bool
+) -> tuple[dict[str, Split], tuple[str, ...]]:
+    """(splits of arrays, renumbered if sparse; a name per class): see `dataset.as_classes`."""
+    labels, names = dataset.as_classes(
+        [split.labels for split in splits.values()], class_names, sparse
+    )
+    renumbered = {
+        name: _labelled(split, numbers)
+        for (name, split), numbers in zip(splits.items(), labels, strict=True)
+    }
+    return renumbered if sparse else splits, names
+
+
+def _labelled(split: Split, labels) -> Split:
+    read = split.read
+    return dataclasses.replace(
+        split, read=lambda i: (read(i)[0], int(labels[i])), read_labels=lambda: labels
     )
 
 

@@ -5,13 +5,14 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from asap_jax.data import images
 from asap_jax.data.opened import Split, picked
 from asap_jax.errors import UserError
 
 _CHUNK = 32
+_PROBE = images.Preparation(8, 8, "rgb")
 
 
 class Reader:
@@ -22,10 +23,20 @@ class Reader:
         self._skip, self._broken = skip, []
 
     def survey(self, split: Split) -> tuple[Split, list]:
-        """What can be opened of a split, and each image's (height, width, is grey)."""
+        """What can be read of a split, and each image's (height, width, is grey, largest value).
+
+        The last is None but for images of more than eight bits. Where unreadable images are left
+        out each is decoded: one that is cut short has a size that should not decide for the others.
+        """
         if split.shape is not None:
-            return split, [split.shape]
-        shapes, kept = self._each(lambda i: (*images.size(i), images.is_grey(i)), split)
+            return split, [(*split.shape, None)]
+
+        def look(image):
+            if self._skip:
+                images.prepare(image, _PROBE)
+            return *images.size(image), images.is_grey(image), images.top(image)
+
+        shapes, kept = self._each(look, split)
         return (split if len(kept) == split.count else picked(split, kept)), shapes
 
     def read(self, split: Split, preparation) -> tuple[np.ndarray, np.ndarray]:
@@ -67,9 +78,7 @@ class Reader:
             results = [result for chunk in chunks for result in chunk]
         broken = [result for result in results if isinstance(result, _Unreadable)]
         if broken and not self._skip:
-            reason = broken[0].error
-            if isinstance(reason, UnidentifiedImageError):
-                reason = "it is no image of a format that Pillow knows"
+            reason = images.why(broken[0].error, broken[0].name)
             more = f" (and {len(broken) - 1} more)" if len(broken) > 1 else ""
             raise UserError(
                 f"cannot read the image {broken[0].name}{more}: {reason}. Repair or remove it "

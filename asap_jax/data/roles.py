@@ -1,5 +1,6 @@
 """Which of a source's images train, and which test."""
 
+import collections
 import functools
 
 from asap_jax.data import dataset
@@ -44,7 +45,8 @@ def named(source: Source, split: str) -> Split:
 
 def check_classes(source: Source) -> None:
     """Raises UserError if there is nothing to tell apart, or no telling apart by name."""
-    repeated = {name for name in source.class_names if source.class_names.count(name) > 1}
+    counts = collections.Counter(source.class_names)
+    repeated = {name for name, count in counts.items() if count > 1}
     if repeated:
         raise UserError(
             f"class names have to differ, but there is more than one {', '.join(sorted(repeated))}"

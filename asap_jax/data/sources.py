@@ -15,7 +15,7 @@ from asap_jax.data.archives import npz
 from asap_jax.data.dataset import Dataset
 from asap_jax.data.folders import cinic10, folder, freiburg
 from asap_jax.data.kept import Kept
-from asap_jax.data.opened import Source, of_arrays, picked
+from asap_jax.data.opened import Choices, Source, numbered, of_arrays, picked
 from asap_jax.data.reading import Reader
 from asap_jax.data.splits import stratified
 from asap_jax.data.tfds_read import open_tfds
@@ -23,11 +23,20 @@ from asap_jax.errors import UserError
 
 DIGITS_TEST = 360
 KINDS = {"folder": folder, "cinic10": cinic10, "freiburg": freiburg, "npz": npz}
+# The choices that kinds of sources have; the others have none.
+TAKES = {"folder": ("train", "test"), "npz": ("sparse_labels",), "arrays": ("sparse_labels",)}
 ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 SOURCES = '"digits", "tfds:NAME", ' + ", ".join(f'"{kind}:PATH"' for kind in KINDS)
 
 
-def load(source: str, data_dir: str | None = None, *, prepare: bool = False, **options) -> Dataset:
+def load(
+    source: str,
+    data_dir: str | None = None,
+    *,
+    prepare: bool = False,
+    choices: Choices = Choices(),
+    **options,
+) -> Dataset:
     """Loads a data set.
 
     Args:
@@ -37,28 +46,55 @@ def load(source: str, data_dir: str | None = None, *, prepare: bool = False, **o
         those data sets as they are unpacked, "npz:PATH" for a NumPy archive (see `npz`).
       data_dir: folder that holds tfds' prepared data sets (tfds' own default if None).
       prepare: let tfds download and prepare a set that is not there (needs TensorFlow).
-      options: see `assemble`.
+      choices: how it is opened; what each source has of them is in docs/data.md.
+      options: see `assemble`; fields of `choices` may stand among them.
 
     Raises:
       UserError: what was wrong with the source, and what to do.
     """
-    return assemble(open_source(source, data_dir, prepare), **options)
+    for key in [key for key in options if key in Choices._fields]:
+        choices = choices._replace(**{key: options.pop(key)})
+    return assemble(open_source(source, data_dir, prepare, choices), **options)
 
 
-def open_source(source: str, data_dir: str | None = None, prepare: bool = False) -> Source:
+def open_source(
+    source: str,
+    data_dir: str | None = None,
+    prepare: bool = False,
+    choices: Choices = Choices(),
+) -> Source:
     """The splits of a named source, no image read yet; see `load`."""
     kind, _, place = source.partition(":")
+    check_choices(kind, choices)
     if source == "digits":
         return _digits()
     if kind == "tfds" and place:
         return open_tfds(place, data_dir, prepare)
     if kind in KINDS and place:
-        return KINDS[kind](Path(place).expanduser())
+        return KINDS[kind](Path(place).expanduser(), choices)
     raise UserError(f"unknown data source {source!r}: known are {SOURCES}")
 
 
+def check_choices(kind: str, choices: Choices) -> None:
+    """Raises UserError for a choice that sources of this kind, or "arrays", do not have."""
+    for key, value in choices._asdict().items():
+        if value and key not in TAKES.get(kind, ()):
+            having = [f"{name}:PATH" for name in TAKES if name != "arrays" and key in TAKES[name]]
+            raise UserError(
+                f"config.data.{key} is {value!r}, which the source {kind!r} knows nothing of: it "
+                f"belongs to {' and '.join(having)}; leave it out"
+            )
+
+
 def from_arrays(
-    images, labels, test_images=None, test_labels=None, *, class_names=None, **options
+    images,
+    labels,
+    test_images=None,
+    test_labels=None,
+    *,
+    class_names=None,
+    sparse_labels: bool = False,
+    **options,
 ) -> Dataset:
     """A data set from arrays.
 
@@ -68,6 +104,8 @@ def from_arrays(
       labels: [N] or [N, 1] integers from 0.
       test_images, test_labels: the same for the test; without them a share of `images` is held out.
       class_names: a name per class; else the labels' numbers.
+      sparse_labels: the labels may be any ids of 64 bits; those that occur are the classes, in
+        order, and named after the ids (or by class_names).
       options: see `assemble`.
 
     Raises:
@@ -75,13 +113,13 @@ def from_arrays(
     """
     if (test_images is None) != (test_labels is None):
         raise UserError("test_images and test_labels go together: one of them is missing")
-    splits = {"train": of_arrays("images", images, "labels", labels)}
+    splits = {"train": of_arrays("images", images, "labels", labels, sparse_labels)}
     if test_images is not None:
-        splits["test"] = of_arrays("test_images", test_images, "test_labels", test_labels)
-    if class_names is None:
-        top = max(int(split.labels.max()) for split in splits.values())
-        class_names = range(top + 1)
-    return assemble(Source(splits, tuple(map(str, class_names)), in_memory=True), **options)
+        splits["test"] = of_arrays(
+            "test_images", test_images, "test_labels", test_labels, sparse_labels
+        )
+    splits, class_names = numbered(splits, class_names, sparse_labels)
+    return assemble(Source(splits, class_names, in_memory=True), **options)
 
 
 def assemble(
@@ -92,6 +130,7 @@ def assemble(
     image_size: int = 0,
     color: str = "",
     resize: str = "stretch",
+    bits: int = 0,
     test_share: float = 0.2,
     split_seed: int = 0,
     skip_unreadable: bool = False,
@@ -105,13 +144,14 @@ def assemble(
       image_size: side that all images are resized to; 0 is their own size, or 64 where they differ.
       color: "rgb" or "grey"; "" is the images' own: grey if none has colour.
       resize: "stretch" or "crop", see `images.Preparation`.
+      bits: of deep images, see `images.Preparation`; 0 is what the largest value of all takes.
       skip_unreadable: leave out images that cannot be read, and say how many; else they are errors.
-      preparation: that of a trained network, in place of `image_size`, `color` and `resize`.
+      preparation: that of a trained network, in place of `image_size`, `color`, `resize`, `bits`.
 
     What took long to read is kept for the next time, see `kept`.
     """
     asked = {key: value for key, value in locals().items() if key != "source"}
-    images.check_options(color, resize)
+    images.check_options(color, resize, bits)
     if resize == "random_crop":
         raise UserError(
             'config.data.resize is "random_crop", another part of the image each time, which '
@@ -129,9 +169,11 @@ def assemble(
     )
     train, train_shapes = reader.survey(train)
     test, test_shapes = reader.survey(test)
-    own = _preparation(train_shapes, test_shapes, 0, "", resize, [])
+    own = _preparation(train_shapes, test_shapes, 0, "", resize, bits, [])
     if preparation is None:
-        preparation = _preparation(train_shapes, test_shapes, image_size, color, resize, notes)
+        preparation = _preparation(
+            train_shapes, test_shapes, image_size, color, resize, bits, notes
+        )
     _check_fits(train.count + test.count, preparation)
     train_images, train_labels = reader.read(train, preparation)
     test_images, test_labels = reader.read(test, preparation)
@@ -203,11 +245,11 @@ def _check_fits(count: int, preparation) -> None:
         )
 
 
-def _preparation(train_shapes, test_shapes, image_size, color, resize, notes):
+def _preparation(train_shapes, test_shapes, image_size, color, resize, bits, notes):
     shapes = {*train_shapes, *test_shapes}
     if not color:
-        color = "grey" if all(grey for _, _, grey in shapes) else "rgb"
-    sizes = {(height, width) for height, width, _ in shapes}
+        color = "grey" if all(grey for _, _, grey, _ in shapes) else "rgb"
+    sizes = {(height, width) for height, width, _, _ in shapes}
     if image_size:
         sizes = {(image_size, image_size)}
     elif len(sizes) > 1:
@@ -219,7 +261,14 @@ def _preparation(train_shapes, test_shapes, image_size, color, resize, notes):
         sizes = {(dataset.MIXED_SIZE, dataset.MIXED_SIZE)}
     if not sizes:
         raise UserError("the data holds no image that can be read")
-    return images.Preparation(*sizes.pop(), color, resize)
+    deep = [top for _, _, _, top in shapes if top is not None]
+    if deep:
+        bits = bits or images.depth(max(deep))
+        notes.append(
+            f"there are images of more than eight bits, with values up to {max(deep)}: "
+            f"{(1 << bits) - 1} is white in all of them (--config.data.bits changes it)"
+        )
+    return images.Preparation(*sizes.pop(), color, resize, bits if deep else 0)
 
 
 def _digits() -> Source:

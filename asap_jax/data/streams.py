@@ -106,6 +106,7 @@ def stream(
     image_size: int = 0,
     color: str = "",
     resize: str = "stretch",
+    bits: int = 0,
     test_share: float = 0.2,
     split_seed: int = 0,
     skip_unreadable: bool = False,
@@ -119,14 +120,15 @@ def stream(
       train_examples, test_examples, test_share, split_seed: see `roles.train_and_test`.
       image_size, color, resize: see `assemble`; sizes that differ need an `image_size`, and colour
         is "rgb" where it is not known beforehand.
+      bits: of deep images, see `images.Preparation`; 0 is 16 if there are any in a sample.
       skip_unreadable: refused: what cannot be read is found when it is too late to leave it out.
-      preparation: that of a trained network, in place of `image_size`, `color` and `resize`.
+      preparation: that of a trained network, in place of `image_size`, `color`, `resize`, `bits`.
       workers: see `Stream`.
 
     Raises:
       UserError: the source cannot be streamed so.
     """
-    images.check_options(color, resize)
+    images.check_options(color, resize, bits)
     roles.check_classes(source)
     if source.in_memory and resize == "random_crop":
         raise UserError(
@@ -149,12 +151,13 @@ def stream(
     )
     if preparation is None:
         preparation = _preparation(train, test, image_size, color, resize, notes)
+        preparation = preparation._replace(bits=_bits(train, bits, notes))
     statistics = source.statistics
     if statistics is None or len(statistics[0]) != preparation.shape[-1]:
-        sample = np.unique(np.linspace(0, train.count - 1, MEASURED).astype(int))
-        pixels, _ = Reader(skip=False).read_images(picked(train, sample), preparation)
+        sample = _sample(train)
+        pixels, _ = Reader(skip=False).read_images(sample, preparation)
         statistics = dataset.statistics(pixels)
-        notes.append(f"mean and deviation of the channels are those of {len(sample)} images")
+        notes.append(f"mean and deviation of the channels are those of {sample.count} images")
     return Stream(train, test, source.class_names, *statistics, preparation, workers, tuple(notes))
 
 
@@ -254,6 +257,26 @@ def _preparation(train, test, image_size, color, resize, notes) -> images.Prepar
     return images.Preparation(height, width, color, resize)
 
 
+def _bits(train, bits, notes) -> int:
+    """The bits of deep images: those asked for, or 16 where a sample has such images, else 0."""
+    if bits or train.shape:
+        return bits
+    _, shapes = Reader(skip=False).survey(_sample(train))
+    deep = [top for *_, top in shapes if top is not None]
+    if not deep:
+        return 0
+    notes.append(
+        f"there are images of more than eight bits, with values up to {max(deep)} in {len(shapes)} "
+        "images: 65535 is white in all of them (--config.data.bits=12, say, where they have fewer)"
+    )
+    return 16
+
+
+def _sample(split: Split) -> Split:
+    """Images that stand for all of a split, evenly spread."""
+    return picked(split, np.unique(np.linspace(0, split.count - 1, MEASURED).astype(int)))
+
+
 def _batches(read: Callable, begin: int, end: int, batch_size: int, workers: int) -> Iterator:
     """Batches of read(position), numbers `begin` to `end`, on the device, made ahead of time."""
     import grain
@@ -347,6 +370,7 @@ def _read(record, index, form):
         return form(image), np.int32(label)
     except Exception as error:  # Pillow's decoders raise whatever a broken file makes them
         raise UserError(
-            f"cannot read the image {record.name(index)}: {error}. Repair or remove it: streamed "
+            f"cannot read the image {record.name(index)}: "
+            f"{images.why(error, record.name(index))}. Repair or remove it: streamed "
             "images cannot be left out"
         ) from error

@@ -1,0 +1,338 @@
+"""How people lay out folders of images: which folders are splits, which classes, which neither."""
+
+import os
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image
+
+from asap_jax.data.opened import VALIDATION, Choices
+from asap_jax.errors import UserError
+
+# Registered by Pillow, but no pictures, or none that it can decode by itself.
+_NO_PICTURES = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}
+_JUNK = {
+    "__macosx",
+    "__pycache__",
+    "@eadir",
+    "$recycle.bin",
+    "lost+found",
+    "system volume information",
+}
+_ROLES = {
+    "train": "train",
+    "training": "train",
+    "trainset": "train",
+    "trainingset": "train",
+    "test": "test",
+    "testing": "test",
+    "testset": "test",
+    "testingset": "test",
+    "val": "val",
+    "valset": "val",
+    "dev": "val",
+    "devset": "val",
+    "valid": "valid",
+    "validset": "valid",
+    "validation": "validation",
+    "validationset": "validation",
+}
+_FILLERS = {"set", "split", "data", "dataset", "images", "image", "imgs", "img", "folder"}
+_UNLABELLED = {"unknown", "unlabelled", "unlabeled", "images", "imgs", "all", "test1"}
+SETTLED = (
+    "--config.data.train=FOLDER, and --config.data.test=FOLDER if there is one, settle it: each "
+    "holds a folder per class (. is the data's own folder)"
+)
+
+
+class Layout(NamedTuple):
+    """Folders that hold a folder per class, by split; what is left out of them; notes for the user.
+
+    apart: folders that are no classes, though they lie where classes do.
+    """
+
+    splits: dict[str, Path]
+    notes: tuple[str, ...] = ()
+    apart: tuple[Path, ...] = ()
+
+
+def endings() -> set[str]:
+    """The endings of files that are images, in small letters."""
+    known = Image.registered_extensions().items()
+    return {e for e, kind in known if kind in Image.OPEN and kind not in _NO_PICTURES}
+
+
+def role(name: str) -> str | None:
+    """The split that a word names: train, test, val, valid or validation; None if it names none."""
+    found = _role(name)
+    return found[0] if found and not found[1] else None
+
+
+def find(path: Path, choices: Choices = Choices()) -> Layout:
+    """The layout of a folder, where it is certain; UserError, with what settles it, where not.
+
+    Args:
+      path: the folder.
+      choices: `train` and `test` name folders in or outside it, and decide.
+    """
+    if choices.train or choices.test:
+        return _explicit(path, choices)
+    root, notes = _unwrapped(path)
+    folders, left = subfolders(root)
+    notes = [*notes, *left]
+    named, others = _named(root, folders)
+    if "train" not in named:
+        _check_classes(root, named, others)
+        return Layout({"train": root}, tuple(notes))
+    inner, _ = subfolders(_unwrapped(named["train"])[0])
+    filled = [folder for folder in others if _holds_image(folder)]
+    if (
+        not inner
+        and filled
+        and all(_is_flat(folder) and _images_in(folder) for folder in named.values())
+    ):
+        said = ", ".join(folder.name for folder in named.values())
+        notes.append(f"taken as classes, for they hold images and no class folders: {said}")
+        return Layout({"train": root}, tuple(notes))
+    if filled:
+        raise UserError(
+            f"{root} holds the folder {named['train'].name} beside "
+            f"{', '.join(folder.name for folder in filled[:3])}: either class folders, or train, "
+            f"val and test folders, not both. {SETTLED}"
+        )
+    if not inner:
+        raise UserError(
+            f"{named['train']} holds no folder, so that the images in it have no classes: put each "
+            "class's images in a folder of its name, or list images and classes in a CSV file "
+            f"(csv:PATH). If {', '.join(folder.name for folder in named.values())} are the "
+            "classes, say so with --config.data.train=."
+        )
+    if others:
+        notes.append(f"left out, without images: {', '.join(folder.name for folder in others)}")
+    splits = {}
+    for name, folder in named.items():
+        splits[name], said = _unwrapped(folder)
+        notes += said
+    classes = {folder.name for folder in subfolders(splits["train"])[0]}
+    for name in [name for name in splits if name != "train"]:
+        if _is_unlabelled(splits[name], classes):
+            notes.append(
+                f"{splits[name]} holds images and no class folders: without labels, they are not "
+                "used"
+            )
+            del splits[name]
+    return Layout(splits, tuple(notes))
+
+
+def subfolders(path: Path) -> tuple[list[Path], list[str]]:
+    """(the folders in a folder, links to such included, in order; notes of what was left out).
+
+    Raises:
+      UserError: a link without ending leads nowhere, so that nobody knows what is missing.
+    """
+    found, back, junk = [], [], []
+    real = os.path.realpath(path)
+    for entry in _entries(path):
+        if entry.name.lower() in _JUNK:
+            junk.append(entry.name)
+        elif not _is_folder(entry):
+            if entry.is_symlink() and not os.path.exists(entry.path) and "." not in entry.name:
+                raise UserError(
+                    f"{entry.path} is a link to {os.readlink(entry.path)}, which is not there: "
+                    "fetch what it stands for (git annex get, dvc pull), or remove it"
+                )
+        elif entry.is_symlink() and leads_back(entry.path, real):
+            back.append(entry.name)
+        else:
+            found.append(Path(path, entry.name))
+    notes = []
+    if junk:
+        notes.append(f"left out, written by other programs: {', '.join(junk)}")
+    if back:
+        notes.append(f"left out, links that lead back to {path} or above: {', '.join(back)}")
+    return sorted(found), notes
+
+
+def files_below(folder: Path, back: list[str]) -> list[Path]:
+    """All files below a folder in order, but for hidden ones; links are followed, each place once.
+
+    Links that lead nowhere are among them. Those that lead back above themselves are not followed
+    but added to `back`.
+    """
+    files, seen = [], set()
+
+    def walk(path, real):
+        seen.add(real)
+        for entry in _entries(path):
+            if entry.name.lower() in _JUNK:
+                continue
+            if not _is_folder(entry):
+                if entry.is_symlink() or entry.is_file():
+                    files.append(Path(path, entry.name))
+                continue
+            target = f"{real}/{entry.name}"
+            if entry.is_symlink():
+                if leads_back(entry.path, real):
+                    back.append(entry.path)
+                    continue
+                target = os.path.realpath(entry.path)
+            if target not in seen:
+                walk(Path(path, entry.name), target)
+
+    walk(folder, os.path.realpath(folder))
+    return sorted(files)
+
+
+def leads_back(link: str, real: str) -> bool:
+    """Whether a link leads to the folder that holds it, whose real path is `real`, or above."""
+    target = os.path.realpath(link)
+    return os.path.commonpath([target, real]) == target
+
+
+def _explicit(path, choices) -> Layout:
+    splits, notes = {}, []
+    for name in ("train", "test"):
+        said = getattr(choices, name)
+        if not said and name == "test":
+            continue
+        place = path / Path(said or ".").expanduser()
+        if not place.is_dir():
+            raise UserError(
+                f"config.data.{name} is {said!r}, but there is no folder {place}: name one that "
+                f"holds a folder per class, absolute or within {path}"
+            )
+        splits[name] = place
+    apart = ()
+    if "test" in splits:
+        if splits["test"].resolve() == splits["train"].resolve():
+            raise UserError(
+                f"config.data.test names the folder that trains, {splits['train']}: the test "
+                "images have to be others"
+            )
+        apart = (splits["test"].resolve(), splits["train"].resolve())
+    if not choices.train:
+        return Layout(splits, (), apart)
+    for name in splits:
+        if getattr(choices, name) not in ("", "."):
+            splits[name], said = _unwrapped(splits[name])
+            notes += said
+    return Layout(splits, tuple(notes), apart)
+
+
+def _named(root, folders) -> tuple[dict[str, Path], list[Path]]:
+    """(folders by the split that they name, the other folders)."""
+    groups: dict = {}
+    for folder in folders:
+        if (found := _role(folder.name)) is not None:
+            groups.setdefault(found[1], []).append((found[0], folder))
+    # seg_train and seg_test are splits as train and test are; train_station alone is none.
+    good = [
+        rest
+        for rest, pairs in groups.items()
+        if not rest or (_trains(pairs) and len({each for each, _ in pairs}) > 1)
+    ]
+    pairs = [pair for rest in good for pair in groups[rest]]
+    named: dict[str, Path] = {}
+    for name, folder in pairs:
+        if name in named:
+            raise UserError(
+                f"{root} holds both {named[name].name} and {folder.name}, two folders for the "
+                f"same images as it seems. {SETTLED}"
+            )
+        named[name] = folder
+    ordered = {name: named[name] for name in ("train", "test", *VALIDATION) if name in named}
+    return ordered, [folder for folder in folders if folder not in named.values()]
+
+
+def _trains(pairs) -> bool:
+    return any(name == "train" for name, _ in pairs)
+
+
+def _check_classes(root, named, others) -> None:
+    """Raises UserError if folders without a training folder among them may not be classes."""
+    names = {folder.name for folder in others}
+    inside = {
+        name: {folder.name for folder in subfolders(folder)[0]} for name, folder in named.items()
+    }
+    if named and not others:
+        raise UserError(
+            f"{root} holds {' and '.join(f.name for f in named.values())} but no folder of "
+            f"training images. {SETTLED}"
+        )
+    for name, within in inside.items():
+        if within & names:
+            raise UserError(
+                f"{root} holds class folders and {named[name].name}, which holds folders of the "
+                f"same names ({', '.join(sorted(within & names)[:3])}): a class, or the images of "
+                f"that split? --config.data.test={named[name].name} tests on it; else "
+                "--config.data.train=. makes it a class"
+            )
+
+
+def _role(name: str) -> tuple[str, tuple[str, ...]] | None:
+    """(the split that a folder's name names, what else its name says), or None."""
+    words = re.findall(r"[a-z]+|[^a-z\W_]+", re.sub(r"([a-z])([A-Z])", r"\1 \2", name).lower())
+    found = [word for word in words if word in _ROLES]
+    if len(found) != 1:
+        return None
+    rest = tuple(word for word in words if word not in _ROLES and word not in _FILLERS)
+    return _ROLES[found[0]], rest
+
+
+def _unwrapped(path: Path) -> tuple[Path, list[str]]:
+    """(the folder in which the folders are that a single folder wraps, notes)."""
+    inside, below = path, subfolders(path)[0]
+    while len(below) == 1 and not _images_in(inside) and role(below[0].name) != "train":
+        inside = below[0]
+        below = subfolders(inside)[0]
+    wraps = len(below) > 1 or (below and role(below[0].name) == "train")
+    if inside == path or not wraps:
+        return path, []
+    return inside, [f"{path} holds one folder: what counts are the folders in {inside}"]
+
+
+def _is_unlabelled(folder: Path, classes: set[str]) -> bool:
+    """Whether a test or validation folder holds images but none in folders of their classes."""
+    inner = subfolders(folder)[0]
+    if not inner:
+        return bool(_images_in(folder))
+    (only, *more) = inner
+    strange = only.name not in classes and not more and not _images_in(folder)
+    told = only.name.lower() in _UNLABELLED or role(only.name) is not None
+    return strange and told and _is_flat(only) and bool(_images_in(only))
+
+
+def _is_flat(folder: Path) -> bool:
+    return not subfolders(folder)[0]
+
+
+def _images_in(folder: Path) -> list[str]:
+    """Names of the images that lie in a folder itself."""
+    known = endings()
+    return [e.name for e in _entries(folder) if Path(e.name).suffix.lower() in known]
+
+
+def _holds_image(folder: Path) -> bool:
+    known = endings()
+    return any(file.suffix.lower() in known for file in files_below(folder, []))
+
+
+def _entries(folder) -> list[os.DirEntry]:
+    """What a folder holds, but for hidden things, in order."""
+    try:
+        with os.scandir(folder) as entries:
+            seen = [entry for entry in entries if not entry.name.startswith(".")]
+    except OSError as error:
+        raise UserError(
+            f"the folder {folder} cannot be looked into: {error.strerror}; give the right to, or "
+            "move it away"
+        ) from error
+    return sorted(seen, key=lambda entry: entry.name)
+
+
+def _is_folder(entry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link in a circle
+        return False
