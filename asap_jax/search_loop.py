@@ -372,7 +372,7 @@ class _Stage:
                 )
             record["gap"] = record["supernet_accuracy"] - record["derived_accuracy"]
         history = progress.history
-        if self.config.watch.eigenvalue:
+        if self.config.watch.eigenvalue and self.strategy.distribution:
             record["eigenvalue"] = float(self.eigenvalue(state, self.held))
             history.setdefault("eigenvalue", []).append(record["eigenvalue"])
         if (name := genotype.architecture_string()) is not None:
@@ -454,7 +454,10 @@ def _supernet_logits(network, by_batch):
 
 
 def _eigenvalue(network, strategy, dataset, batch_size, seed):
-    """eigenvalue(state, held): the dominant one of the alphas' Hessian, on alpha's first batch."""
+    """eigenvalue(state, held): the dominant one of the alphas' Hessian, on alpha's first batch.
+
+    Of the loss under the method's distribution: a sample would make it as random as itself.
+    """
 
     def eigenvalue(state, held):
         rows = held.alpha[:batch_size]
@@ -462,7 +465,8 @@ def _eigenvalue(network, strategy, dataset, batch_size, seed):
         last, key = state.step - 1, jax.random.key(seed)
 
         def loss(alphas):
-            mixtures = strategy.mixture(state.arch._replace(alphas=alphas), last, key)
+            arch = state.arch._replace(alphas=alphas)
+            mixtures = strategy.distribution(arch, strategy.mixture(arch, last, key))
             context = Context(train=True, twice=True)
             variables = {"params": state.params, "batch_stats": state.batch_stats}
             logits, _ = network.apply(
@@ -491,7 +495,7 @@ def _epoch_record(progress, last, val_accuracy):
         "temperature": float(last.get("temperature", math.nan)),
         "threshold": float(last.get("threshold", math.nan)),
         "candidates_left": int(last["candidates_left"]),
-        "entropy": float(last["entropy"]),
+        "entropy": float(last.get("entropy", math.nan)),
         **{key: float(last[key]) for key in last if key.startswith("entropy_")},
         "train_loss": progress.mean("train_loss"),
         "train_accuracy": progress.mean("train_accuracy"),
@@ -508,7 +512,7 @@ def _epoch_line(name, epoch, record, epochs):
         f"{name}{epoch + 1:>{len(str(epochs))}}/{epochs}  "
         f"T {number(record['temperature'], 3)}  "
         f"candidates {record['candidates_left']:>3}  "
-        f"entropy {record['entropy']:.3f}  "
+        f"entropy {number(record['entropy'], 3)}  "
         f"loss train {record['train_loss']:.3f} val {number(record['val_loss'], 3)}  "
         f"val accuracy {100 * record['val_accuracy']:.2f} %"
     )

@@ -7,7 +7,12 @@ import jax
 from asap_jax import bilevel, derive, schedules
 from asap_jax.relaxation import Mixture, gumbel_softmax
 from asap_jax.spaces import SearchSpace
-from asap_jax.strategies.base import Strategy, cell_keys, zero_alphas
+from asap_jax.strategies.base import (
+    Strategy,
+    cell_keys,
+    distribution_of_alphas,
+    zero_alphas,
+)
 
 
 def snas(
@@ -59,4 +64,5 @@ def snas(
         alpha_gradient=bilevel.single_level,
         omega_gradient=bilevel.single_level,
         single_level=True,
+        distribution=distribution_of_alphas,
     )
