@@ -149,10 +149,13 @@ class Parts(NamedTuple):
 
 def build(config, dataset: data.Dataset, strategy: Strategy | None = None) -> Parts:
     """The parts of the search, or of the stage that a `strategy` of it belongs to."""
-    half = len(dataset.train_labels) - len(dataset.train_labels) // 2
-    steps = half // config.batch_size
+    images = len(dataset.train_labels)
+    steps = (images - images // 2) // config.batch_size
     space = make_space(config)
     strategy = strategy or make_strategy(config, space, steps)
+    if strategy.single_level:  # one loss trains all, so there is no half to hold back
+        steps = images // config.batch_size
+        strategy = make_strategy(config, space, steps)
     epochs, omega = strategy.epochs or config.epochs, config.omega
     rate = schedules.cosine_by_epoch(omega.learning_rate, omega.final_learning_rate, epochs, steps)
     return Parts(
@@ -244,6 +247,8 @@ def search(
     strategy, epochs, seconds, inside, number, warned = None, 0, 0.0, 0.0, 0, []
     while True:
         parts = build(config, dataset, strategy)
+        if parts.strategy.single_level:
+            held = held._replace(omega=np.arange(len(dataset.train_labels)))
         stage = _Stage(config, dataset, parts, held, seed, session, warned)
         state, progress = stage.run(number, epochs, index, identity or {}, class_weights)
         warned = progress.history.get("warned", warned)
@@ -265,7 +270,11 @@ def search(
 
 
 class _Images(NamedTuple):
-    """The training images on the device; the indices of the halves, those of alpha shuffled."""
+    """The training images on the device, and which of them train what.
+
+    omega, alpha: indices of the halves, those of alpha shuffled. Where one loss trains both, omega
+      are all, and alpha the half that is measured on.
+    """
 
     images: jax.Array
     labels: jax.Array
@@ -311,7 +320,8 @@ class _Stage:
             size, epoch = config.batch_size, before + epoch
             omega_order = data.epoch_order(held.omega, size, (self.seed, 0), epoch)
             alpha_order = data.epoch_order(held.alpha, size, (self.seed, 1), epoch)
-            # The halves differ by one image at most: the shorter one starts over.
+            # The halves differ by one image at most: the shorter one starts over. (Where one loss
+            # trains all, the alpha batches are not used.)
             return [(omega_order[i], alpha_order[i % len(alpha_order)]) for i in range(self.steps)]
 
         def summary(state, progress, last):

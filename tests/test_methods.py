@@ -10,10 +10,12 @@ from asap_jax import (
     SearchSpace,
     bilevel,
     derive,
+    inputs,
     optim,
     presets,
     pruning,
     schedules,
+    search_loop,
     theory,
 )
 from asap_jax.relaxation import gumbel_softmax, one_hot_mixture
@@ -111,7 +113,7 @@ def test_snas_samples_follow_the_gumbel_softmax_law():
     alphas = {c: a.at[:, 0].set(difference) for c, a in arch.alphas.items()}
     step = jnp.int32(5 * 4)
     temperature = float(strategy.readings(step)["temperature"])
-    assert temperature == pytest.approx(0.03 ** (4 / 9), rel=1e-5)
+    assert temperature == pytest.approx(0.03 + 0.97 * 5 / 10, rel=1e-5)  # epoch 4 of 10
     draw = jax.jit(
         jax.vmap(
             lambda k: strategy.mixture(arch._replace(alphas=alphas), step, k)["normal"].weights
@@ -123,6 +125,27 @@ def test_snas_samples_follow_the_gumbel_softmax_law():
     law = 1 / (1 + np.exp(-(temperature * ratio - difference)))
     distance = np.abs(law - (np.arange(4000) + 0.5) / 4000).max()
     assert distance < 1.63 / np.sqrt(4000)  # Kolmogorov-Smirnov at 1 %
+
+
+def test_snas_temperature_falls_as_in_the_authors_code():
+    """lambda = (1 - (e + 1) / E)(1 - 0.03) + 0.03: from 0.99353 to 0.03 over 150 epochs."""
+    strategy = STRATEGIES["snas"](SPACE, 150, 5)
+    for epoch, want in ((0, 0.9935333), (74, 0.515), (148, 0.0364667), (149, 0.03)):
+        for step in (5 * epoch, 5 * epoch + 4):
+            got = float(strategy.readings(jnp.int32(step))["temperature"])
+            assert got == pytest.approx(want, rel=1e-5)
+
+
+def test_snas_learns_from_all_training_images():
+    """12 batches of 30 make the 360 images; ASAP's half has 6."""
+    config = presets.get_config("tiny,snas")
+    dataset = inputs.load_data(config)
+    parts = search_loop.build(config.search, dataset)
+    assert parts.steps == 12
+    # The temperature moves on by these epochs.
+    readings = [parts.strategy.readings(jnp.int32(step))["temperature"] for step in (0, 11, 12)]
+    assert readings[0] == readings[1] > readings[2]
+    assert search_loop.build(presets.get_config("tiny").search, dataset).steps == 6
 
 
 def test_snas_keeps_all_edges_but_those_that_choose_none():

@@ -59,7 +59,8 @@ class Strategy(NamedTuple):
     learns: step -> scalar bool: whether this step has an alpha step.
     alpha_first: the alpha step comes before the omega step (DARTS), or after it (Algorithm 1).
     single_level: alphas and omega learn from one loss on the omega batch, at one point and with one
-      sample; `alpha_gradient` and `omega_gradient` are then `bilevel.single_level`.
+      sample; `alpha_gradient` and `omega_gradient` are then `bilevel.single_level`. The omega
+      batches are then of all training images, not of one half.
     omega_gradient: one of `bilevel`.
     alpha_optimizer: an optimizer of the method's own, or None for the config's Adam.
     live: (Architecture, step, key of the alpha step) -> tree like its alphas of bools that
