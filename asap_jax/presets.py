@@ -327,11 +327,16 @@ def _with_p_darts(config: ConfigDict) -> None:
 
 
 def _with_edas(config: ConfigDict) -> None:
-    """EDAS."""
+    """EDAS. All edges are kept, unless `edges` asks otherwise: its supernet has them all."""
     config.search.strategy = ConfigDict({"name": "edas"})
+    config.search.edges = "all"
 
 
-def _with_gradual(name: str, power: float, start: float, **options) -> Callable:
+def _with_gradual(
+    name: str, power: float, start: float, start_epoch: int | None = None, **options
+) -> Callable:
+    """Gradual pruning. `start_epoch` is the paper's t0; at other lengths `start` is a share."""
+
     def change(config: ConfigDict) -> None:
         config.search.strategy = ConfigDict(
             {
@@ -342,6 +347,10 @@ def _with_gradual(name: str, power: float, start: float, **options) -> Callable:
                 **options,
             }
         )
+        if start_epoch is not None:
+            full = config.search.epochs == paper().search.epochs
+            epoch = start_epoch if full else placeholder(int)
+            config.search.strategy.start_epoch = epoch  # t0 in epochs; unset: `start`
 
     return change
 
@@ -375,8 +384,8 @@ METHODS: dict[str, Callable[[ConfigDict], None]] = {
     "snas": _with_snas,
     "gdas": _with_gdas,
     "edas": _with_edas,
-    "magnitude": _with_gradual("magnitude", 1.0, 0.4),
-    "accum_grad": _with_gradual("accum_grad", 1.0, 0.4),
+    "magnitude": _with_gradual("magnitude", 1.0, 0.4, 20),
+    "accum_grad": _with_gradual("accum_grad", 1.0, 0.4, 20),
     "nap": _with_gradual("nap", 3.0, 0.1, relaxation="identity"),
     "pc_darts": _with_pc_darts,
     "p_darts": _with_p_darts,

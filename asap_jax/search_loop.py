@@ -149,10 +149,13 @@ class Parts(NamedTuple):
 
 def build(config, dataset: data.Dataset, strategy: Strategy | None = None) -> Parts:
     """The parts of the search, or of the stage that a `strategy` of it belongs to."""
-    half = len(dataset.train_labels) - len(dataset.train_labels) // 2
-    steps = half // config.batch_size
+    images = len(dataset.train_labels)
+    steps = (images - images // 2) // config.batch_size
     space = make_space(config)
     strategy = strategy or make_strategy(config, space, steps)
+    if strategy.single_level:  # one loss trains all, so there is no half to hold back
+        steps = images // config.batch_size
+        strategy = make_strategy(config, space, steps)
     epochs, omega = strategy.epochs or config.epochs, config.omega
     rate = schedules.cosine_by_epoch(omega.learning_rate, omega.final_learning_rate, epochs, steps)
     return Parts(
@@ -244,6 +247,8 @@ def search(
     strategy, epochs, seconds, inside, number, warned = None, 0, 0.0, 0.0, 0, []
     while True:
         parts = build(config, dataset, strategy)
+        if parts.strategy.single_level:
+            held = held._replace(omega=np.arange(len(dataset.train_labels)))
         stage = _Stage(config, dataset, parts, held, seed, session, warned)
         state, progress = stage.run(number, epochs, index, identity or {}, class_weights)
         warned = progress.history.get("warned", warned)
@@ -265,7 +270,11 @@ def search(
 
 
 class _Images(NamedTuple):
-    """The training images on the device; the indices of the halves, those of alpha shuffled."""
+    """The training images on the device, and which of them train what.
+
+    omega, alpha: indices of the halves, those of alpha shuffled. Where one loss trains both, omega
+      are all, and alpha the half that is measured on.
+    """
 
     images: jax.Array
     labels: jax.Array
@@ -311,7 +320,8 @@ class _Stage:
             size, epoch = config.batch_size, before + epoch
             omega_order = data.epoch_order(held.omega, size, (self.seed, 0), epoch)
             alpha_order = data.epoch_order(held.alpha, size, (self.seed, 1), epoch)
-            # The halves differ by one image at most: the shorter one starts over.
+            # The halves differ by one image at most: the shorter one starts over. (Where one loss
+            # trains all, the alpha batches are not used.)
             return [(omega_order[i], alpha_order[i % len(alpha_order)]) for i in range(self.steps)]
 
         def summary(state, progress, last):
@@ -376,7 +386,7 @@ class _Stage:
                 )
             record["gap"] = record["supernet_accuracy"] - record["derived_accuracy"]
         history = progress.history
-        if self.config.watch.eigenvalue:
+        if self.config.watch.eigenvalue and self.strategy.distribution:
             record["eigenvalue"] = float(self.eigenvalue(state, self.held))
             history.setdefault("eigenvalue", []).append(record["eigenvalue"])
         if (name := genotype.architecture_string()) is not None:
@@ -458,7 +468,10 @@ def _supernet_logits(network, by_batch):
 
 
 def _eigenvalue(network, strategy, dataset, batch_size, seed):
-    """eigenvalue(state, held): the dominant one of the alphas' Hessian, on alpha's first batch."""
+    """eigenvalue(state, held): the dominant one of the alphas' Hessian, on alpha's first batch.
+
+    Of the loss under the method's distribution: a sample would make it as random as itself.
+    """
 
     def eigenvalue(state, held):
         rows = held.alpha[:batch_size]
@@ -466,7 +479,8 @@ def _eigenvalue(network, strategy, dataset, batch_size, seed):
         last, key = state.step - 1, jax.random.key(seed)
 
         def loss(alphas):
-            mixtures = strategy.mixture(state.arch._replace(alphas=alphas), last, key)
+            arch = state.arch._replace(alphas=alphas)
+            mixtures = strategy.distribution(arch, strategy.mixture(arch, last, key))
             context = Context(train=True, twice=True)
             variables = {"params": state.params, "batch_stats": state.batch_stats}
             logits, _ = network.apply(
@@ -495,7 +509,7 @@ def _epoch_record(progress, last, val_accuracy):
         "temperature": float(last.get("temperature", math.nan)),
         "threshold": float(last.get("threshold", math.nan)),
         "candidates_left": int(last["candidates_left"]),
-        "entropy": float(last["entropy"]),
+        "entropy": float(last.get("entropy", math.nan)),
         **{key: float(last[key]) for key in last if key.startswith("entropy_")},
         "train_loss": progress.mean("train_loss"),
         "train_accuracy": progress.mean("train_accuracy"),
@@ -512,7 +526,7 @@ def _epoch_line(name, epoch, record, epochs):
         f"{name}{epoch + 1:>{len(str(epochs))}}/{epochs}  "
         f"T {number(record['temperature'], 3)}  "
         f"candidates {record['candidates_left']:>3}  "
-        f"entropy {record['entropy']:.3f}  "
+        f"entropy {number(record['entropy'], 3)}  "
         f"loss train {record['train_loss']:.3f} val {number(record['val_loss'], 3)}  "
         f"val accuracy {100 * record['val_accuracy']:.2f} %"
     )

@@ -333,15 +333,23 @@ def _passes(network, strategy, optimizers, axis_name, class_weights, dtype, lear
             "val_loss": metrics["loss"][1],
         }
 
+    def entropies_of(arch, mixtures):
+        if strategy.distribution is None:
+            return {}
+        found = strategy.distribution(arch, mixtures)
+        entropies = {cell: normalised_entropy(mix.weights) for cell, mix in found.items()}
+        return {
+            "entropy": jnp.mean(jnp.stack(list(entropies.values()))),
+            **{f"entropy_{cell}": entropy for cell, entropy in entropies.items()},
+        }
+
     def close(state, train, val):
         """Counts the step, and tells what it has come to."""
         key = step_keys(state.key, state.step).alpha
         mixtures = strategy.mixture(state.arch, state.step, key)
-        entropies = {cell: normalised_entropy(mix.weights) for cell, mix in mixtures.items()}
         metrics = strategy.readings(state.step) | {
             "candidates_left": sum(mask.sum() for mask in state.arch.masks.values()),
-            "entropy": jnp.mean(jnp.stack(list(entropies.values()))),
-            **{f"entropy_{cell}": entropy for cell, entropy in entropies.items()},
+            **entropies_of(state.arch, mixtures),
             "finished": strategy.finished(state.arch),
         }
         return state.replace(step=state.step + 1), metrics
