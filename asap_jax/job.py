@@ -42,7 +42,7 @@ from asap_jax.report import page
 from asap_jax.report.cells import draw_cells
 
 LIBRARIES = ("asap_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-MODES = ("search", "train", "evaluate", "describe", "report")
+MODES = ("search", "train", "evaluate", "describe", "report", "export")
 
 
 class Outcome(NamedTuple):

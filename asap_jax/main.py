@@ -31,7 +31,8 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run (runs/PRESET 
 _MODE = flags.DEFINE_string(
     "mode",
     "",
-    "search, train, evaluate, describe or report; if unset: config.mode, or search and train.",
+    "search, train, evaluate, describe, report or export; if unset: config.mode, or search and "
+    "train.",
 )
 _SPLIT = flags.DEFINE_string("split", "", "What --mode=evaluate measures on (test if unset).")
 _DATA = flags.DEFINE_string("data", "", "Data source for --mode=evaluate, if not the training's.")
@@ -44,6 +45,7 @@ def _main(argv) -> None:
     from asap_jax import (  # late: a misspelt flag should not wait for matplotlib and tfds
         inspection,
         job,
+        trained,
     )
     from asap_jax.report import page
 
@@ -69,13 +71,14 @@ def _main(argv) -> None:
             )
         inspection.evaluate(_WORKDIR.value, _DATA.value, _SPLIT.value, _DATA_DIR.value)
         return
-    if mode == "report":
+    if mode in ("report", "export"):
         if _WORKDIR.value is None or _CONFIG.value is not None:
-            raise UserError(
-                "--mode=report takes --workdir, the folder of a run, done or under way, and no "
-                "--config"
-            )
-        print(page.write(_WORKDIR.value))
+            raise UserError(f"--mode={mode} takes --workdir, the folder of a run, and no --config")
+        if mode == "report":
+            print(page.write(_WORKDIR.value))
+        else:
+            out = Path(_WORKDIR.value) / "export"
+            print(*trained.load(_WORKDIR.value).export(out), sep="\n")
         return
     config = _config(mode)
     folder = workdir.locate(_WORKDIR.value or _default_workdir(mode, config))

@@ -369,12 +369,13 @@ class _Stage:
         mixtures = _final_mixtures(self.strategy, state)
         accuracy = self.accuracy(state.params, state.batch_stats, mixtures)
         record = _epoch_record(progress, last, accuracy)
-        record["weights"] = {
-            cell: np.asarray(mix.weights, np.float64).round(4).tolist()
-            for cell, mix in mixtures.items()
-        }
         if self.strategy.alpha_gradient is None:
             return record  # it has no alphas that could collapse: it samples and ranks
+        weighed = self.strategy.distribution or (lambda arch, mixtures: mixtures)
+        record["weights"] = {
+            cell: np.asarray(mix.weights, np.float64).round(4).tolist()
+            for cell, mix in weighed(state.arch, mixtures).items()
+        }
         inputs, key = EDGES[self.config.edges], jax.random.key(self.seed)
         genotype = self.strategy.derive(state.arch, inputs, key, self._shared(state))
         record |= {f"skips_{cell}": count for cell, count in derive.skips(genotype).items()}

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from PIL import Image
 
-from asap_jax import checkpoint, data, loop, precisions, presets, train_loop, workdir
+from asap_jax import checkpoint, data, loop, portable, precisions, presets, train_loop, workdir
 from asap_jax.data.augment import normalise
 from asap_jax.data.dataset import check_images, check_labels, prepare_all
 from asap_jax.data.images import Preparation, prepare
@@ -177,6 +177,10 @@ class TrainedNetwork:
                 "config": self.config,
             },
         )
+
+    def export(self, folder: str | Path, platforms: Sequence[str] = ("cpu", "cuda")) -> list[Path]:
+        """Writes StableHLO and weights for use without this package; see `portable.export`."""
+        return portable.export(self, folder, platforms)
 
     def _batched(self, images):
         """(probabilities [N, K], features [N, F])."""

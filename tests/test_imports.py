@@ -49,6 +49,7 @@ LAYERS = [
     {"search_step"},
     {"train_step", "presets", "planned_step"},
     {"search_loop", "train_loop", "recipes"},
+    {"portable"},
     {"trained", "inputs", "command_line"},
     {"report.page"},
     {"job", "inspection"},

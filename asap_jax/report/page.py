@@ -214,8 +214,8 @@ def _edges(config, records) -> str:
             parts.append(f'<h3>{heading}</h3><div class="edges">{"".join(figures)}</div>')
     note = (
         "Each chart is one edge, from its source to its target; a line is the weight of a "
-        "candidate at the end of each epoch, from 0 to 1. The vertical line marks the epoch after "
-        "which one candidate was left."
+        "candidate at the end of each epoch. The vertical line marks the epoch after which one "
+        "candidate was left."
     )
     return f'<p class="note">{note}</p>' + "".join(parts)
 
@@ -223,7 +223,7 @@ def _edges(config, records) -> str:
 def _edge(space, edge, history, start) -> str:
     source, target = (_node(space, node) for node in space.edges[edge])
     best, ranked = int(history[-1].argmax()), np.sort(history[-1])[::-1]
-    left = (history > 0).sum(1)
+    left = (history != 0).sum(1)
     decided = [start + i for i in range(len(left)) if left[i] == 1][:1]
     series = {
         name: [weight or None for weight in history[:, o].tolist()]
@@ -235,8 +235,8 @@ def _edge(space, edge, history, start) -> str:
         start=start,
         width=180,
         height=70,
-        low=0,
-        high=1,
+        low=min(0, history.min()),
+        high=max(1, history.max()),
         axes=False,
         marks=decided,
     )
