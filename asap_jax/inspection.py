@@ -8,7 +8,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from asap_jax import data, evaluation, memory, presets, train_loop, trained, workdir
-from asap_jax.data.opened import VALIDATION
+from asap_jax.data.opened import VALIDATION, Choices
+from asap_jax.data.tables import class_number
 from asap_jax.errors import UserError
 from asap_jax.genotypes import Genotype
 from asap_jax.inputs import check_size, find_genotype, load_data
@@ -25,7 +26,8 @@ def evaluate(
     Args:
       folder: the workdir of a run, or where a network was saved.
       source: where images come from, see `data.load`; "" is what the network was trained on. They
-        are brought to the network's size and colour. Their classes may be some of the network's.
+        are brought to the network's size and colour. Their classes may be some of the network's. A
+        CSV file may have the columns that the run's own has.
       split: one of the source's splits, or "all". By default "test", without one the validation
         split, and all of a source that has neither. Of the training's own data: "test" or "train",
         as they were then.
@@ -38,7 +40,7 @@ def evaluate(
     folder = workdir.locate(folder)
     network = trained.load(folder)
     if source:
-        opened = data.open_source(source, data_dir or None)
+        opened = data.open_source(source, data_dir or None, choices=_choices(folder, source))
         held_out = [name for name in ("test", *VALIDATION) if name in opened.splits]
         split = split or (held_out[0] if held_out else "all")
         batches, notes = data.split_batches(opened, split, network.preparation)
@@ -58,14 +60,16 @@ def evaluate(
         dataset = load_data(config, network.preparation)
         batches = dataset.batches(split)
         source, class_names, notes = config.data.source, dataset.class_names, dataset.notes
-    strange = [name for name in class_names if name not in network.class_names]
+    known = {name: number for number, name in enumerate(network.class_names)}
+    numbers = [class_number(name, known) for name in class_names]
+    strange = [name for name, n in zip(class_names, numbers, strict=True) if n is None]
     if strange:
         raise UserError(
             f"{source} has the classes {', '.join(strange[:10])}, which the network in {folder} "
             f"does not know; it knows {', '.join(network.class_names[:10])} (fine_tune trains it "
             "on others)"
         )
-    numbers = np.array([network.class_names.index(name) for name in class_names])
+    numbers = np.array(numbers)
     answers = evaluation.no_answers(len(network.class_names))
     for images, labels in batches:
         scores = network.predict_proba(images)
@@ -90,6 +94,17 @@ def evaluate(
         ]
         print(table(rows))
     return result
+
+
+def _choices(folder, source) -> Choices:
+    """The columns of the run's own CSV file, for another one."""
+    path = Path(folder) / "config.json"
+    if not source.startswith("csv:") or not path.exists():
+        return Choices()
+    told = workdir.read_config(folder)["data"]
+    keys = ("images", "path_column", "label_column", "split_column")
+    own = told["source"].startswith("csv:")
+    return Choices(**{key: told.get(key, "") for key in keys}) if own else Choices()
 
 
 def describe(

@@ -292,13 +292,14 @@ class _Run:
     def select(self, records) -> int:
         """The search whose cells do best, trained shortly on one half, on the other half."""
         config, dataset, scores = self.config, self.dataset, []
-        first, second = data.halves(dataset.train_labels, config.seed)
+        first, second = data.halves(dataset.train_labels, config.seed, dataset.train_groups)
         split = dataclasses.replace(
             dataset,
             train_images=dataset.train_images[first],
             train_labels=dataset.train_labels[first],
             test_images=dataset.train_images[second],
             test_labels=dataset.train_labels[second],
+            train_groups=None,
         )
         short = config.train.copy_and_resolve_references()
         presets.update(short, {"epochs": config.selection.epochs, "start_from": ""})

@@ -50,6 +50,11 @@ def paper() -> ConfigDict:
             "skip_unreadable": False,  # leave such images out and count them
             "train": "",  # folder of the classes that train, where the layout leaves it open
             "test": "",  # the same for the test; both within the source's folder, or absolute
+            "images": "",  # folder that the paths of a CSV file begin at; "" is the file's own
+            "path_column": "",  # of a CSV file, by name or number from 1; "" is what its name tells
+            "label_column": "",
+            "split_column": "",
+            "group": "",  # pattern on paths, or CSV column: images of one object stay together
             "sparse_labels": False,  # ids with gaps, in arrays and npz files, become classes
             "class_weights": "none",  # "balanced" weighs the losses against uneven classes
         }

@@ -239,7 +239,13 @@ def search(
     """
     started = time.monotonic()
     check(config, dataset)
-    omega_half, alpha_half = data.halves(dataset.train_labels, seed)
+    omega_half, alpha_half = data.halves(dataset.train_labels, seed, dataset.train_groups)
+    if config.batch_size > min(len(omega_half), len(alpha_half)):
+        raise UserError(
+            f"config.search.batch_size is {config.batch_size}, but the groups of config.data.group "
+            f"split the training images into {len(omega_half)} and {len(alpha_half)}: choose a "
+            "batch size of at most the smaller, or smaller groups"
+        )
     # Measured in an order of its own: sources give their images class by class.
     shuffled = np.random.default_rng([seed, 3]).permutation(alpha_half)
     images, labels = jnp.asarray(dataset.train_images), jnp.asarray(dataset.train_labels)
@@ -320,9 +326,12 @@ class _Stage:
             size, epoch = config.batch_size, before + epoch
             omega_order = data.epoch_order(held.omega, size, (self.seed, 0), epoch)
             alpha_order = data.epoch_order(held.alpha, size, (self.seed, 1), epoch)
-            # The halves differ by one image at most: the shorter one starts over. (Where one loss
-            # trains all, the alpha batches are not used.)
-            return [(omega_order[i], alpha_order[i % len(alpha_order)]) for i in range(self.steps)]
+            # The halves differ, by one image if there are no groups: the shorter one starts over.
+            # (Where one loss trains all, the alpha batches are not used.)
+            return [
+                (omega_order[i % len(omega_order)], alpha_order[i % len(alpha_order)])
+                for i in range(self.steps)
+            ]
 
         def summary(state, progress, last):
             seconds = planned.lap()

@@ -41,6 +41,7 @@ LAYERS = [
     {"data.dataset", "data.kept"},
     {"data.opened"},
     {"data.layouts"},
+    {"data.tables"},
     {"data.archives", "data.folders", "data.reading", "data.roles", "data.tfds_read"},
     {"data.sources"},
     {"data.streams"},

@@ -23,7 +23,12 @@ def as_dataset(given, **options) -> Dataset:
         if preparation == given.preparation:
             return given
         arrays = (given.train_images, given.train_labels, given.test_images, given.test_labels)
-        return from_arrays(*arrays, class_names=given.class_names, preparation=preparation)
+        return from_arrays(
+            *arrays,
+            class_names=given.class_names,
+            groups=given.train_groups,
+            preparation=preparation,
+        )
     if not isinstance(given, tuple | list) or len(given) not in (2, 4):
         raise UserError(
             "data has to be a source's name, a Dataset, or (images, labels) with or without "

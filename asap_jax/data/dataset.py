@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from asap_jax.data.images import Preparation, prepare
-from asap_jax.data.splits import stratified
+from asap_jax.data.splits import grouped, stratified
 from asap_jax.errors import UserError
 
 SPARSE_LABELS = (
@@ -27,6 +27,8 @@ class Dataset:
       mean, std: [C] of the training images scaled to [0, 1].
       preparation: how the images were brought to their size and colour.
       notes: what a user should know of how the set came about, a line each.
+      train_groups: [N] int, the group of each training image, or None: a group stays together
+        where the training images are split again.
     """
 
     train_images: np.ndarray
@@ -38,6 +40,7 @@ class Dataset:
     std: tuple[float, ...]
     preparation: Preparation
     notes: tuple[str, ...] = ()
+    train_groups: np.ndarray | None = None
 
     @property
     def train_count(self) -> int:
@@ -61,6 +64,8 @@ class Dataset:
         sha = hashlib.sha256()
         for name in ("train_images", "train_labels", "test_images", "test_labels"):
             sha.update(np.ascontiguousarray(getattr(self, name)).data)
+        if self.train_groups is not None:
+            sha.update(np.ascontiguousarray(self.train_groups).data)
         return sha.hexdigest()[:16]
 
 
@@ -73,6 +78,7 @@ def finish(
     preparation,
     published=None,
     notes=(),
+    train_groups=None,
 ) -> Dataset:
     """Checks the classes, adds the statistics where none are published, reports an imbalance."""
     classes = len(class_names)
@@ -105,6 +111,7 @@ def finish(
         *published,
         preparation,
         tuple(notes),
+        train_groups,
     )
 
 
@@ -114,15 +121,26 @@ def balanced_weights(labels, classes: int) -> np.ndarray:
     return (len(labels) / (classes * counts)).astype(np.float32)
 
 
-def hold_out(labels, share: float, seed: int) -> list[np.ndarray]:
-    """Indices of the rest and of a share of the images, every class in proportion."""
+def hold_out(labels, share: float, seed: int, groups=None) -> list[np.ndarray]:
+    """Indices of the rest and of a share of the images, every class in proportion.
+
+    With `groups` [N], each stays whole, and the share is as near as they allow.
+    """
     count = round(share * len(labels))
     if not 0 < count < len(labels):
         raise UserError(
             f"config.data.test_share is {share}: of {len(labels)} images that leaves none to train "
             "on or none to test; choose a share between 0 and 1"
         )
-    return stratified(labels, [len(labels) - count, count], seed)
+    if groups is None:
+        return stratified(labels, [len(labels) - count, count], seed)
+    rest, held = grouped(labels, groups, [len(labels) - count, count], seed)
+    if not len(rest) or not len(held):
+        raise UserError(
+            f"config.data.group puts all images into {len(np.unique(groups))} group, which cannot "
+            "be split into training and test images: name what tells objects apart, or leave it out"
+        )
+    return rest, held
 
 
 def prepare_all(images, preparation: Preparation) -> np.ndarray:

@@ -1,15 +1,11 @@
 """Class folders as a source, and data sets that are published as folders."""
 
 import collections
-import hashlib
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-from PIL import Image
-
-from asap_jax.data import kept, layouts
-from asap_jax.data.opened import Choices, Source, Split
+from asap_jax.data import layouts, tables
+from asap_jax.data.opened import Choices, Grouping, Source, Split, files_split, within
 from asap_jax.errors import UserError
 
 CINIC10 = (
@@ -28,14 +24,25 @@ def folder(path: Path, choices: Choices = Choices()) -> Source:
             f"there is no folder {path}: folder:PATH names one that holds a folder per class, or "
             "train and test folders that do"
         )
-    layout = layouts.find(path, choices)
+    listed = path / Path(choices.test).expanduser()  # a CSV file may list the test
+    listed = listed if choices.test and listed.is_file() else None
+    layout = layouts.find(path, choices._replace(test="") if listed else choices)
+    if listed:
+        layout.splits.pop("test", None)
     train = layout.splits["train"]
     class_names = [folder.name for folder in _classes(layout, "train")]
     if not class_names:
         raise UserError(f"{train} holds no folder: put each class's images in a folder of its name")
-    seen = _Seen(collections.Counter(), [])
-    opened = {name: _class_folders(layout, name, class_names, seen) for name in layout.splits}
-    return Source(opened, tuple(class_names), notes=(*layout.notes, *seen.notes()))
+    seen, grouping = _Seen(collections.Counter(), []), Grouping()
+    opened = {
+        name: _class_folders(layout, name, class_names, seen, choices.group, grouping)
+        for name in layout.splits
+    }
+    notes = [*layout.notes, *seen.notes()]
+    if listed:
+        opened["test"], said = tables.test(listed, choices, class_names, grouping)
+        notes += said
+    return Source(opened, tuple(class_names), notes=tuple(notes))
 
 
 def cinic10(path: Path, choices: Choices = Choices()) -> Source:
@@ -122,7 +129,7 @@ def _classes(layout, split) -> list[Path]:
     return [folder for folder in found if folder.resolve() not in layout.apart]
 
 
-def _class_folders(layout, split, class_names, seen) -> Split:
+def _class_folders(layout, split, class_names, seen, group, grouping) -> Split:
     """The images in the class folders of a split."""
     path, readable = layout.splits[split], layouts.endings()
     numbers = {name: number for number, name in enumerate(class_names)}
@@ -150,24 +157,7 @@ def _class_folders(layout, split, class_names, seen) -> Split:
         labels += [numbers[folder.name]] * len(found)
     if not files:
         raise UserError(f"{path} holds no class folder: put each class's images in one")
-    return files_split(path, files, labels)
-
-
-def files_split(path: Path, files: list[Path], labels: list[int]) -> Split:
-    """The split of the image files below `path`; it goes by their names within."""
-    # A worker gets a copy of the names: strings below one folder are lighter than paths.
-    names, root = [file.relative_to(path).as_posix() for file in files], str(path)
-    numbers = np.array(labels, np.int32)
-
-    def place(index):
-        return f"{root}/{names[index]}"
-
-    lines = (f"{name} {label}\n" for name, label in zip(names, labels, strict=True))
-    return Split(
-        len(names),
-        lambda i: (Image.open(place(i)), int(numbers[i])),
-        lambda: numbers,
-        place,
-        hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest(),
-        stamp=lambda: kept.stamp(map(place, range(len(names)))),
-    )
+    groups = None
+    if group:
+        groups = grouping.of_paths(group, [within(file, path) for file in files])
+    return files_split(path, files, labels, groups)

@@ -2,15 +2,20 @@
 
 import dataclasses
 import hashlib
+import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from asap_jax.data import dataset
-from asap_jax.data.kept import Stamp
+from asap_jax.data.kept import Stamp, stamp
+from asap_jax.errors import UserError
 
 VALIDATION = ("val", "valid", "validation")
 
@@ -19,11 +24,20 @@ class Choices(NamedTuple):
     """What a user says of how a source is opened; "" and False leave it to the source.
 
     train, test: folders that hold a folder per class, within the source's or absolute.
+    images: folder that a CSV file's paths begin at.
+    path_column, label_column, split_column: columns of a CSV file, by name or number from 1.
+    group: what tells objects apart whose images stay together: a column of a CSV file, or a regular
+      expression on the path of an image, of which the part that is found (or its groups) counts.
     sparse_labels: labels of arrays are ids of any size, and those that occur are the classes.
     """
 
     train: str = ""
     test: str = ""
+    images: str = ""
+    path_column: str = ""
+    label_column: str = ""
+    split_column: str = ""
+    group: str = ""
     sparse_labels: bool = False
 
 
@@ -40,6 +54,7 @@ class Split:
       shape: (height, width, is grey) of all its images, where that is known beforehand.
       stamp: () -> what tells its files' contents from others, see `kept.stamp`; a split of a source
         in memory, or made of others, has none.
+      groups: [count] int64, the group of each image, or None; images of one group stay together.
     """
 
     count: int
@@ -49,6 +64,7 @@ class Split:
     fingerprint: str
     shape: tuple[int, int, bool] | None = None
     stamp: Callable[[], Stamp] | None = None
+    groups: np.ndarray | None = None
 
     @cached_property
     def labels(self) -> np.ndarray:
@@ -89,6 +105,71 @@ def of_arrays(name, pixels, labels_name, labels, sparse: bool = False) -> Split:
     )
 
 
+class Grouping:
+    """Numbers the groups of a source's images, one number a group over all its splits."""
+
+    def __init__(self):
+        self._numbers: dict[str, int] = {}
+
+    def of_names(self, names) -> np.ndarray:
+        """[N] int64 of the groups' names."""
+        numbers = (self._numbers.setdefault(name, len(self._numbers)) for name in names)
+        return np.fromiter(numbers, np.int64)
+
+    def of_paths(self, pattern: str, paths: list[str]) -> np.ndarray:
+        """[N] int64 of images by a regular expression on their paths; see `Choices.group`."""
+        try:
+            compiled = re.compile(pattern)
+        except re.error as error:
+            raise UserError(
+                f"config.data.group is {pattern!r}, which is no regular expression ({error})"
+            ) from error
+        found = [compiled.search(path) for path in paths]
+        strange = [path for path, each in zip(paths, found, strict=True) if each is None]
+        if strange:
+            raise UserError(
+                f"config.data.group is {pattern!r}, which is found in "
+                f"{len(found) - len(strange)} of {len(paths)} paths only, not in {strange[0]}: an "
+                r"expression has to tell the group of every image, as patient(\d+) does in "
+                "patient12_3.png"
+            )
+        return self.of_names("\0".join(map(str, each.groups())) or each.group() for each in found)
+
+
+def files_split(
+    path: Path, files: list[Path], labels: list[int], groups: np.ndarray | None = None
+) -> Split:
+    """The split of image files, most of them below `path`; it goes by their names within."""
+    # A worker gets a copy of the names: strings below one folder are lighter than paths.
+    names, root = [within(file, path) for file in files], str(path)
+    numbers = np.array(labels, np.int32)
+
+    def place(index):
+        return os.path.join(root, names[index])
+
+    lines = (f"{name} {label}\n" for name, label in zip(names, labels, strict=True))
+    sha = hashlib.sha256("".join(lines).encode(errors="surrogateescape"))
+    if groups is not None:
+        sha.update(groups.tobytes())
+    return Split(
+        len(names),
+        lambda i: (Image.open(place(i)), int(numbers[i])),
+        lambda: numbers,
+        place,
+        sha.hexdigest(),
+        stamp=lambda: stamp(map(place, range(len(names)))),
+        groups=groups,
+    )
+
+
+def within(file: Path, folder: Path) -> str:
+    """The path of a file from a folder on; its own where it lies outside."""
+    try:
+        return file.relative_to(folder).as_posix()
+    except ValueError:
+        return file.absolute().as_posix()
+
+
 def numbered(
     splits: dict[str, Split], class_names, sparse: bool
 ) -> tuple[dict[str, Split], tuple[str, ...]]:
@@ -123,6 +204,7 @@ def joined(first: Split, second: Split) -> Split:
         either(first.name, second.name),
         f"{first.fingerprint}+{second.fingerprint}",
         first.shape if first.shape == second.shape else None,
+        groups=None if first.groups is None else np.concatenate([first.groups, second.groups]),
     )
 
 
@@ -137,4 +219,5 @@ def picked(split: Split, indices) -> Split:
         lambda i: name(int(indices[i])),
         f"{split.fingerprint}[{chosen}]",
         split.shape,
+        groups=None if split.groups is None else split.groups[indices],
     )

@@ -3,6 +3,8 @@
 import collections
 import functools
 
+import numpy as np
+
 from asap_jax.data import dataset
 from asap_jax.data.opened import VALIDATION, Source, Split, joined, picked
 from asap_jax.data.splits import stratified
@@ -29,6 +31,7 @@ def train_and_test(
     """
     notes = list(source.notes)
     train, test = _by_name(source, test_share, split_seed, notes)
+    _check_groups(train, test)
     return _subset(train, train_examples, "train"), _subset(test, test_examples, "test"), notes
 
 
@@ -90,7 +93,7 @@ def _by_name(source, test_share, seed, notes) -> tuple[Split, Split]:
         return train, functools.reduce(joined, held_out)
     if test is not None:
         return train, test
-    rest, share = dataset.hold_out(train.labels, test_share, seed)
+    rest, share = dataset.hold_out(train.labels, test_share, seed, train.groups)
     lost = set(train.labels[share]) - set(train.labels[rest])
     if lost:
         raise UserError(
@@ -98,8 +101,30 @@ def _by_name(source, test_share, seed, notes) -> tuple[Split, Split]:
             "all of them: add some, give the test images of their own, or lower "
             "config.data.test_share"
         )
-    notes.append(f"there is no test split: {len(share)} images, class by class, are held out")
+    groups = ""
+    if train.groups is not None:
+        held = len(np.unique(train.groups[share]))
+        groups = f", {held} of {len(np.unique(train.groups))} groups whole"
+    notes.append(
+        f"there is no test split: {len(share)} images, class by class{groups}, are held out"
+    )
     return picked(train, rest), picked(train, share)
+
+
+def _check_groups(train, test) -> None:
+    """Raises UserError if a group lies in both parts."""
+    if train.groups is None or test.groups is None:
+        return
+    common = np.intersect1d(train.groups, test.groups)
+    if len(common):
+        first, second = (
+            part.name(int(np.flatnonzero(part.groups == common[0])[0])) for part in (train, test)
+        )
+        raise UserError(
+            f"{len(common)} groups (config.data.group) have images in training and in test, as "
+            f"{first} and {second}: join the two, so that whole groups are held out, or leave the "
+            "groups out if these splits are to be taken as they are"
+        )
 
 
 def _subset(split: Split, count: int, part: str) -> Split:

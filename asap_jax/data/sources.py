@@ -15,17 +15,23 @@ from asap_jax.data.archives import npz
 from asap_jax.data.dataset import Dataset
 from asap_jax.data.folders import cinic10, folder, freiburg
 from asap_jax.data.kept import Kept
-from asap_jax.data.opened import Choices, Source, numbered, of_arrays, picked
+from asap_jax.data.opened import Choices, Grouping, Source, numbered, of_arrays, picked
 from asap_jax.data.reading import Reader
 from asap_jax.data.splits import stratified
+from asap_jax.data.tables import table
 from asap_jax.data.tfds_read import open_tfds
 from asap_jax.errors import UserError
 
 DIGITS_TEST = 360
-KINDS = {"folder": folder, "cinic10": cinic10, "freiburg": freiburg, "npz": npz}
+KINDS = {"folder": folder, "csv": table, "cinic10": cinic10, "freiburg": freiburg, "npz": npz}
 # The choices that kinds of sources have; the others have none.
-TAKES = {"folder": ("train", "test"), "npz": ("sparse_labels",), "arrays": ("sparse_labels",)}
-ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
+TAKES = {
+    "folder": ("train", "test", "images", "path_column", "label_column", "group"),
+    "csv": ("test", "images", "path_column", "label_column", "split_column", "group"),
+    "npz": ("sparse_labels",),
+    "arrays": ("sparse_labels",),
+}
+ARRAYS = ("train_images", "train_labels", "test_images", "test_labels", "train_groups")
 SOURCES = '"digits", "tfds:NAME", ' + ", ".join(f'"{kind}:PATH"' for kind in KINDS)
 
 
@@ -42,7 +48,8 @@ def load(
     Args:
       source: "digits", "tfds:NAME" for an image classification data set of tensorflow_datasets
         ("tfds:NAME+SPLIT" to train on a further split of it), "folder:PATH" for class folders (with
-        or without train, val and test folders above them), "cinic10:PATH" and "freiburg:PATH" for
+        or without train, val and test folders above them), "csv:PATH" for a list of images and
+        labels, "cinic10:PATH" and "freiburg:PATH" for
         those data sets as they are unpacked, "npz:PATH" for a NumPy archive (see `npz`).
       data_dir: folder that holds tfds' prepared data sets (tfds' own default if None).
       prepare: let tfds download and prepare a set that is not there (needs TensorFlow).
@@ -77,6 +84,11 @@ def open_source(
 
 def check_choices(kind: str, choices: Choices) -> None:
     """Raises UserError for a choice that sources of this kind, or "arrays", do not have."""
+    if kind == "arrays" and choices.group:
+        raise UserError(
+            f"config.data.group is {choices.group!r}, but arrays have no paths: make a Dataset "
+            "with data.from_arrays(images, labels, groups=...), a group for each image"
+        )
     for key, value in choices._asdict().items():
         if value and key not in TAKES.get(kind, ()):
             having = [f"{name}:PATH" for name in TAKES if name != "arrays" and key in TAKES[name]]
@@ -94,6 +106,7 @@ def from_arrays(
     *,
     class_names=None,
     sparse_labels: bool = False,
+    groups=None,
     **options,
 ) -> Dataset:
     """A data set from arrays.
@@ -106,6 +119,8 @@ def from_arrays(
       class_names: a name per class; else the labels' numbers.
       sparse_labels: the labels may be any ids of 64 bits; those that occur are the classes, in
         order, and named after the ids (or by class_names).
+      groups: [N], what the images show, by number or name, where several show one thing: images of
+        a group stay together when a test is held out, and in the halves of a search.
       options: see `assemble`.
 
     Raises:
@@ -119,6 +134,15 @@ def from_arrays(
             "test_images", test_images, "test_labels", test_labels, sparse_labels
         )
     splits, class_names = numbered(splits, class_names, sparse_labels)
+    if groups is not None:
+        names = np.asarray(groups).astype(str).tolist()
+        if np.shape(groups) != (splits["train"].count,):
+            raise UserError(
+                f"groups has the shape {np.shape(groups)}, expected [{splits['train'].count}], one "
+                "for each training image"
+            )
+        numbers = Grouping().of_names(names)
+        splits["train"] = dataclasses.replace(splits["train"], groups=numbers)
     return assemble(Source(splits, class_names, in_memory=True), **options)
 
 
@@ -175,7 +199,8 @@ def assemble(
             train_shapes, test_shapes, image_size, color, resize, bits, notes
         )
     _check_fits(train.count + test.count, preparation)
-    train_images, train_labels = reader.read(train, preparation)
+    train_images, read = reader.read_images(train, preparation)
+    train_labels = train.labels[read]
     test_images, test_labels = reader.read(test, preparation)
     made = dataset.finish(
         train_images,
@@ -186,11 +211,13 @@ def assemble(
         preparation,
         source.statistics if own == preparation else None,
         [*notes, *reader.notes()],
+        None if train.groups is None else np.unique(train.groups[read], return_inverse=True)[1],
     )
     if not reader.notes():  # what could not be read now may be readable the next time
         record = {key: getattr(made, key) for key in ("mean", "std", "preparation", "notes")}
+        arrays = {key: getattr(made, key) for key in ARRAYS}
         kept.write(
-            {key: getattr(made, key) for key in ARRAYS},
+            {key: array for key, array in arrays.items() if array is not None},
             record | {"count": made.train_count + made.test_count},
         )
     return dataclasses.replace(made, notes=(*made.notes, *kept.notes))
