@@ -111,6 +111,11 @@ def check(config, dataset: data.Dataset) -> None:
         )
     for stage in stages(config, dataset):
         network = stage.network
+        if config.drop_path and config.strategy.name == "p_darts":
+            raise UserError(
+                f"config.search.drop_path is {config.drop_path}, but P-DARTS has dropout of its "
+                "own (config.search.strategy.skip_dropout): set drop_path to 0"
+            )
         if config.cost_weight and stage.strategy.alpha_gradient is None:
             raise UserError(
                 f"config.search.cost_weight is {config.cost_weight}, but the strategy "

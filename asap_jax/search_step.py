@@ -16,7 +16,7 @@ from asap_jax.costs import Constraint
 from asap_jax.losses import cross_entropy
 from asap_jax.networks import Supernet, live_parameters
 from asap_jax.ops import Context
-from asap_jax.relaxation import normalised_entropy
+from asap_jax.relaxation import Dropout, normalised_entropy
 from asap_jax.strategies import Architecture, Strategy
 
 
@@ -110,6 +110,7 @@ def make_search_step(
     class_weights=None,
     dtype: str | None = None,
     constraint: Constraint | None = None,
+    drop_path: float = 0.0,
 ) -> Callable[[SearchState, Batch, Batch], tuple[SearchState, dict[str, jax.Array]]]:
     """Builds step(state, omega batch, alpha batch) -> (state, metrics).
 
@@ -118,8 +119,9 @@ def make_search_step(
     are one device's part; batch statistics and gradients are those of the whole. `class_weights`
     [classes] weigh both losses. `dtype` is that of the maps, see `ops.Context`. `constraint` is
     added to the loss that the alphas learn from; the losses of the metrics are without it.
+    `drop_path` is the probability with which an edge drops a sample, in both passes.
     """
-    options = network, strategy, optimizers, axis_name, class_weights, dtype, constraint
+    options = network, strategy, optimizers, axis_name, class_weights, dtype, constraint, drop_path
     return in_turn(_passes(*options, learns=None))
 
 
@@ -142,13 +144,14 @@ def make_passes(
     class_weights=None,
     dtype: str | None = None,
     constraint: Constraint | None = None,
+    drop_path: float = 0.0,
 ) -> dict[bool, tuple[Pass, ...]]:
     """The same step in parts that may be programs of their own, without a condition in any.
 
     {what `strategy.learns` says of a step: its parts in their order}; those of one name are one.
     A GPU waits for conditions, and two small programs are compiled sooner than a large one.
     """
-    options = network, strategy, optimizers, axis_name, class_weights, dtype, constraint
+    options = network, strategy, optimizers, axis_name, class_weights, dtype, constraint, drop_path
     return {learns: _passes(*options, learns=learns) for learns in (False, True)}
 
 
@@ -189,7 +192,14 @@ def with_changes(changes: Callable) -> Callable:
     return run
 
 
-def _passes(network, strategy, optimizers, axis_name, class_weights, dtype, constraint, learns):
+def _drop_key(key):
+    """The key of drop-path, apart from what a strategy draws by `key`."""
+    return jax.random.fold_in(key, 0x0D)
+
+
+def _passes(
+    network, strategy, optimizers, axis_name, class_weights, dtype, constraint, drop_path, learns
+):
     """The passes of a step; `learns` None has each step ask."""
     twice = strategy.alpha_gradient is bilevel.second_order_exact
     context = Context(train=True, twice=twice, axis_name=axis_name, dtype=dtype)
@@ -202,6 +212,11 @@ def _passes(network, strategy, optimizers, axis_name, class_weights, dtype, cons
 
         def loss(params, alphas, batch_stats, batch, key):
             mixtures = strategy.mixture(arch._replace(alphas=alphas), step, key)
+            if drop_path:
+                mixtures = {
+                    cell: mix._replace(drop_path=Dropout(_drop_key(key), jnp.float32(drop_path)))
+                    for cell, mix in mixtures.items()
+                }
             logits, new = network.apply(
                 {"params": params, "batch_stats": batch_stats},
                 batch.images,
