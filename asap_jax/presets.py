@@ -88,6 +88,8 @@ def paper() -> ConfigDict:
             },
             "alpha": {"learning_rate": 1e-3, "b1": 0.5, "b2": 0.999, "weight_decay": 1e-3},
             "augmentation": {"pad": 4, "flip": True},
+            "drop_path": 0.0,  # probability that an edge of the supernet drops a sample
+            "cost_weight": 0.0,  # of the cells' expected cost in the loss of the alphas: costs.py
             "watch": {
                 "images": 1024,  # of the alpha half, for the gap after each epoch; 0 for none
                 "eigenvalue": False,  # the dominant one of the alphas' Hessian, each epoch: dear
@@ -514,6 +516,8 @@ def check(config: ConfigDict) -> None:
     require(alpha.weight_decay >= 0, "search.alpha.weight_decay", alpha.weight_decay, "0 or more")
     images = search.watch.images
     require(images >= 0, "search.watch.images", images, "0 or more")
+    require(0 <= search.drop_path < 1, "search.drop_path", search.drop_path, "in [0, 1)")
+    require(search.cost_weight >= 0, "search.cost_weight", search.cost_weight, "0 or more")
     for key, known in (
         ("schedule", SCHEDULES),
         ("stem", STEMS),

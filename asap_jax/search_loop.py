@@ -12,6 +12,7 @@ import numpy as np
 
 from asap_jax import (
     collapse,
+    costs,
     data,
     derive,
     loop,
@@ -92,6 +93,13 @@ def make_strategy(config, space: SearchSpace, steps_per_epoch: int) -> Strategy:
         raise UserError(f"config.search.strategy: {error}") from error
 
 
+def make_constraint(config, network: Supernet, image_shape) -> costs.Constraint | None:
+    """The configured constraint on the expected cost, None if it weighs nothing."""
+    if not config.cost_weight:
+        return None
+    return costs.Constraint(config.cost_weight, costs.expected_log_cost(network, image_shape))
+
+
 def check(config, dataset: data.Dataset) -> None:
     """Raises UserError if the data, space and strategy cannot make a search."""
     half = len(dataset.train_labels) // 2
@@ -103,6 +111,16 @@ def check(config, dataset: data.Dataset) -> None:
         )
     for stage in stages(config, dataset):
         network = stage.network
+        if config.drop_path and config.strategy.name == "p_darts":
+            raise UserError(
+                f"config.search.drop_path is {config.drop_path}, but P-DARTS has dropout of its "
+                "own (config.search.strategy.skip_dropout): set drop_path to 0"
+            )
+        if config.cost_weight and stage.strategy.alpha_gradient is None:
+            raise UserError(
+                f"config.search.cost_weight is {config.cost_weight}, but the strategy "
+                f"{config.strategy.name} has no alphas that could learn from a cost: set it to 0"
+            )
         if network.channels % network.partial_channels:
             raise UserError(
                 f"config.search.channels is {network.channels}, which config.search.strategy."
@@ -295,6 +313,7 @@ class _Stage:
         self.config, self.dataset, self.held, self.seed = config, dataset, held, seed
         self.space, self.strategy, self.network, self.optimizers, self.epochs, self.steps = parts
         self.session, self.benchmark, self.warned = session, _benchmark(config), warned
+        self.constraint = make_constraint(config, self.network, dataset.preparation.shape)
         # By the stage's own plan for all candidates: one compilation serves every mask.
         self.accuracy, self.accuracy_by_batch = (
             Accuracy(
@@ -520,7 +539,7 @@ def _epoch_record(progress, last, val_accuracy):
         "threshold": float(last.get("threshold", math.nan)),
         "candidates_left": int(last["candidates_left"]),
         "entropy": float(last.get("entropy", math.nan)),
-        **{key: float(last[key]) for key in last if key.startswith("entropy_")},
+        **{key: float(last[key]) for key in last if key.startswith("entropy_") or key == "cost"},
         "train_loss": progress.mean("train_loss"),
         "train_accuracy": progress.mean("train_accuracy"),
         "val_loss": progress.mean("val_loss"),
