@@ -109,7 +109,11 @@ class SearchCell(nn.Module):
         stats = self.variable(
             "batch_stats", name, lambda: edge_scan.stack_stats(layers, len(indices))
         )
-        dropout = mixture.skip_dropout if stride == 1 else None
+        dropout, dropped = mixture.skip_dropout if stride == 1 else None, ("skip_connect",)
+        whole = mixture.drop_path is not None
+        if whole:
+            dropout, dropped = mixture.drop_path, self.space.candidates
+            dropout = dropout._replace(key=jax.random.fold_in(dropout.key, stride))
         edges = edge_scan.Edges(
             tuple(layers.items()),
             tuple(self.space.edges[e][0] for e in indices),
@@ -117,7 +121,8 @@ class SearchCell(nn.Module):
             in_place=stride == 1,
             context=context,
             share=self.partial_channels,
-            dropped=() if dropout is None else ("skip_connect",),
+            dropped=() if dropout is None else dropped,
+            whole=whole,
         )
         if self.is_initializing():
             return nodes  # the shapes are known: nothing to compute for a start

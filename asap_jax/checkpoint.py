@@ -1,5 +1,7 @@
 """Orbax, wrapped once: trees of arrays to a folder and back, and the last few states of a loop."""
 
+import contextlib
+import os
 import shutil
 import time
 from pathlib import Path
@@ -9,25 +11,115 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+import tensorstore
 
 from asap_jax.errors import UserError
 
+ROOM = 8 * 1024**2  # bytes beside the arrays that a checkpoint may take
+
 
 def save(path: str | Path, tree) -> None:
-    """Writes a tree of arrays to the folder `path`; what was there is replaced when all is done."""
-    path = Path(path).absolute()
+    """Writes a tree of arrays to the folder `path`; what was there is replaced when all is done.
+
+    It is read again before it counts.
+
+    Raises:
+      UserError: it cannot be written, or what was written does not read as it was.
+    """
+    path, tree = Path(path).absolute(), _host_copy(tree)
+    check_place(path)
     beside = path.with_name(path.name + ".part")
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(beside, _host_copy(tree), force=True)
-    if path.exists():
-        shutil.rmtree(path)
-    beside.rename(path)
+    with _writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _check_room(path.parent, tree)
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(beside, tree, force=True)
+        _check_written(beside, tree)
+        if path.exists():
+            shutil.rmtree(path)
+        beside.rename(path)
 
 
 def restore(path: str | Path, like=None):
-    """Reads a tree of arrays; with `like`, arrays or shapes, in its form and placement."""
+    """Reads a tree of arrays; with `like`, arrays or shapes, in its form and placement.
+
+    Raises:
+      OSError, ValueError: it is not there, or not whole.
+    """
+    path = Path(path).absolute()
+    _read_through(path)
     with ocp.StandardCheckpointer() as checkpointer:
-        return checkpointer.restore(Path(path).absolute(), like)
+        return checkpointer.restore(path, like)
+
+
+def check_place(path: str | Path) -> None:
+    """Raises UserError for a path under which nothing could be saved and read again.
+
+    Orbax takes a `[` in a path for a pattern when it merges its files, and TensorStore a backslash
+    for a separator.
+    """
+    spoilt = [sign for sign in "[\\" if sign in str(path) and sign != os.sep]
+    if spoilt:
+        raise UserError(
+            f"{path} has a {spoilt[0]} in its name or in that of a folder above it, and what is "
+            "saved there could not be read again: choose a path without [ and backslashes"
+        )
+
+
+def _read_through(path: Path) -> None:
+    """Reads each key of a checkpoint, one after another; OSError or ValueError if one is broken.
+
+    Orbax reads all of them at once, and where one fails, each of the others ends in a traceback
+    that nobody can catch.
+    """
+    if not path.is_dir():
+        raise FileNotFoundError(f"{path} is not there")
+    if not (path / "manifest.ocdbt").is_file():
+        raise FileNotFoundError(f"{path} holds no manifest.ocdbt: it was not written whole")
+    base = {"driver": "file", "path": f"{path}/"}
+    store = tensorstore.KvStore.open({"driver": "ocdbt", "base": base}).result()
+    for key in store.list().result():
+        store.read(key).result()
+
+
+def _check_written(path: Path, tree) -> None:
+    """Raises ValueError if `tree` is not what can be read at `path`."""
+    got = {_name(p): np.asarray(leaf) for p, leaf in _leaves(restore(path, tree))}
+    for p, leaf in _leaves(tree):
+        found = got[_name(p)]
+        if (found.dtype, found.shape) != (leaf.dtype, leaf.shape) or (
+            found.tobytes() != leaf.tobytes()
+        ):
+            raise ValueError(f"{_name(p)} does not read as it was written")
+
+
+def _check_room(folder: Path, tree) -> None:
+    """Raises OSError if a tree of NumPy arrays would not fit there, before orbax has begun."""
+    needed, left = ROOM + sum(leaf.nbytes for leaf in jax.tree.leaves(tree)), _room(folder)
+    if left < needed:
+        raise OSError(
+            f"about {needed / 1e6:.0f} MB are needed, and {left / 1e6:.0f} MB are left on the disk"
+        )
+
+
+def _room(folder: Path) -> int:
+    """The bytes that are left for what stands in `folder`."""
+    return shutil.disk_usage(folder).free
+
+
+@contextlib.contextmanager
+def _writing(where: Path):
+    """Tells what goes wrong in it as one UserError."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (OSError, ValueError, RuntimeError) as error:  # orbax' threads raise all of these
+        raise UserError(
+            f"{where} cannot be saved ({' '.join(str(error).split())[:300]}): see that there is "
+            "room and that the folder can be written to; the same command then goes on from what "
+            "was saved before"
+        ) from error
 
 
 class Checkpoints:
@@ -50,13 +142,15 @@ class Checkpoints:
     ):
         self._folder, self._identity = folder, identity
         self._every_steps, self._every_seconds = every_steps, every_seconds
-        self._written = time.monotonic()
-        self._manager = ocp.CheckpointManager(
-            folder.absolute(),
-            options=ocp.CheckpointManagerOptions(
-                max_to_keep=keep, cleanup_tmp_directories=True, enable_async_checkpointing=True
-            ),
-        )
+        self._written, self._last = time.monotonic(), None
+        check_place(folder.absolute())
+        with _writing(folder):
+            self._manager = ocp.CheckpointManager(
+                folder.absolute(),
+                options=ocp.CheckpointManagerOptions(
+                    max_to_keep=keep, cleanup_tmp_directories=True, enable_async_checkpointing=True
+                ),
+            )
 
     def due(self, step: int) -> bool:
         """Whether it is time to save, after `step` steps of the stage."""
@@ -65,17 +159,35 @@ class Checkpoints:
         return bool(by_steps or (self._every_seconds and waited >= self._every_seconds))
 
     def save(self, step: int, state, progress: dict) -> None:
-        """Copies the state and has it written while the caller goes on."""
-        if step not in self._manager.all_steps():
-            self._manager.save(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(_host_copy(state)),
-                    progress=ocp.args.JsonSave({**progress, "identity": self._identity}),
-                ),
-                force=True,
-            )
+        """Copies the state and has it written while the caller goes on.
+
+        Raises:
+          UserError: this state, or the one before, cannot be written.
+        """
+        with _writing(self._folder / str(step)):
+            if step not in self._manager.all_steps():
+                copied = _host_copy(state)
+                _check_room(self._folder, copied)
+                self._manager.save(
+                    step,
+                    args=ocp.args.Composite(
+                        state=ocp.args.StandardSave(copied),
+                        progress=ocp.args.JsonSave({**progress, "identity": self._identity}),
+                    ),
+                    force=True,
+                )
+                self._last = step
         self._written = time.monotonic()
+
+    def settle(self) -> None:
+        """Waits until all is written; UserError if what was saved last cannot be read again."""
+        if self._last is None:
+            return
+        where = self._folder / str(self._last)
+        with _writing(where):
+            self._manager.wait_until_finished()
+            _read_through(where.absolute() / "state")
+        self._last = None
 
     def latest(self, like) -> tuple[Any, dict] | None:
         """The newest (state, progress), or None if there is none.
@@ -91,6 +203,7 @@ class Checkpoints:
             item = ocp.args.Composite(progress=ocp.args.JsonRestore())
             progress = self._manager.restore(step, args=item)["progress"]
             check_identity(where, progress.pop("identity", {}), self._identity)
+            _read_through(where.absolute() / "state")
             item = ocp.args.Composite(state=ocp.args.StandardRestore(_plain_shapes(like)))
             state = self._manager.restore(step, args=item)["state"]
         except UserError:
@@ -104,9 +217,12 @@ class Checkpoints:
         return _placed(state, like), progress
 
     def close(self) -> None:
-        """Waits until everything is written."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        """Waits until everything is written; UserError if it could not be."""
+        with _writing(self._folder):
+            try:
+                self._manager.wait_until_finished()
+            finally:
+                self._manager.close()
 
 
 def check_identity(where: Path, identity: dict, expected: dict) -> None:

@@ -41,6 +41,7 @@ class Edges(NamedTuple):
     share: the candidates see the first 1 / share of the channels; the others pass by, and all are
       shuffled (PC-DARTS).
     dropped: candidates whose output goes through dropout.
+    whole: dropout takes whole samples, the same of all candidates of an edge, and not values.
     """
 
     layers: tuple[tuple[str, Layer], ...]
@@ -50,6 +51,7 @@ class Edges(NamedTuple):
     context: Context
     share: int = 1
     dropped: tuple[str, ...] = ()
+    whole: bool = False
 
 
 class Variables(NamedTuple):
@@ -241,7 +243,8 @@ def dropped(edges, name, dropout, y):
     if name not in edges.dropped or not edges.context.train:
         return y
     key_data, rate = dropout
-    keep = draw_kept(jax.random.wrap_key_data(key_data), rate, y.shape, edges.context)
+    shape = (y.shape[0], *(1,) * (y.ndim - 1)) if edges.whole else y.shape
+    keep = draw_kept(jax.random.wrap_key_data(key_data), rate, shape, edges.context)
     return (y * keep / (1 - rate)).astype(y.dtype)
 
 

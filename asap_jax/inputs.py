@@ -14,6 +14,7 @@ from asap_jax.data.streams import too_large
 from asap_jax.errors import UserError
 from asap_jax.genotypes import GENOTYPES, Genotype
 from asap_jax.networks import side_multiple
+from asap_jax.workdir import locate
 
 
 def data_options(config: ConfigDict) -> dict:
@@ -146,7 +147,7 @@ def find_genotype(config, folder) -> Genotype:
             "there are no cells to train: name some with --config.genotype (a published name, a "
             "genotype.json, a search's workdir), or search for them first"
         )
-    path = Path(name or folder)
+    path = locate(name or folder)
     path = path / "genotype.json" if path.is_dir() else path
     if not path.is_file():
         raise UserError(

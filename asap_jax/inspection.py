@@ -37,6 +37,7 @@ def evaluate(
     Returns:
       {"source", "split", "images"} and what `evaluation.Answers.record` tells.
     """
+    folder = workdir.locate(folder)
     network = trained.load(folder)
     if source:
         opened = data.open_source(source, data_dir or None, choices=_choices(folder, source))
@@ -123,6 +124,7 @@ def describe(
       "memory_available" (bytes or None)}.
     """
     presets.check(config)
+    folder = folder if folder is None else workdir.locate(folder)
     genotype = find_genotype(config, folder)
     dataset = dataset or load_sizes(config)
     check_size(config, dataset, "train")

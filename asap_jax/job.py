@@ -10,6 +10,7 @@ import dataclasses
 import json
 import statistics
 import time
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
@@ -37,10 +38,11 @@ from asap_jax.inputs import check_size, find_genotype, load_data
 from asap_jax.interruption import Interruption
 from asap_jax.metrics import RunLog, table
 from asap_jax.networks import count_parameters, multiply_adds
+from asap_jax.report import page
 from asap_jax.report.cells import draw_cells
 
 LIBRARIES = ("asap_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-MODES = ("search", "train", "evaluate", "describe")
+MODES = ("search", "train", "evaluate", "describe", "report", "export")
 
 
 class Outcome(NamedTuple):
@@ -66,6 +68,7 @@ def run(
     dataset: data.Dataset | None = None,
     callbacks: loop.Callbacks = loop.Callbacks(),
     quiet: bool = False,
+    command: Sequence[str] = (),
 ) -> Outcome:
     """Searches a cell, trains the network built from it on both halves, tests that once.
 
@@ -78,6 +81,7 @@ def run(
       dataset: in place of the one that `config.data` names.
       callbacks: functions that follow the run.
       quiet: print nothing.
+      command: the command's arguments, for the page that says how to repeat the run.
 
     Raises:
       UserError: the config, the data or the workdir cannot be worked with.
@@ -85,6 +89,9 @@ def run(
     """
     started = time.monotonic()
     presets.check(config)
+    if folder is not None:
+        folder = workdir.locate(folder)
+        checkpoint.check_place(folder.absolute())
     mode = mode or config.mode
     for part in ("search", "train"):
         if not mode or part == mode:
@@ -103,9 +110,11 @@ def run(
     if config.check_memory:
         _check_memory(config, dataset, mode, given)
     if folder is not None:
-        _check_epochs(config, Path(folder))
+        _check_epochs(config, folder)
         folder = workdir.claim(folder, json.loads(config.to_json()))
-    with Interruption() as interruption:
+        if command:
+            page.keep_command(folder, command)
+    with Interruption() as interruption, workdir.room_for(folder):
         saving = folder and loop.Saving(folder / "checkpoints", **config.checkpoint)
         session = loop.Session(RunLog(folder, quiet), interruption, saving, callbacks)
         return _Run(config, folder, dataset, session, start, started).go(mode, given)
@@ -195,6 +204,7 @@ class _Run:
         )
         for note in (*self.dataset.notes, *_flipped(self.config, mode)):
             self.say(f"note: {note}")
+        self.keep_samples()
         searched = not self.config.genotype and self.record(
             "search", self.config.searches - 1, self.search_identity
         )
@@ -202,13 +212,42 @@ class _Run:
         if self.folder is not None:
             genotype.save(self.folder / "genotype.json")
             draw_cells(genotype, [self.folder / "cells.svg", self.folder / "cells.png"])
+            page.write(self.folder)
         if mode == "search":
             self.say(table(_search_rows(self.config, search)) + self.files())
             return Outcome(genotype, search, None, {})
         network, results = self.train(genotype, search)
+        if self.folder is not None:
+            self.keep_mistakes(network)
+            page.write(self.folder)
         rows = [*_search_rows(self.config, search), *_train_rows(results)]
         self.say(table(rows) + self.files())
         return Outcome(genotype, search, network, results)
+
+    def keep_samples(self) -> None:
+        """Leaves a few training images for the page, if they are in memory."""
+        dataset = self.dataset
+        if self.folder is None or isinstance(dataset, data.Stream):
+            return
+        order = np.random.default_rng(self.config.seed).permutation(dataset.train_count)
+        rows = np.sort(order[: page.SAMPLES])
+        page.keep_samples(
+            self.folder,
+            dataset.train_images[rows],
+            dataset.train_labels[rows],
+            train_loop.make_augmentation(self.config.train, dataset),
+            dataset.class_names,
+        )
+
+    def keep_mistakes(self, network) -> None:
+        """Leaves for the page what the network got most wrong of (at most) 1,000 test images."""
+        dataset = self.dataset
+        if isinstance(dataset, data.Stream):
+            return
+        images, labels = dataset.test_images[:1000], dataset.test_labels[:1000]
+        page.keep_mistakes(
+            self.folder, images, labels, network.predict_proba(images), dataset.class_names
+        )
 
     @property
     def search_identity(self) -> dict:

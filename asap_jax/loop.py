@@ -164,6 +164,8 @@ def run(
         wanted = interruption.wanted  # asked once: a signal may come between two lines
         if checkpoints and (over or wanted or checkpoints.due(done())):
             checkpoints.save(done(), state, asdict(progress))
+            if over or wanted:
+                checkpoints.settle()
         if wanted:
             interruption.check(
                 f"{phase} {index}: {progress.epoch} epochs and {progress.step} of {steps} steps "

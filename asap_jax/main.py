@@ -33,7 +33,8 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run (runs/PRESET 
 _MODE = flags.DEFINE_string(
     "mode",
     "",
-    "search, train, evaluate or describe; if unset: config.mode, or both search and train.",
+    "search, train, evaluate, describe, report or export; if unset: config.mode, or search and "
+    "train.",
 )
 _SPLIT = flags.DEFINE_string("split", "", "What --mode=evaluate measures on (test if unset).")
 _DATA = flags.DEFINE_string("data", "", "Data source for --mode=evaluate, if not the training's.")
@@ -46,7 +47,9 @@ def _main(argv) -> None:
     from asap_jax import (  # late: a misspelt flag should not wait for matplotlib and tfds
         inspection,
         job,
+        trained,
     )
+    from asap_jax.report import page
 
     mode = _MODE.value
     if mode and mode not in job.MODES:
@@ -70,13 +73,22 @@ def _main(argv) -> None:
             )
         inspection.evaluate(_WORKDIR.value, _DATA.value, _SPLIT.value, _DATA_DIR.value)
         return
+    if mode in ("report", "export"):
+        if _WORKDIR.value is None or _CONFIG.value is not None:
+            raise UserError(f"--mode={mode} takes --workdir, the folder of a run, and no --config")
+        if mode == "report":
+            print(page.write(_WORKDIR.value))
+        else:
+            out = Path(_WORKDIR.value) / "export"
+            print(*trained.load(_WORKDIR.value).export(out), sep="\n")
+        return
     config = _config(mode)
-    folder = Path(_WORKDIR.value or _default_workdir(mode, config))
+    folder = workdir.locate(_WORKDIR.value or _default_workdir(mode, config))
     if mode == "describe":
         inspection.describe(config, folder)
         return
     try:
-        job.run(config, folder, mode=mode)
+        job.run(config, folder, mode=mode, command=_arguments(folder))
     except KeyboardInterrupt as stop:
         where = "at once, so what was saved before is all there is"
         if isinstance(stop, Interrupted):
@@ -91,7 +103,7 @@ def _config(mode):
         return _CONFIG.value
     if mode == "describe" and _WORKDIR.value is not None:
         config = presets.get_config()
-        presets.update(config, workdir.read_config(_WORKDIR.value))
+        presets.update(config, workdir.read_config(workdir.locate(_WORKDIR.value)))
         return config
     raise UserError(
         "--config is missing: for a first run, --config=configs/search.py:digits (or "
@@ -100,10 +112,15 @@ def _config(mode):
 
 
 def _again(folder) -> str:
+    return shlex.join(["python", "-m", "asap_jax.main", *_arguments(folder)])
+
+
+def _arguments(folder) -> list[str]:
+    """The command's own, with the workdir that it takes by itself."""
     arguments = sys.argv[1:]
     if not any(argument.lstrip("-").startswith("workdir") for argument in arguments):
         arguments = [*arguments, f"--workdir={folder}"]
-    return shlex.join(["python", "-m", "asap_jax.main", *arguments])
+    return arguments
 
 
 def _default_workdir(mode, config) -> Path:

@@ -11,10 +11,11 @@ from tqdm.auto import tqdm
 
 
 class RunLog:
-    """Writes metrics.jsonl into the workdir, and prints.
+    """Writes metrics.jsonl, weights.jsonl and warnings.txt into the workdir, and prints.
 
     Every record is one JSON object a line with "phase", "run" and "epoch"; a number that is not
-    finite is written as null.
+    finite is written as null. What a search weighs its candidates by, {cell type: [E][O]} under
+    "weights", stands in weights.jsonl, beside the same keys.
 
     Args:
       workdir: where metrics.jsonl stands, gone on with if it is there; None writes no file.
@@ -23,6 +24,8 @@ class RunLog:
 
     def __init__(self, workdir: Path | None, quiet: bool = False):
         self._path = workdir and workdir / "metrics.jsonl"
+        self._weights = workdir and workdir / "weights.jsonl"
+        self._warnings = workdir and workdir / "warnings.txt"
         self._quiet = quiet
 
     def bar(self, phase: str, steps: int, done: int = 0) -> tqdm:
@@ -39,26 +42,42 @@ class RunLog:
 
     def rewind(self, keep: Callable[[dict], bool]) -> None:
         """Drops the records that a resumed run will write again."""
-        if self._path is None or not self._path.exists():
-            return
-        lines = self._path.read_text().splitlines()
-        kept = [line for line in lines if (record := _parsed(line)) is not None and keep(record)]
-        if kept != lines:
-            beside = self._path.with_name(self._path.name + ".part")
-            beside.write_text("".join(line + "\n" for line in kept))
-            os.replace(beside, self._path)
+        for path in (self._path, self._weights):
+            if path is None or not path.exists():
+                continue
+            lines = path.read_text().splitlines()
+            kept = [
+                line for line in lines if (record := _parsed(line)) is not None and keep(record)
+            ]
+            if kept != lines:
+                beside = path.with_name(path.name + ".part")
+                beside.write_text("".join(line + "\n" for line in kept))
+                os.replace(beside, path)
 
     def epoch(self, record: dict, line: str) -> None:
         """Writes one record and prints its line."""
         if self._path is not None:
-            text = json.dumps({key: _plain(value) for key, value in record.items()})
-            with open(self._path, "a") as file:
-                file.write(text + "\n")
+            numbers = {k: _plain(value) for k, value in record.items() if k != "weights"}
+            _append(self._path, json.dumps(numbers))
+            if "weights" in record:
+                kept = {k: record[k] for k in ("phase", "run", "stage", "epoch") if k in record}
+                _append(self._weights, json.dumps(kept | {"weights": record["weights"]}))
         self.say(line)
+
+    def warn(self, words: str) -> None:
+        """Prints a warning, and keeps it."""
+        if self._warnings is not None:
+            _append(self._warnings, words)
+        self.say(f"warning: {words}")
 
     def say(self, line: str) -> None:
         if not self._quiet:
             tqdm.write(line)
+
+
+def _append(path, line):
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(line + "\n")
 
 
 def _parsed(line: str) -> dict | None:

@@ -157,10 +157,11 @@ class Supernet(nn.Module):
 
         def cell(i, kind, states, channels, reduction_prev=False):
             mixture = mixtures[kind]
-            if mixture.skip_dropout is not None:
-                dropout = mixture.skip_dropout
-                dropout = dropout._replace(key=jax.random.fold_in(dropout.key, i))
-                mixture = mixture._replace(skip_dropout=dropout)
+            for field in ("skip_dropout", "drop_path"):
+                dropout = getattr(mixture, field)
+                if dropout is not None:
+                    dropout = dropout._replace(key=jax.random.fold_in(dropout.key, i))
+                    mixture = mixture._replace(**{field: dropout})
             module = SearchCell(
                 self.space,
                 channels,

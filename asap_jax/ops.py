@@ -470,13 +470,18 @@ def cost(layer_apply: Callable, *arguments) -> int:
     Read off the traced program, so whatever a user's own operation does is counted. Trace with
     `Context(reference=True)`: our own depthwise form hides its multiplications from the count.
     """
-    return _count(jax.make_jaxpr(layer_apply)(*arguments).jaxpr)
+    return _count(jax.make_jaxpr(layer_apply)(*arguments).jaxpr, _MULTIPLY_ADDS)
 
 
-def _count(jaxpr) -> int:
+def traffic(layer_apply: Callable, *arguments) -> int:
+    """Values that those convolutions and matrix products read and write; see `cost`."""
+    return _count(jax.make_jaxpr(layer_apply)(*arguments).jaxpr, _TRAFFIC)
+
+
+def _count(jaxpr, measures) -> int:
     total = 0
     for equation in jaxpr.eqns:
-        total += _MULTIPLY_ADDS.get(equation.primitive.name, lambda _: 0)(equation)
+        total += measures.get(equation.primitive.name, lambda _: 0)(equation)
         for sub in jax.tree.leaves(
             list(equation.params.values()),
             is_leaf=lambda p: hasattr(p, "eqns") or hasattr(p, "jaxpr"),
@@ -484,7 +489,7 @@ def _count(jaxpr) -> int:
             if hasattr(sub, "jaxpr"):
                 sub = sub.jaxpr
             if hasattr(sub, "eqns"):
-                total += _count(sub)
+                total += _count(sub, measures)
     return total
 
 
@@ -507,4 +512,9 @@ def _product(numbers):
     return result
 
 
+def _moved(equation):
+    return sum(variable.aval.size for variable in (*equation.invars, *equation.outvars))
+
+
 _MULTIPLY_ADDS = {"dot_general": _dot_cost, "conv_general_dilated": _conv_cost}
+_TRAFFIC = dict.fromkeys(_MULTIPLY_ADDS, _moved)

@@ -57,10 +57,40 @@ def virtual_sgd(learning_rate, momentum=0.9, weight_decay=3e-4):
 
 
 def adam(learning_rate=1e-3, b1=0.5, b2=0.999, weight_decay=1e-3):
-    """Adam with coupled weight decay: DARTS' optimizer of the alphas."""
+    """Adam with coupled weight decay: DARTS' optimizer of the alphas.
+
+    It counts the steps of each entry, not of the whole: under `update_where` an entry that rests
+    does not grow older. With one count for all, the moments of an entry that is seldom live would
+    be corrected as if they had had time to fill, and its steps be several times the learning rate.
+    """
     return optax.chain(
-        optax.add_decayed_weights(weight_decay), optax.adam(learning_rate, b1=b1, b2=b2)
+        optax.add_decayed_weights(weight_decay),
+        _scale_by_adam(b1, b2),
+        optax.scale_by_learning_rate(learning_rate),
     )
+
+
+def _scale_by_adam(b1: float, b2: float, eps: float = 1e-8) -> optax.GradientTransformation:
+    """`optax.scale_by_adam` with a count, int32, for each entry."""
+
+    def init(params):
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        counts = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.int32), params)
+        return optax.ScaleByAdamState(counts, zeros, zeros)
+
+    def update(gradients, state, params=None):
+        del params
+        mu = jax.tree.map(lambda g, m: (1 - b1) * g + b1 * m, gradients, state.mu)
+        nu = jax.tree.map(lambda g, v: (1 - b2) * g**2 + b2 * v, gradients, state.nu)
+        counts = jax.tree.map(lambda count: count + 1, state.count)
+
+        def step(m, v, count):
+            m, v = m / (1 - b1**count).astype(m.dtype), v / (1 - b2**count).astype(v.dtype)
+            return m / (jnp.sqrt(v) + eps)
+
+        return jax.tree.map(step, mu, nu, counts), optax.ScaleByAdamState(counts, mu, nu)
+
+    return optax.GradientTransformation(init, update)
 
 
 def update_where(optimizer, live, gradients, state, params):

@@ -79,6 +79,8 @@ class PlannedStep:
         parts = stage.network.clone(plan=plan), stage.strategy, stage.optimizers
         options = {"class_weights": self._class_weights}
         options["dtype"] = precisions.map_dtype(stage.config.precision)
+        options["constraint"] = stage.constraint
+        options["drop_path"] = stage.config.drop_path
         if plan.name == "unrolled":
             return make_passes(*parts, **options)
         step = Pass("step", make_search_step(*parts, **options))

@@ -90,6 +90,8 @@ def paper() -> ConfigDict:
             },
             "alpha": {"learning_rate": 1e-3, "b1": 0.5, "b2": 0.999, "weight_decay": 1e-3},
             "augmentation": {"pad": 4, "flip": True},
+            "drop_path": 0.0,  # probability that an edge of the supernet drops a sample
+            "cost_weight": 0.0,  # of the cells' expected cost in the loss of the alphas: costs.py
             "watch": {
                 "images": 1024,  # of the alpha half, for the gap after each epoch; 0 for none
                 "eigenvalue": False,  # the dominant one of the alphas' Hessian, each epoch: dear
@@ -337,11 +339,16 @@ def _with_p_darts(config: ConfigDict) -> None:
 
 
 def _with_edas(config: ConfigDict) -> None:
-    """EDAS."""
+    """EDAS. All edges are kept, unless `edges` asks otherwise: its supernet has them all."""
     config.search.strategy = ConfigDict({"name": "edas"})
+    config.search.edges = "all"
 
 
-def _with_gradual(name: str, power: float, start: float, **options) -> Callable:
+def _with_gradual(
+    name: str, power: float, start: float, start_epoch: int | None = None, **options
+) -> Callable:
+    """Gradual pruning. `start_epoch` is the paper's t0; at other lengths `start` is a share."""
+
     def change(config: ConfigDict) -> None:
         config.search.strategy = ConfigDict(
             {
@@ -352,6 +359,10 @@ def _with_gradual(name: str, power: float, start: float, **options) -> Callable:
                 **options,
             }
         )
+        if start_epoch is not None:
+            full = config.search.epochs == paper().search.epochs
+            epoch = start_epoch if full else placeholder(int)
+            config.search.strategy.start_epoch = epoch  # t0 in epochs; unset: `start`
 
     return change
 
@@ -385,8 +396,8 @@ METHODS: dict[str, Callable[[ConfigDict], None]] = {
     "snas": _with_snas,
     "gdas": _with_gdas,
     "edas": _with_edas,
-    "magnitude": _with_gradual("magnitude", 1.0, 0.4),
-    "accum_grad": _with_gradual("accum_grad", 1.0, 0.4),
+    "magnitude": _with_gradual("magnitude", 1.0, 0.4, 20),
+    "accum_grad": _with_gradual("accum_grad", 1.0, 0.4, 20),
     "nap": _with_gradual("nap", 3.0, 0.1, relaxation="identity"),
     "pc_darts": _with_pc_darts,
     "p_darts": _with_p_darts,
@@ -510,6 +521,8 @@ def check(config: ConfigDict) -> None:
     require(alpha.weight_decay >= 0, "search.alpha.weight_decay", alpha.weight_decay, "0 or more")
     images = search.watch.images
     require(images >= 0, "search.watch.images", images, "0 or more")
+    require(0 <= search.drop_path < 1, "search.drop_path", search.drop_path, "in [0, 1)")
+    require(search.cost_weight >= 0, "search.cost_weight", search.cost_weight, "0 or more")
     for key, known in (
         ("schedule", SCHEDULES),
         ("stem", STEMS),

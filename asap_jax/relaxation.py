@@ -11,10 +11,10 @@ from asap_jax.spaces import SearchSpace
 
 
 class Dropout(NamedTuple):
-    """Dropout on the identities among the candidates (P-DARTS), while training.
+    """Dropout of values or of whole samples while training; see `Mixture`.
 
     key: of the draws; each cell folds its number in.
-    rate: scalar, the share of values that are dropped.
+    rate: scalar, the share of values or samples that are dropped.
     """
 
     key: jax.Array
@@ -27,13 +27,15 @@ class Mixture(NamedTuple):
     weights: [E, O], what each candidate's output is multiplied by.
     active: [E, O] bool; an inactive candidate is not computed, gets no gradient and no update.
     edge_weights: [E], a factor for each edge's output, or None: 1, and 0 where nothing is active.
-    skip_dropout: see `Dropout`; None for none.
+    skip_dropout: of the values that the identities among the candidates give (P-DARTS); or None.
+    drop_path: of the samples of an edge's output, each edge by itself (SNAS); or None. Not both.
     """
 
     weights: jax.Array
     active: jax.Array
     edge_weights: jax.Array | None = None
     skip_dropout: Dropout | None = None
+    drop_path: Dropout | None = None
 
     @property
     def scaled(self) -> jax.Array:

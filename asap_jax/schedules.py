@@ -55,6 +55,19 @@ def linear_between(initial: float, final: float, epochs: int, steps_per_epoch: i
     return value
 
 
+def linear_down_to(initial: float, final: float, epochs: int, steps_per_epoch: int) -> Schedule:
+    """(1 - (e + 1) / epochs) (initial - final) + final in epoch e, from 0 (SNAS' code).
+
+    As `linear_between`, one difference ahead: the first epoch is already below `initial`.
+    """
+
+    def value(step):
+        left = jnp.maximum(epochs - 1 - epoch_of(step, steps_per_epoch), 0) / epochs
+        return final + (initial - final) * left
+
+    return value
+
+
 def gradual_sparsity(
     final: float, start: int, end: int, power: float, steps_per_epoch: int
 ) -> Schedule:
@@ -126,21 +139,27 @@ def power_cosine_by_epoch(
 ) -> Schedule:
     """Cycles of the power cosine (Hundt et al., 2019, arXiv:1903.09900), moved on once an epoch.
 
-    Cycle k, of epochs / cycles, starts at initial * amplitude^k and falls towards `final` by
+    Cycle k, of n = epochs / cycles epochs, is at initial * amplitude^k in its first epoch and at
+    `final` in its last. In its epoch i, counted from 1 as sharpDARTS' code counts, it is
 
-        final + (initial * amplitude^k - final) * (power^c - 1) / (power - 1),
+        final + (initial * amplitude^k - final) * (power^c(i) - 1) / (power^c(1) - 1),
 
-    c = (1 + cos(pi * share)) / 2 at that share of the cycle. A cycle starts at its highest value,
-    without a warm-up. Power 1 is the limit, the plain cosine; `cosine_by_epoch` is one cycle of it.
+    c(i) = (1 + cos(pi * i / n)) / 2. There is no warm-up. Power 1 is the limit, a plain cosine;
+    `cosine_by_epoch` counts from 0 and so never comes to `final`. A cycle of one epoch or less
+    stays at its highest value.
     """
+
+    def fall(left):
+        c = jnp.sin(jnp.pi / 2 * left) ** 2  # exact near the end, where 1 + cos is not
+        return c if power == 1 else jnp.expm1(c * math.log(power))
 
     def learning_rate(step):
         done = epoch_of(step, steps_per_epoch) * cycles  # in parts of an epoch, exact integers
-        left = (epochs - done % epochs) / epochs
-        c = jnp.sin(jnp.pi / 2 * left) ** 2  # exact near the end, where 1 + cos is not
-        fall = c if power == 1 else jnp.expm1(c * math.log(power)) / (power - 1)
         highest = initial * jnp.power(jnp.float32(amplitude), done // epochs)
-        return final + (highest - final) * fall
+        if epochs <= cycles:
+            return highest
+        left = jnp.maximum(epochs - cycles - done % epochs, 0) / epochs
+        return final + (highest - final) * fall(left) / fall(1 - cycles / epochs)
 
     return learning_rate
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from asap_jax import (
     collapse,
+    costs,
     data,
     derive,
     loop,
@@ -92,6 +93,13 @@ def make_strategy(config, space: SearchSpace, steps_per_epoch: int) -> Strategy:
         raise UserError(f"config.search.strategy: {error}") from error
 
 
+def make_constraint(config, network: Supernet, image_shape) -> costs.Constraint | None:
+    """The configured constraint on the expected cost, None if it weighs nothing."""
+    if not config.cost_weight:
+        return None
+    return costs.Constraint(config.cost_weight, costs.expected_log_cost(network, image_shape))
+
+
 def check(config, dataset: data.Dataset) -> None:
     """Raises UserError if the data, space and strategy cannot make a search."""
     half = len(dataset.train_labels) // 2
@@ -103,6 +111,16 @@ def check(config, dataset: data.Dataset) -> None:
         )
     for stage in stages(config, dataset):
         network = stage.network
+        if config.drop_path and config.strategy.name == "p_darts":
+            raise UserError(
+                f"config.search.drop_path is {config.drop_path}, but P-DARTS has dropout of its "
+                "own (config.search.strategy.skip_dropout): set drop_path to 0"
+            )
+        if config.cost_weight and stage.strategy.alpha_gradient is None:
+            raise UserError(
+                f"config.search.cost_weight is {config.cost_weight}, but the strategy "
+                f"{config.strategy.name} has no alphas that could learn from a cost: set it to 0"
+            )
         if network.channels % network.partial_channels:
             raise UserError(
                 f"config.search.channels is {network.channels}, which config.search.strategy."
@@ -149,10 +167,13 @@ class Parts(NamedTuple):
 
 def build(config, dataset: data.Dataset, strategy: Strategy | None = None) -> Parts:
     """The parts of the search, or of the stage that a `strategy` of it belongs to."""
-    half = len(dataset.train_labels) - len(dataset.train_labels) // 2
-    steps = half // config.batch_size
+    images = len(dataset.train_labels)
+    steps = (images - images // 2) // config.batch_size
     space = make_space(config)
     strategy = strategy or make_strategy(config, space, steps)
+    if strategy.single_level:  # one loss trains all, so there is no half to hold back
+        steps = images // config.batch_size
+        strategy = make_strategy(config, space, steps)
     epochs, omega = strategy.epochs or config.epochs, config.omega
     rate = schedules.cosine_by_epoch(omega.learning_rate, omega.final_learning_rate, epochs, steps)
     return Parts(
@@ -250,6 +271,8 @@ def search(
     strategy, epochs, seconds, inside, number, warned = None, 0, 0.0, 0.0, 0, []
     while True:
         parts = build(config, dataset, strategy)
+        if parts.strategy.single_level:
+            held = held._replace(omega=np.arange(len(dataset.train_labels)))
         stage = _Stage(config, dataset, parts, held, seed, session, warned)
         state, progress = stage.run(number, epochs, index, identity or {}, class_weights)
         warned = progress.history.get("warned", warned)
@@ -271,7 +294,11 @@ def search(
 
 
 class _Images(NamedTuple):
-    """The training images on the device; the indices of the halves, those of alpha shuffled."""
+    """The training images on the device, and which of them train what.
+
+    omega, alpha: indices of the halves, those of alpha shuffled. Where one loss trains both, omega
+      are all, and alpha the half that is measured on.
+    """
 
     images: jax.Array
     labels: jax.Array
@@ -286,6 +313,7 @@ class _Stage:
         self.config, self.dataset, self.held, self.seed = config, dataset, held, seed
         self.space, self.strategy, self.network, self.optimizers, self.epochs, self.steps = parts
         self.session, self.benchmark, self.warned = session, _benchmark(config), warned
+        self.constraint = make_constraint(config, self.network, dataset.preparation.shape)
         # By the stage's own plan for all candidates: one compilation serves every mask.
         self.accuracy, self.accuracy_by_batch = (
             Accuracy(
@@ -318,6 +346,7 @@ class _Stage:
             omega_order = data.epoch_order(held.omega, size, (self.seed, 0), epoch)
             alpha_order = data.epoch_order(held.alpha, size, (self.seed, 1), epoch)
             # The halves differ, by one image if there are no groups: the shorter one starts over.
+            # (Where one loss trains all, the alpha batches are not used.)
             return [
                 (omega_order[i % len(omega_order)], alpha_order[i % len(alpha_order)])
                 for i in range(self.steps)
@@ -370,6 +399,11 @@ class _Stage:
         record = _epoch_record(progress, last, accuracy)
         if self.strategy.alpha_gradient is None:
             return record  # it has no alphas that could collapse: it samples and ranks
+        weighed = self.strategy.distribution or (lambda arch, mixtures: mixtures)
+        record["weights"] = {
+            cell: np.asarray(mix.weights, np.float64).round(4).tolist()
+            for cell, mix in weighed(state.arch, mixtures).items()
+        }
         inputs, key = EDGES[self.config.edges], jax.random.key(self.seed)
         genotype = self.strategy.derive(state.arch, inputs, key, self._shared(state))
         record |= {f"skips_{cell}": count for cell, count in derive.skips(genotype).items()}
@@ -381,7 +415,7 @@ class _Stage:
                 )
             record["gap"] = record["supernet_accuracy"] - record["derived_accuracy"]
         history = progress.history
-        if self.config.watch.eigenvalue:
+        if self.config.watch.eigenvalue and self.strategy.distribution:
             record["eigenvalue"] = float(self.eigenvalue(state, self.held))
             history.setdefault("eigenvalue", []).append(record["eigenvalue"])
         if (name := genotype.architecture_string()) is not None:
@@ -398,7 +432,7 @@ class _Stage:
         for sign, words in said.items():
             if sign not in history.setdefault("warned", list(self.warned)):
                 history["warned"].append(sign)
-                self.session.log.say(f"warning: {words}")
+                self.session.log.warn(words)
         return record
 
     def end(self, state) -> tuple[dict[str, Genotype], dict]:
@@ -463,7 +497,10 @@ def _supernet_logits(network, by_batch):
 
 
 def _eigenvalue(network, strategy, dataset, batch_size, seed):
-    """eigenvalue(state, held): the dominant one of the alphas' Hessian, on alpha's first batch."""
+    """eigenvalue(state, held): the dominant one of the alphas' Hessian, on alpha's first batch.
+
+    Of the loss under the method's distribution: a sample would make it as random as itself.
+    """
 
     def eigenvalue(state, held):
         rows = held.alpha[:batch_size]
@@ -471,7 +508,8 @@ def _eigenvalue(network, strategy, dataset, batch_size, seed):
         last, key = state.step - 1, jax.random.key(seed)
 
         def loss(alphas):
-            mixtures = strategy.mixture(state.arch._replace(alphas=alphas), last, key)
+            arch = state.arch._replace(alphas=alphas)
+            mixtures = strategy.distribution(arch, strategy.mixture(arch, last, key))
             context = Context(train=True, twice=True)
             variables = {"params": state.params, "batch_stats": state.batch_stats}
             logits, _ = network.apply(
@@ -500,8 +538,8 @@ def _epoch_record(progress, last, val_accuracy):
         "temperature": float(last.get("temperature", math.nan)),
         "threshold": float(last.get("threshold", math.nan)),
         "candidates_left": int(last["candidates_left"]),
-        "entropy": float(last["entropy"]),
-        **{key: float(last[key]) for key in last if key.startswith("entropy_")},
+        "entropy": float(last.get("entropy", math.nan)),
+        **{key: float(last[key]) for key in last if key.startswith("entropy_") or key == "cost"},
         "train_loss": progress.mean("train_loss"),
         "train_accuracy": progress.mean("train_accuracy"),
         "val_loss": progress.mean("val_loss"),
@@ -517,7 +555,7 @@ def _epoch_line(name, epoch, record, epochs):
         f"{name}{epoch + 1:>{len(str(epochs))}}/{epochs}  "
         f"T {number(record['temperature'], 3)}  "
         f"candidates {record['candidates_left']:>3}  "
-        f"entropy {record['entropy']:.3f}  "
+        f"entropy {number(record['entropy'], 3)}  "
         f"loss train {record['train_loss']:.3f} val {number(record['val_loss'], 3)}  "
         f"val accuracy {100 * record['val_accuracy']:.2f} %"
     )

@@ -12,10 +12,11 @@ import optax
 from jax import lax
 
 from asap_jax import bilevel, optim
+from asap_jax.costs import Constraint
 from asap_jax.losses import cross_entropy
 from asap_jax.networks import Supernet, live_parameters
 from asap_jax.ops import Context
-from asap_jax.relaxation import normalised_entropy
+from asap_jax.relaxation import Dropout, normalised_entropy
 from asap_jax.strategies import Architecture, Strategy
 
 
@@ -108,15 +109,19 @@ def make_search_step(
     axis_name: str | None = None,
     class_weights=None,
     dtype: str | None = None,
+    constraint: Constraint | None = None,
+    drop_path: float = 0.0,
 ) -> Callable[[SearchState, Batch, Batch], tuple[SearchState, dict[str, jax.Array]]]:
     """Builds step(state, omega batch, alpha batch) -> (state, metrics).
 
     Algorithm 1's lines 4 to 9: an omega step; then, where the strategy learns, an alpha step and
     pruning. The running statistics follow both passes, as in DARTS. With `axis_name` the batches
     are one device's part; batch statistics and gradients are those of the whole. `class_weights`
-    [classes] weigh both losses. `dtype` is that of the maps, see `ops.Context`.
+    [classes] weigh both losses. `dtype` is that of the maps, see `ops.Context`. `constraint` is
+    added to the loss that the alphas learn from; the losses of the metrics are without it.
+    `drop_path` is the probability with which an edge drops a sample, in both passes.
     """
-    options = network, strategy, optimizers, axis_name, class_weights, dtype
+    options = network, strategy, optimizers, axis_name, class_weights, dtype, constraint, drop_path
     return in_turn(_passes(*options, learns=None))
 
 
@@ -138,13 +143,15 @@ def make_passes(
     axis_name: str | None = None,
     class_weights=None,
     dtype: str | None = None,
+    constraint: Constraint | None = None,
+    drop_path: float = 0.0,
 ) -> dict[bool, tuple[Pass, ...]]:
     """The same step in parts that may be programs of their own, without a condition in any.
 
     {what `strategy.learns` says of a step: its parts in their order}; those of one name are one.
     A GPU waits for conditions, and two small programs are compiled sooner than a large one.
     """
-    options = network, strategy, optimizers, axis_name, class_weights, dtype
+    options = network, strategy, optimizers, axis_name, class_weights, dtype, constraint, drop_path
     return {learns: _passes(*options, learns=learns) for learns in (False, True)}
 
 
@@ -185,7 +192,14 @@ def with_changes(changes: Callable) -> Callable:
     return run
 
 
-def _passes(network, strategy, optimizers, axis_name, class_weights, dtype, learns):
+def _drop_key(key):
+    """The key of drop-path, apart from what a strategy draws by `key`."""
+    return jax.random.fold_in(key, 0x0D)
+
+
+def _passes(
+    network, strategy, optimizers, axis_name, class_weights, dtype, constraint, drop_path, learns
+):
     """The passes of a step; `learns` None has each step ask."""
     twice = strategy.alpha_gradient is bilevel.second_order_exact
     context = Context(train=True, twice=twice, axis_name=axis_name, dtype=dtype)
@@ -198,6 +212,11 @@ def _passes(network, strategy, optimizers, axis_name, class_weights, dtype, lear
 
         def loss(params, alphas, batch_stats, batch, key):
             mixtures = strategy.mixture(arch._replace(alphas=alphas), step, key)
+            if drop_path:
+                mixtures = {
+                    cell: mix._replace(drop_path=Dropout(_drop_key(key), jnp.float32(drop_path)))
+                    for cell, mix in mixtures.items()
+                }
             logits, new = network.apply(
                 {"params": params, "batch_stats": batch_stats},
                 batch.images,
@@ -252,8 +271,19 @@ def _passes(network, strategy, optimizers, axis_name, class_weights, dtype, lear
         state = move_alphas(state, gradients, key)
         return state.replace(batch_stats=batch_stats), {"val_loss": mean(value)}
 
+    def constrained(state, gradients, key):
+        """The alphas' gradients with those of the constraint, which knows nothing of omega."""
+        if constraint is None:
+            return gradients
+
+        def expected(alphas):
+            mixtures = strategy.mixture(state.arch._replace(alphas=alphas), state.step, key)
+            return constraint.weight * constraint.expected(mixtures)
+
+        return jax.tree.map(jnp.add, gradients, jax.grad(expected)(state.arch.alphas))
+
     def move_alphas(state, gradients, key):
-        gradients = mean(gradients)
+        gradients = constrained(state, mean(gradients), key)
         alphas, alpha_opt = optim.update_where(
             optimizers.alpha,
             strategy.live(state.arch, state.step, key),
@@ -333,15 +363,24 @@ def _passes(network, strategy, optimizers, axis_name, class_weights, dtype, lear
             "val_loss": metrics["loss"][1],
         }
 
+    def entropies_of(arch, mixtures):
+        if strategy.distribution is None:
+            return {}
+        found = strategy.distribution(arch, mixtures)
+        entropies = {cell: normalised_entropy(mix.weights) for cell, mix in found.items()}
+        return {
+            "entropy": jnp.mean(jnp.stack(list(entropies.values()))),
+            **{f"entropy_{cell}": entropy for cell, entropy in entropies.items()},
+        }
+
     def close(state, train, val):
         """Counts the step, and tells what it has come to."""
         key = step_keys(state.key, state.step).alpha
         mixtures = strategy.mixture(state.arch, state.step, key)
-        entropies = {cell: normalised_entropy(mix.weights) for cell, mix in mixtures.items()}
         metrics = strategy.readings(state.step) | {
             "candidates_left": sum(mask.sum() for mask in state.arch.masks.values()),
-            "entropy": jnp.mean(jnp.stack(list(entropies.values()))),
-            **{f"entropy_{cell}": entropy for cell, entropy in entropies.items()},
+            **entropies_of(state.arch, mixtures),
+            **({} if constraint is None else {"cost": constraint.expected(mixtures)}),
             "finished": strategy.finished(state.arch),
         }
         return state.replace(step=state.step + 1), metrics

@@ -9,7 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from asap_jax import checkpoint, compile_cache, data, loop, memory, optim, precisions, schedules
+from asap_jax import (
+    backend,
+    checkpoint,
+    compile_cache,
+    data,
+    loop,
+    memory,
+    optim,
+    precisions,
+    schedules,
+)
 from asap_jax.compiling import Compiler
 from asap_jax.data.augment import Augmentation, augment
 from asap_jax.errors import UserError
@@ -279,7 +289,7 @@ def in_use() -> Context:
 
 def folds(steps: int) -> bool:
     """Whether `steps` are too few to repay cuDNN's depthwise kernels, see `ops.Context`."""
-    return jax.default_backend() == "gpu" and steps < DEPTHWISE_PAYS
+    return backend.platform() == "gpu" and steps < DEPTHWISE_PAYS
 
 
 def evaluation_logits(network: EvalNetwork):

@@ -2,7 +2,8 @@
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping, Set
+import os
+from collections.abc import Iterable, Mapping, Sequence, Set
 from functools import partial
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import jax
 import numpy as np
 from PIL import Image
 
-from asap_jax import checkpoint, data, loop, precisions, presets, train_loop, workdir
+from asap_jax import checkpoint, data, loop, portable, precisions, presets, train_loop, workdir
 from asap_jax.data.augment import normalise
 from asap_jax.data.dataset import as_array, as_bytes, check_images, check_labels, prepare_all
 from asap_jax.data.images import Preparation, prepare, why
@@ -109,9 +110,12 @@ class TrainedNetwork:
         Returns:
           The new network. Its `results` hold test_accuracy, what `Answers.record` tells beside it,
           epochs and seconds.
+
+        Raises:
+          UserError: the data, a value or `save_to` cannot be worked with.
         """
-        if save_to is not None and (Path(save_to) / "config.json").exists():
-            raise UserError(f"save_to={save_to} is the workdir of a run: choose another folder")
+        if save_to is not None:
+            save_to = _place_to_save(save_to)
         dataset = data.as_dataset(new_data, preparation=self.preparation)
         dataset = dataclasses.replace(dataset, mean=self.mean, std=self.std)
         config = presets.get_config()
@@ -146,8 +150,12 @@ class TrainedNetwork:
         return tuned
 
     def save(self, folder: str | Path, name: str = "network") -> None:
-        """Writes NAME.json (what it is) and NAME/ (an orbax checkpoint of `variables`)."""
-        folder = Path(folder).absolute()
+        """Writes NAME.json (what it is) and NAME/ (an orbax checkpoint of `variables`).
+
+        Raises:
+          UserError: it cannot be written, or could not be read again.
+        """
+        folder = workdir.locate(folder).absolute()
         checkpoint.save(folder / name, self.variables)
         module = self.module
         workdir.write_json(
@@ -170,6 +178,10 @@ class TrainedNetwork:
                 "config": self.config,
             },
         )
+
+    def export(self, folder: str | Path, platforms: Sequence[str] = ("cpu", "cuda")) -> list[Path]:
+        """Writes StableHLO and weights for use without this package; see `portable.export`."""
+        return portable.export(self, folder, platforms)
 
     def _batched(self, images):
         """(probabilities [N, K], features [N, F])."""
@@ -258,7 +270,7 @@ def load(folder: str | Path, index: int = 0) -> TrainedNetwork:
       UserError: there is none, or its parts do not belong together.
     """
     name = network_name(index)
-    folder = Path(folder)
+    folder = workdir.locate(folder)
     path = folder / f"{name}.json"
     if not path.exists():
         raise UserError(
@@ -296,6 +308,23 @@ def load(folder: str | Path, index: int = 0) -> TrainedNetwork:
     expected = train_loop.variable_shapes(module, network.preparation.shape)
     checkpoint.check_shapes(f"the weights in {folder / name}", network.variables, expected)
     return network
+
+
+def _place_to_save(folder) -> Path:
+    """Makes the folder for a network that is still to be trained, or says what is wrong with it."""
+    folder = workdir.locate(folder)
+    if (folder / "config.json").exists():
+        raise UserError(f"save_to={folder} is the workdir of a run: choose another folder")
+    checkpoint.check_place(folder.absolute())
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError("it is not yours to write to")
+    except OSError as error:
+        raise UserError(
+            f"save_to={folder} cannot be written to ({error}): name another folder"
+        ) from error
+    return folder
 
 
 def network_name(index: int) -> str:

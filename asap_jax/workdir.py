@@ -1,13 +1,18 @@
 """A run's folder: whose it is, and records that are never half written."""
 
+import contextlib
+import errno
 import fnmatch
 import json
 import os
+import re
 from pathlib import Path
 
 from asap_jax.errors import UserError
 
 VERSION = 1
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://?[^/]")  # Path makes gs:/ of gs://
 
 # What another start in the same workdir may ask for anew; every other key has to stay. The data may
 # have moved (so may the path of a source): that it is the same, every stage checks.
@@ -23,6 +28,23 @@ MAY_CHANGE = (
     "search.benchmark",
     "train.epochs",
 )
+
+
+def locate(path: str | Path) -> Path:
+    """The folder that a user names, a leading ~ as the shell has it.
+
+    Raises:
+      UserError: it is the address of a bucket or the like, or there is no home that ~ stands for.
+    """
+    if _ADDRESS.match(str(path)):
+        raise UserError(
+            f"{path} is an address, and runs are written to and read from folders of a file "
+            "system: mount it, and name the folder where it is mounted"
+        )
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:  # neither HOME nor an entry in the list of users
+        raise UserError(f"{path} cannot be found ({error}): name it without the ~") from error
 
 
 def claim(path: str | Path, config: dict) -> Path:
@@ -75,6 +97,24 @@ def read_config(path: str | Path) -> dict:
             "the asap_jax that wrote it, or a newer one"
         )
     return record
+
+
+@contextlib.contextmanager
+def room_for(path: Path | None):
+    """Tells of a disk that is full, or no longer to be written to, in one UserError.
+
+    Args:
+      path: the workdir that is written to meanwhile; None if none is.
+    """
+    try:
+        yield
+    except OSError as error:
+        if path is None or error.errno not in _NO_ROOM:
+            raise
+        raise UserError(
+            f"the workdir {path} cannot be written to ({error}): make room there; the same command "
+            "then goes on from what was saved before"
+        ) from error
 
 
 def differences(old, new, prefix="") -> list[tuple]:

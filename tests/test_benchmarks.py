@@ -9,11 +9,13 @@ import sys
 from pathlib import Path
 
 import absl.flags
+import jax
+import jax.numpy as jnp
 import pytest
 from ml_collections import config_flags
 from tiny import flags, tiny
 
-from asap_jax import command_line, presets, search_loop
+from asap_jax import GENOTYPES, EvalNetwork, command_line, presets, search_loop
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 SMALL = ("--channels=4", "--cells=1", "--size=8", "--batch=4", "--repeats=2")
@@ -268,6 +270,18 @@ def test_a_column_has_a_source_of_its_own(transfer):
         got = [each for each in command if each.startswith("--config.data.source=")]
         want = [sources[recipe]] if recipe in sources else []
         assert got == [f"--config.data.source={source}" for source in want]
+
+
+def test_the_rows_are_the_papers_cells(transfer):
+    """Of SNAS' three cells the one that has table 1's 2.8M parameters."""
+    import transfer as script
+
+    cells = script.CELLS.split(",")
+    assert set(cells) <= set(GENOTYPES)
+    (snas,) = (cell for cell in cells if cell.startswith("SNAS"))
+    network = EvalNetwork(GENOTYPES[snas], 10, channels=36, cells=20)
+    shapes = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes["params"])) == 2_847_358
 
 
 @pytest.mark.parametrize(

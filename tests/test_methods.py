@@ -5,7 +5,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from asap_jax import STRATEGIES, SearchSpace, bilevel, derive, optim, pruning, schedules, theory
+from asap_jax import (
+    STRATEGIES,
+    SearchSpace,
+    bilevel,
+    derive,
+    inputs,
+    optim,
+    presets,
+    pruning,
+    schedules,
+    search_loop,
+    theory,
+)
 from asap_jax.relaxation import gumbel_softmax, one_hot_mixture
 from asap_jax.spaces import ASAP, DARTS
 
@@ -101,7 +113,7 @@ def test_snas_samples_follow_the_gumbel_softmax_law():
     alphas = {c: a.at[:, 0].set(difference) for c, a in arch.alphas.items()}
     step = jnp.int32(5 * 4)
     temperature = float(strategy.readings(step)["temperature"])
-    assert temperature == pytest.approx(0.03 ** (4 / 9), rel=1e-5)
+    assert temperature == pytest.approx(0.03 + 0.97 * 5 / 10, rel=1e-5)  # epoch 4 of 10
     draw = jax.jit(
         jax.vmap(
             lambda k: strategy.mixture(arch._replace(alphas=alphas), step, k)["normal"].weights
@@ -113,6 +125,27 @@ def test_snas_samples_follow_the_gumbel_softmax_law():
     law = 1 / (1 + np.exp(-(temperature * ratio - difference)))
     distance = np.abs(law - (np.arange(4000) + 0.5) / 4000).max()
     assert distance < 1.63 / np.sqrt(4000)  # Kolmogorov-Smirnov at 1 %
+
+
+def test_snas_temperature_falls_as_in_the_authors_code():
+    """lambda = (1 - (e + 1) / E)(1 - 0.03) + 0.03: from 0.99353 to 0.03 over 150 epochs."""
+    strategy = STRATEGIES["snas"](SPACE, 150, 5)
+    for epoch, want in ((0, 0.9935333), (74, 0.515), (148, 0.0364667), (149, 0.03)):
+        for step in (5 * epoch, 5 * epoch + 4):
+            got = float(strategy.readings(jnp.int32(step))["temperature"])
+            assert got == pytest.approx(want, rel=1e-5)
+
+
+def test_snas_learns_from_all_training_images():
+    """12 batches of 30 make the 360 images; ASAP's half has 6."""
+    config = presets.get_config("tiny,snas")
+    dataset = inputs.load_data(config)
+    parts = search_loop.build(config.search, dataset)
+    assert parts.steps == 12
+    # The temperature moves on by these epochs.
+    readings = [parts.strategy.readings(jnp.int32(step))["temperature"] for step in (0, 11, 12)]
+    assert readings[0] == readings[1] > readings[2]
+    assert search_loop.build(presets.get_config("tiny").search, dataset).steps == 6
 
 
 def test_snas_keeps_all_edges_but_those_that_choose_none():
@@ -179,6 +212,40 @@ def test_edas_relaxes_one_edge_and_moves_only_its_alphas():
             )
         seen += relaxed
     assert seen.min() > 10  # 30 on average
+
+
+def test_edas_moves_an_edge_at_the_configured_rate_however_seldom_it_is_drawn():
+    """The first step of Adam is the learning rate; so it is for the edge that waited longest."""
+    strategy, optimizer = STRATEGIES["edas"](SPACE, 4, 3), optim.adam(0.01, weight_decay=0.0)
+    arch = strategy.init(KEY)
+    alphas, state, waited = arch.alphas, optimizer.init(arch.alphas), {}
+    for step, key in enumerate(jax.random.split(KEY, 60)):
+        live = strategy.live(arch, jnp.int32(step), key)
+        gradients = jax.tree.map(jnp.ones_like, alphas)
+        after, state = optim.update_where(optimizer, live, gradients, state, alphas)
+        for cell in CELLS:
+            for edge in np.flatnonzero(np.asarray(live[cell]).any(-1)):
+                moved = np.abs(np.asarray(after[cell] - alphas[cell]))[edge]
+                np.testing.assert_allclose(moved, 0.01, rtol=1e-3)
+                waited.setdefault((cell, edge), step)
+        alphas = after
+    assert len(waited) == 2 * EDGES
+    assert max(waited.values()) > 10  # one count for all would make this step three times as long
+
+
+def test_edas_keeps_all_edges_unless_asked():
+    config = presets.get_config("edas")
+    assert config.search.edges == "all"
+    strategy = STRATEGIES["edas"](ASAP, 4, 3)
+    arch = strategy.init(KEY)._replace(alphas=random_alphas(ASAP))
+    for rule, edges in (("all", 14), ("top2", 8)):
+        found = strategy.derive(arch, derive.EDGES[rule], KEY, None)
+        assert sum(len(node) for node in found.normal) == edges
+    # Beside the relaxed edge the supernet is the derived cell.
+    every = one_hot_mixture(strategy.derive(arch, None, KEY, None), ASAP)
+    mixtures = strategy.mixture(arch, jnp.int32(0), KEY)
+    differ = [np.abs(mixtures[c].weights - every[c].weights).max(-1) > 1e-6 for c in CELLS]
+    assert np.sum(differ) == 1
 
 
 # PC-DARTS
@@ -287,6 +354,27 @@ def test_p_darts_ends_with_few_skips_in_the_normal_cell():
     assert found.reduce == derive.strongest(arch.alphas, arch.masks, DARTS, 2).reduce
 
 
+# Distributions
+
+
+@pytest.mark.parametrize("name", ["snas", "gdas", "edas"])
+def test_a_sampling_methods_distribution_is_the_softmax_of_its_alphas(name):
+    strategy = STRATEGIES[name](SPACE, 10, 5)
+    arch = strategy.init(KEY)._replace(alphas=random_alphas())
+    mixtures = strategy.mixture(arch, jnp.int32(3), KEY)
+    found = strategy.distribution(arch, mixtures)
+    for cell in CELLS:
+        want = jax.nn.softmax(arch.alphas[cell])
+        np.testing.assert_allclose(found[cell].weights, want, rtol=1e-6)
+        assert found[cell].active.all()
+        assert np.abs(mixtures[cell].weights - want).max() > 0.1
+
+
+def test_what_is_not_normalised_or_has_no_alphas_has_no_distribution():
+    without = {n for n in STRATEGIES if STRATEGIES[n](ASAP, 10, 5).distribution is None}
+    assert without == {"nap", "random"}
+
+
 # Gradual pruning
 
 
@@ -320,6 +408,41 @@ def test_equation_13_prunes_the_exact_number(name, power):
         assert bool(strategy.finished(arch))
     assert counts[19] == total
     assert counts[-1] == len(ASAP.edges)
+
+
+def test_magnitude_ranks_by_the_weights_and_not_by_the_alphas():
+    """An edge's alphas, all moved by one number, leave the network and the choice as they were."""
+    strategy = STRATEGIES["magnitude"](SPACE, 10, 1, start=0.0)
+    arch = strategy.init(KEY)
+    alphas = random_alphas()
+    moved = {c: a + 5.0 * jnp.arange(EDGES)[:, None] for c, a in alphas.items()}
+    for step in range(0, 10, 3):
+        kept, again = (
+            strategy.prune(arch._replace(alphas=each), None, jnp.int32(step)).masks
+            for each in (alphas, moved)
+        )
+        jax.tree.map(np.testing.assert_array_equal, kept, again)
+        weights = np.asarray(jax.nn.softmax(alphas["normal"]))
+        count = int(kept["normal"].sum())
+        last = weights == weights.max(-1, keepdims=True)  # an edge's best stays
+        order = np.sort(np.where(last, np.inf, weights).ravel())
+        np.testing.assert_array_equal(kept["normal"], last | (weights >= order[-count]))
+
+
+def test_pruning_starts_at_epoch_20_whatever_the_length_where_the_paper_says_so():
+    for name in ("magnitude", "accum_grad"):
+        config = presets.get_config(name)
+        assert config.search.strategy.start_epoch == 20
+        assert presets.get_config(f"digits,{name}").search.strategy.start_epoch is None
+        options = config.search.strategy.to_dict()
+        del options["name"]
+        for epochs in (50, 70):
+            strategy = STRATEGIES[name](ASAP, epochs, 1, **options)
+            arch, alphas = strategy.init(KEY), random_alphas(ASAP)
+            arch = arch._replace(alphas=alphas)
+            for step, cuts in ((18, False), (19, False), (20, True)):
+                masks = strategy.prune(arch, alphas, jnp.int32(step)).masks
+                assert bool((~masks["normal"]).any()) == cuts, (name, epochs, step)
 
 
 def test_accumulated_gradients_decide_whatever_the_alphas_say():
@@ -428,6 +551,7 @@ def test_arms_without_a_difference_are_not_decided_by_the_theorem():
         ("p_darts", {"keep": (2, 2), "grace": 1.0}, "grace has to lie"),
         ("p_darts", {"keep": (2, 2), "max_skips": -1}, "have to be 0 or more"),
         ("asap_pac", {"gradient_bound": 0.0}, "gradient_bound has to be"),
+        ("magnitude", {"start_epoch": 4}, "start_epoch is 4, but .* last of the 4 epochs"),
     ],
 )
 def test_options_out_of_range_are_refused(name, options, message):

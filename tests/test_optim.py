@@ -87,3 +87,23 @@ def test_dead_entries_and_their_momenta_stay(optimizer):
             assert (new["a"][0] != old["a"][0]).any()
             checked += 1
     assert checked >= 1
+
+
+def test_adam_counts_the_steps_of_each_entry():
+    """An entry that is live in every seventh step moves as one that PyTorch steps alone."""
+    gradients = RNG.normal(size=(60, 2))
+    live = np.stack([np.arange(60) % 7 == 6, np.ones(60, bool)], 1)
+    optimizer = optim.adam(0.01, weight_decay=0.0)
+    with jax.enable_x64(True):
+        params = jnp.zeros(2)
+        state = optimizer.init(params)
+        for g, on in zip(gradients, live, strict=True):
+            params, state = optim.update_where(
+                optimizer, jnp.asarray(on), jnp.asarray(g), state, params
+            )
+    for entry, final in enumerate(np.asarray(params)):
+        value, first, second = 0.0, 0.0, 0.0
+        for t, g in enumerate(gradients[live[:, entry], entry], 1):
+            first, second = 0.5 * first + 0.5 * g, 0.999 * second + 0.001 * g**2
+            value -= 0.01 * first / (1 - 0.5**t) / (np.sqrt(second / (1 - 0.999**t)) + 1e-8)
+        assert final == pytest.approx(value, rel=1e-9)

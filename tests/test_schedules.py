@@ -60,39 +60,45 @@ def test_cosine_of_the_last_epoch():
         assert float(rate(jnp.int32(step))) == pytest.approx(1.023679e-3, rel=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("epoch", "rate"),
-    [
-        (0, 0.025),
-        (100, 0.025 * (2**0.75 - 1)),  # a third of a cycle: c = (1 + 1 / 2) / 2
-        (150, 0.025 * (2**0.5 - 1)),
-        (299, 1e-8 + 0.025 * 1.900303e-5),  # c = 2.741532e-5
-        (300, 0.0125),
-        (450, 0.0125 * (2**0.5 - 1)),
-        (1200, 0.025 / 16),
-        (1499, 1e-8 + 0.025 / 16 * 1.900303e-5),
-    ],
-)
-def test_power_cosine_at_the_papers_settings(epoch, rate):
+@pytest.mark.parametrize("power", [1.0, 2.0, 10.0])
+def test_power_cosine_is_sharp_darts_at_the_papers_settings(power):
+    """Five cycles of 300 epochs, each by NumPy: epochs 1 to 300, rescaled to run from 1 to 0."""
+    schedule = schedules.power_cosine_by_epoch(0.025, 1e-8, 1500, STEPS, power=power)
+    c = (1 + np.cos(np.pi * np.arange(1, 301) / 300)) / 2
+    curve = c if power == 1 else power ** (c + 1)
+    curve = (curve - curve.min()) / (curve - curve.min()).max()
+    for epoch in (0, 1, 99, 149, 298, 299, 300, 449, 1200, 1498, 1499):
+        cycle, i = divmod(epoch, 300)
+        want = 1e-8 + (0.025 * 0.5**cycle - 1e-8) * curve[i]
+        for step in (epoch * STEPS, (epoch + 1) * STEPS - 1):
+            assert float(schedule(jnp.int32(step))) == pytest.approx(want, rel=5e-5, abs=1e-12)
+
+
+def test_each_cycle_begins_at_its_highest_and_ends_at_the_minimum():
     schedule = schedules.power_cosine_by_epoch(0.025, 1e-8, 1500, STEPS)
-    for step in (epoch * STEPS, (epoch + 1) * STEPS - 1):
-        assert float(schedule(jnp.int32(step))) == pytest.approx(rate, rel=5e-6)
+    for cycle in range(5):
+        first, last = cycle * 300 * STEPS, (cycle * 300 + 299) * STEPS
+        assert float(schedule(jnp.int32(first))) == pytest.approx(0.025 * 0.5**cycle, rel=1e-6)
+        assert float(schedule(jnp.int32(last))) == pytest.approx(1e-8, rel=1e-6)
+    half = float(schedule(jnp.int32(149 * STEPS)))  # epoch 150 of 300: c = 1 / 2, c(1) near 1
+    assert half == pytest.approx(0.025 * (2**0.5 - 1), rel=1e-4)
 
 
 def test_power_cosine_of_any_length_has_its_cycles():
     """7 epochs in 2 cycles of 3.5: the second starts half an epoch before epoch 4."""
     schedule = schedules.power_cosine_by_epoch(1.0, 0.0, 7, 1, cycles=2, amplitude=0.1, power=1.0)
-    shares = [0, 2 / 7, 4 / 7, 6 / 7, 1 / 7, 3 / 7, 5 / 7]
-    want = [(1 + np.cos(np.pi * s)) / 2 * (0.1 if i > 3 else 1) for i, s in enumerate(shares)]
+    shares = np.minimum([2 / 7, 4 / 7, 6 / 7, 8 / 7, 3 / 7, 5 / 7, 7 / 7], 1)
+    first = (1 + np.cos(np.pi * 2 / 7)) / 2
+    want = [
+        (1 + np.cos(np.pi * s)) / 2 / first * (0.1 if i > 3 else 1) for i, s in enumerate(shares)
+    ]
     got = [float(schedule(jnp.int32(step))) for step in range(7)]
     np.testing.assert_allclose(got, want, atol=1e-6)
 
 
-def test_one_cycle_of_power_one_is_the_cosine():
-    one = schedules.power_cosine_by_epoch(0.1, 0.01, 30, 4, cycles=1, power=1.0)
-    plain = schedules.cosine_by_epoch(0.1, 0.01, 30, 4)
-    for step in (0, 5, 61, 119):
-        assert float(one(jnp.int32(step))) == pytest.approx(float(plain(jnp.int32(step))), rel=1e-6)
+def test_cycles_of_an_epoch_or_less_stay_at_their_highest():
+    schedule = schedules.power_cosine_by_epoch(1.0, 0.0, 2, 3, cycles=5, amplitude=0.5)
+    assert [float(schedule(jnp.int32(step))) for step in (0, 2, 3, 5)] == [1, 1, 0.25, 0.25]
 
 
 def test_exponential_is_darts_imagenet_decay():

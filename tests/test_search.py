@@ -159,6 +159,23 @@ def test_pruned_alphas_are_frozen(history):
     assert dead_alphas > 0 or all(m.all() for m in states[-1].arch.masks.values())
 
 
+def test_the_entropy_is_that_of_the_methods_own_distribution(history):
+    """A sample's says nothing: it is 0 of a one-hot one, whatever the alphas."""
+    strategy, _, states, metrics = history
+    if strategy.distribution is None:
+        assert not any(key.startswith("entropy") for key in metrics[-1])
+        return
+    before, after = states[-2:]
+    key = step_keys(before.key, before.step).alpha
+    mixtures = strategy.mixture(after.arch, before.step, key)
+    found = strategy.distribution(after.arch, mixtures)
+    for cell in CELLS:
+        weights = np.asarray(found[cell].weights, np.float64)
+        np.testing.assert_allclose(weights.sum(-1), 1, rtol=1e-5)
+        entropy = -np.sum(weights * np.log(np.where(weights > 0, weights, 1)), -1) / np.log(3)
+        assert metrics[-1][f"entropy_{cell}"] == pytest.approx(entropy.mean(), abs=1e-5)
+
+
 def test_a_search_that_is_saved_and_restored_goes_on_bit_for_bit(history, tmp_path):
     strategy, step, states, metrics = history
     options = {"keep": 2, "every_steps": 0, "every_seconds": 0}

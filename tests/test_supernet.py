@@ -395,6 +395,71 @@ def test_dropout_on_skips_drops_its_share_while_training():
         np.testing.assert_allclose(got[kept], np.asarray(inputs[0])[kept] / 0.6, rtol=1e-12)
 
 
+@pytest.mark.parametrize("plan", ["loop", "unrolled"])
+def test_drop_path_drops_whole_samples_of_an_edge(plan):
+    """Two edges of identities: the node is their sum, each sample of each kept or not, over 0.7."""
+    space = SearchSpace(("max_pool_3x3", "skip_connect"), nodes=1)
+    cell = SearchCell(space, 4, plan=plans.Plan(plan))
+    inputs = jnp.asarray(RNG.uniform(1, 2, size=(2, 400, 4, 4, 4)))
+    genotype = Genotype(
+        ((("skip_connect", 0), ("skip_connect", 1)),), (2,), ((("skip_connect", 1),),), (2,)
+    )
+    decided = one_hot_mixture(genotype, space)["normal"]
+    variables = cell.init(jax.random.key(0), inputs, decided, TRAIN)
+
+    def run(mixture):
+        out = cell.apply(variables, inputs, mixture, TRAIN, mutable=["batch_stats"])[0]
+        return np.asarray(out)
+
+    whole = run(decided)
+    got = run(decided._replace(drop_path=Dropout(jax.random.key(3), jnp.asarray(0.3))))
+    alone = [
+        run(decided._replace(weights=decided.weights.at[1 - e].set(0.0))) / 0.7 for e in (0, 1)
+    ]
+    np.testing.assert_allclose((alone[0] + alone[1]) * 0.7, whole, atol=1e-5)
+    kinds = {"none": 0 * whole, "first": alone[0], "second": alone[1], "both": whole / 0.7}
+    same = {
+        name: np.isclose(got, each, atol=1e-4).all((1, 2, 3)).mean() for name, each in kinds.items()
+    }
+    assert sum(same.values()) == pytest.approx(1)
+    for name, want in (("none", 0.09), ("first", 0.21), ("second", 0.21), ("both", 0.49)):
+        assert same[name] == pytest.approx(want, abs=0.08), name
+
+
+@SLOW
+@pytest.mark.parametrize("plan", ["loop", "unrolled"])
+def test_plans_equal_the_plain_form_with_drop_path(plan):
+    """All candidates of an edge drop the same samples, in both strides' gradients too."""
+    space = SearchSpace(("sep_conv_3x3", "max_pool_3x3", "skip_connect"), nodes=2)
+    network = Supernet(space, 5, channels=4, cells=3, plan=plans.Plan(plan))
+    variables = init(network, space)
+    alphas, masks = random_architecture(space, 0.6)
+
+    def outcome(context):
+        @jax.jit
+        def run(params, alphas):
+            def loss(params, alphas):
+                dropout = Dropout(jax.random.key(3), jnp.asarray(0.4))
+                mixed = {
+                    cell: mix._replace(drop_path=dropout)
+                    for cell, mix in mixtures(alphas, masks).items()
+                }
+                logits, new = network.apply(
+                    {"params": params, "batch_stats": variables["batch_stats"]},
+                    jnp.asarray(IMAGES),
+                    mixed,
+                    context,
+                    mutable=["batch_stats"],
+                )
+                return jnp.sum(jnp.sin(logits)), (logits, new["batch_stats"])
+
+            return jax.value_and_grad(loss, (0, 1), has_aux=True)(params, alphas)
+
+        return run(variables["params"], alphas)
+
+    assert_close(outcome(TRAIN), outcome(Context(True, reference=True)))
+
+
 @pytest.mark.parametrize("plan", ["loop", pytest.param("unrolled", marks=SLOW)])
 def test_plans_equal_the_plain_form_with_partial_channels_and_dropout(plan):
     space = SearchSpace(("sep_conv_3x3", "max_pool_3x3", "skip_connect"), nodes=2)

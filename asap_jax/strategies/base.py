@@ -59,12 +59,17 @@ class Strategy(NamedTuple):
     learns: step -> scalar bool: whether this step has an alpha step.
     alpha_first: the alpha step comes before the omega step (DARTS), or after it (Algorithm 1).
     single_level: alphas and omega learn from one loss on the omega batch, at one point and with one
-      sample; `alpha_gradient` and `omega_gradient` are then `bilevel.single_level`.
+      sample; `alpha_gradient` and `omega_gradient` are then `bilevel.single_level`. The omega
+      batches are then of all training images, not of one half.
     omega_gradient: one of `bilevel`.
     alpha_optimizer: an optimizer of the method's own, or None for the config's Adam.
     live: (Architecture, step, key of the alpha step) -> tree like its alphas of bools that
       broadcast against them: what an alpha step may change. The masks, if the alphas are one array
       a cell type.
+    distribution: (Architecture, the mixtures of a step) -> {cell type: Mixture} whose weights are
+      the method's own distribution over the candidates of an edge: what the entropy is that of, and
+      where the eigenvalue is taken. The step's mixtures themselves, but for a method that samples
+      them (`distribution_of_alphas`); None for a method that has no such distribution.
     partial_channels: K: candidates see 1 / K of the channels, see `networks.Supernet`.
     epochs: length of a stage; None for the whole search.
     extra_cells: cells of a stage's supernet beyond those of the config.
@@ -87,6 +92,7 @@ class Strategy(NamedTuple):
     omega_gradient: Callable = bilevel.omega_of_train
     alpha_optimizer: optax.GradientTransformation | None = None
     live: Callable[[Architecture, jax.Array, jax.Array], Any] = lambda arch, step, key: arch.masks
+    distribution: Callable | None = lambda arch, mixtures: mixtures
     partial_channels: int = 1
     epochs: int | None = None
     extra_cells: int = 0
@@ -124,6 +130,12 @@ def softmax_mixture(arch: Architecture, temperature=1.0) -> dict[str, Mixture]:
         cell: Mixture(masked_softmax(alphas, arch.masks[cell], temperature), arch.masks[cell])
         for cell, alphas in arch.alphas.items()
     }
+
+
+def distribution_of_alphas(arch: Architecture, mixtures) -> dict[str, Mixture]:
+    """`Strategy.distribution` of a method that samples: the softmax of its alphas."""
+    del mixtures
+    return softmax_mixture(arch)
 
 
 def derive_strongest(space: SearchSpace) -> Callable:

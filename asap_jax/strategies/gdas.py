@@ -11,7 +11,13 @@ from jax import lax
 from asap_jax import schedules
 from asap_jax.relaxation import Mixture, gumbel_softmax
 from asap_jax.spaces import SearchSpace
-from asap_jax.strategies.base import Strategy, cell_keys, derive_strongest, normal_alphas
+from asap_jax.strategies.base import (
+    Strategy,
+    cell_keys,
+    derive_strongest,
+    distribution_of_alphas,
+    normal_alphas,
+)
 
 
 def gdas(
@@ -57,4 +63,5 @@ def gdas(
         mixture=mixture,
         derive=derive_strongest(space),
         readings=lambda step: {"temperature": jnp.float32(temperature(step))},
+        distribution=distribution_of_alphas,
     )

@@ -1,7 +1,8 @@
 """Pruning while training by eq. 13 of the ASAP paper: its two baselines (section 4.4), and NAP.
 
 All three cut, once an epoch, as many candidates as the sparsity schedule asks for; they differ in
-what they rank by.
+what they rank by. The count holds for each cell type by itself: normal and reduction cells end with
+equally many candidates. (The paper does not say whether its own was for both together.)
 """
 
 from functools import partial
@@ -29,9 +30,14 @@ def magnitude(
     *,
     power: float = 1.0,
     start: float = 0.4,
+    start_epoch: int | None = None,
     sparsity: float | None = None,
 ) -> Strategy:
-    """DARTS plus masks: the candidates of smallest softmax weight are cut, as eq. 13 asks.
+    """DARTS plus masks: the candidates of smallest weight are cut, as eq. 13 asks.
+
+    A candidate's weight is what its output is multiplied by, its share of the softmax over those
+    of its edge that live. (Alphas themselves cannot be compared between edges: to add a number to
+    all of an edge's changes nothing of the network.)
 
     Args:
       space: edges and candidates.
@@ -39,12 +45,14 @@ def magnitude(
       steps_per_epoch: omega steps in an epoch.
       power: p, 1 (a constant rate) or 3 (most is cut early).
       start: t0 as a share of the epochs; the paper's 20 of 50.
+      start_epoch: t0 itself, in place of `start`. The paper's is 20 for every E_f from 50 to 70.
       sparsity: s_f; by default 1 - 1 / N, one candidate an edge.
     """
-    kept = _schedule(space, epochs, steps_per_epoch, power, start, sparsity)
+    kept = _schedule(space, epochs, steps_per_epoch, power, start, sparsity, start_epoch)
 
     def prune(arch, gradients, step):
-        return arch._replace(masks=_cut(arch.masks, arch.alphas, kept(step), pruning.keep_best))
+        weights = {cell: mix.weights for cell, mix in softmax_mixture(arch).items()}
+        return arch._replace(masks=_cut(arch.masks, weights, kept(step), pruning.keep_best))
 
     return _pruned_darts(space, prune, partial(normal_alphas, space))
 
@@ -56,13 +64,14 @@ def accum_grad(
     *,
     power: float = 1.0,
     start: float = 0.4,
+    start_epoch: int | None = None,
     sparsity: float | None = None,
 ) -> Strategy:
     """As `magnitude`, but ranks by the sum of |dL/dalpha| over all alpha steps so far.
 
     The arguments are those of `magnitude`.
     """
-    kept = _schedule(space, epochs, steps_per_epoch, power, start, sparsity)
+    kept = _schedule(space, epochs, steps_per_epoch, power, start, sparsity, start_epoch)
 
     def init(key):
         arch = normal_alphas(space, key)
@@ -126,24 +135,29 @@ def nap(
         mixture=mixture,
         derive=lambda arch, inputs, key, evaluate: derive.all_living(arch.masks, space),
         prune=prune,
+        distribution=None,  # strengths are not normalised
         edges_may_empty=True,
     )
 
 
-def _schedule(space, epochs, steps_per_epoch, power, start, sparsity):
+def _schedule(space, epochs, steps_per_epoch, power, start, sparsity, start_epoch=None):
     """step -> how many candidates a cell type keeps."""
     if power not in (1, 3):
         raise ValueError(f"power has to be 1 or 3, got {power}")
     if not 0 <= start < 1:
         raise ValueError(f"start has to lie in [0, 1), as a share of the epochs; got {start}")
+    if start_epoch is not None and not 0 <= start_epoch < epochs:
+        raise ValueError(
+            f"start_epoch is {start_epoch}, but has to be 0 or more and lie before the last of the "
+            f"{epochs} epochs: lower it, or leave it unset (None) for the share `start`"
+        )
+    first = min(round(start * epochs), epochs - 1) if start_epoch is None else start_epoch
     candidates = len(space.candidates)
     final = 1 - 1 / candidates if sparsity is None else sparsity
     if not 0 < final < 1:
         raise ValueError(f"sparsity has to lie between 0 and 1, got {final}")
     total = len(space.edges) * candidates
-    pruned = schedules.gradual_sparsity(
-        final, min(round(start * epochs), epochs - 1), epochs, power, steps_per_epoch
-    )
+    pruned = schedules.gradual_sparsity(final, first, epochs, power, steps_per_epoch)
     return lambda step: jnp.round(total * (1 - pruned(step))).astype(jnp.int32)
 
 

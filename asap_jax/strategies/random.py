@@ -69,4 +69,5 @@ def random(
         derive=best_of_sample,
         alpha_gradient=None,
         learns=lambda step: jnp.bool_(False),
+        distribution=None,
     )

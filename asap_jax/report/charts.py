@@ -1,0 +1,127 @@
+"""Line charts as SVG text, in the colours of the page that holds them (CSS variables)."""
+
+import html
+import math
+from collections.abc import Mapping, Sequence
+
+LEFT, RIGHT, TOP, BOTTOM = 44, 8, 8, 20  # margins of a chart with axes, pixels
+COLOURS = 8  # --c0 ... of the page; then again from the first
+
+
+def colour(index: int) -> str:
+    """The colour of a series, as CSS."""
+    return f"var(--c{index % COLOURS})"
+
+
+def line_chart(
+    title: str,
+    series: Mapping[str, Sequence[float | None]],
+    *,
+    start: int = 1,
+    width: int = 340,
+    height: int = 170,
+    low: float | None = None,
+    high: float | None = None,
+    axes: bool = True,
+    marks: Sequence[int] = (),
+) -> str:
+    """One SVG element with a line a series over the epochs.
+
+    Args:
+      title: what a screen reader says of it.
+      series: {name: values}; a value that is None or not finite leaves a gap.
+      start: the number of the first value's epoch.
+      width, height: pixels of its own coordinates; a page may scale it.
+      low, high: ends of the value axis; the values' own if None.
+      axes: whether to draw axes with numbers.
+      marks: epochs at which to draw a vertical line.
+    """
+    finite = [v for values in series.values() for v in values if _finite(v)]
+    count = max((len(values) for values in series.values()), default=0)
+    low = min(finite, default=0.0) if low is None else low
+    high = max(finite, default=1.0) if high is None else high
+    if high <= low:
+        low, high = low - 0.5 * (abs(low) or 1), high + 0.5 * (abs(high) or 1)
+    left, right, top, bottom = (LEFT, RIGHT, TOP, BOTTOM) if axes else (2, 2, 3, 3)
+
+    def x(epoch):
+        return left + (width - left - right) * (epoch - start) / max(count - 1, 1)
+
+    def y(value):
+        return top + (height - top - bottom) * (1 - (value - low) / (high - low))
+
+    parts = [f"<title>{html.escape(title)}</title>"]
+    if axes:
+        for value in _ticks(low, high):
+            parts.append(
+                f'<line class="grid" x1="{left}" x2="{width - right}" y1="{y(value):.1f}" '
+                f'y2="{y(value):.1f}"/><text class="tick" x="{left - 5}" y="{y(value) + 3.5:.1f}" '
+                f'text-anchor="end">{_number(value)}</text>'
+            )
+        for epoch in sorted({start, start + (count - 1) // 2, start + count - 1}):
+            parts.append(
+                f'<text class="tick" x="{x(epoch):.1f}" y="{height - 5}" text-anchor="middle">'
+                f"{epoch}</text>"
+            )
+    for epoch in marks:
+        parts.append(
+            f'<line class="mark" x1="{x(epoch):.1f}" x2="{x(epoch):.1f}" y1="{top}" '
+            f'y2="{height - bottom}"/>'
+        )
+    for index, (name, values) in enumerate(series.items()):
+        for first, run in _runs(values):
+            points = [(x(start + first + i), y(v)) for i, v in enumerate(run)]
+            if len(points) == 1:
+                parts.append(
+                    f'<circle cx="{points[0][0]:.1f}" cy="{points[0][1]:.1f}" r="2.5" '
+                    f'style="fill:{colour(index)}"/>'
+                )
+            text = " ".join(f"{a:.1f},{b:.1f}" for a, b in points)
+            parts.append(f'<polyline style="stroke:{colour(index)}" points="{text}"/>')
+            for i, (a, b) in enumerate(points) if axes else ():
+                told = f"{name}, epoch {start + first + i}: {run[i]:.4g}"
+                parts.append(
+                    f'<circle class="point" cx="{a:.1f}" cy="{b:.1f}" r="5">'
+                    f"<title>{html.escape(told)}</title></circle>"
+                )
+    return (
+        f'<svg class="chart" role="img" viewBox="0 0 {width} {height}" '
+        f'aria-label="{html.escape(title)}">{"".join(parts)}</svg>'
+    )
+
+
+def legend(names: Sequence[str]) -> str:
+    """The series' names beside their colours."""
+    entries = [
+        f'<li><span class="swatch" style="background:{colour(i)}"></span>{html.escape(name)}</li>'
+        for i, name in enumerate(names)
+    ]
+    return f'<ul class="legend">{"".join(entries)}</ul>'
+
+
+def _finite(value) -> bool:
+    return value is not None and math.isfinite(value)
+
+
+def _runs(values):
+    """(index of the first, values) of each stretch without a gap."""
+    begun = None
+    for i, value in enumerate([*values, None]):
+        if _finite(value):
+            begun = i if begun is None else begun
+        elif begun is not None:
+            yield begun, values[begun:i]
+            begun = None
+
+
+def _ticks(low, high, most=5):
+    """Round numbers between two values."""
+    raw = (high - low) / (most - 1)
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(s * power for s in (1, 2, 2.5, 5, 10) if s * power >= raw * 0.999)
+    first = math.ceil(low / step - 1e-9)
+    return [i * step for i in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def _number(value):
+    return "0" if abs(value) < 1e-12 else f"{value:.4g}"

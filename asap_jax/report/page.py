@@ -1,0 +1,443 @@
+"""report.html: one file, offline, of what a workdir tells of its run.
+
+Everything on the page is read from the workdir, so it can be rebuilt at any time, also while the
+run goes on and where its data are not. What only the run itself can see, sample images and what
+the network got wrong, it leaves in the folder `report` by `keep_samples` and `keep_mistakes`.
+"""
+
+import base64
+import html
+import json
+import re
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from asap_jax import presets, workdir
+from asap_jax.data.augment import augment
+from asap_jax.errors import UserError
+from asap_jax.report import charts, pictures
+from asap_jax.search_loop import make_space
+
+SAMPLES, MISTAKES = 24, 12
+_CELLS = {"normal": "Normal cell", "reduce": "Reduction cell"}
+LARGEST_CONFUSION = 30  # classes whose confusion matrix is shown whole
+
+
+def keep_samples(folder: Path, images, labels, augmentation, class_names) -> None:
+    """Leaves training images in the workdir, as a network sees them after augmentation.
+
+    Args:
+      images, labels: [N, H, W, C] uint8 and [N]; N of them are drawn once.
+      augmentation: `data.augment.Augmentation` of the training.
+    """
+    seen = augment(jax.numpy.asarray(images), augmentation, jax.random.key(0))
+    seen = pictures.uint8_of(seen, augmentation.mean, augmentation.std)
+    told = [{"label": class_names[label]} for label in labels]
+    _keep(folder, "samples", seen, told)
+
+
+def keep_mistakes(folder: Path, images, labels, probabilities, class_names) -> None:
+    """Leaves the test images that the network got most wrong in the workdir.
+
+    Args:
+      images, labels: [N, H, W, C] uint8 and [N].
+      probabilities: [N, K].
+    """
+    chosen = pictures.most_wrong(probabilities, labels, MISTAKES)
+    told = [
+        {
+            "label": class_names[labels[i]],
+            "taken_for": class_names[int(np.argmax(probabilities[i]))],
+            "probability": round(float(np.max(probabilities[i])), 4),
+        }
+        for i in chosen
+    ]
+    _keep(folder, "mistakes", np.asarray(images)[chosen], told)
+
+
+def keep_command(folder: Path, arguments: Sequence[str]) -> None:
+    """Leaves the command line in the workdir, as a shell takes it."""
+    text = shlex.join(["python", "-m", "asap_jax.main", *arguments])
+    (Path(folder) / "command.txt").write_text(text + "\n", encoding="utf-8")
+
+
+def _keep(folder, name, images, told):
+    entries = [
+        {**each, "png": base64.b64encode(pictures.png(image)).decode()}
+        for image, each in zip(images, told, strict=True)
+    ]
+    workdir.write_json(Path(folder) / "report" / f"{name}.json", {"images": entries})
+
+
+def write(folder: str | Path) -> Path:
+    """Writes FOLDER/report.html, whole or not at all; returns its path.
+
+    Raises:
+      UserError: the folder is no run's, or cannot be written to.
+    """
+    folder = Path(folder)
+    path = folder / "report.html"
+    text = render(folder)
+    beside = path.with_name(path.name + ".part")
+    try:
+        beside.write_text(text, encoding="utf-8")
+        beside.replace(path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error}") from error
+    return path
+
+
+def render(folder: Path) -> str:
+    """The page's HTML."""
+    config = workdir.read_config(folder)
+    results = _json(folder / "results.json")
+    records = _lines(folder / "metrics.jsonl")
+    sections = [
+        ("Result", _summary(config, results, records)),
+        ("Cells", _cells(folder)),
+        ("How the edges were decided", _edges(config, _lines(folder / "weights.jsonl"))),
+        ("Search", _search(records)),
+        ("Training", _training(records)),
+        ("Images as the network sees them", _images(folder, "samples")),
+        ("Confusion", _confusion(results)),
+        ("What it got most wrong", _images(folder, "mistakes")),
+        ("Warnings", _warnings(folder)),
+        ("Reproduce", _reproduce(folder, config, results)),
+    ]
+    sections = [(title, body) for title, body in sections if body]
+    anchors = {title: title.lower().replace(" ", "-") for title, _ in sections}
+    navigation = "".join(f'<a href="#{anchors[t]}">{html.escape(t)}</a>' for t, _ in sections)
+    body = "".join(
+        f'<section id="{anchors[title]}"><h2>{html.escape(title)}</h2>{inside}</section>'
+        for title, inside in sections
+    )
+    name = html.escape(folder.resolve().name)
+    style = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
+    return _PAGE.format(title=name, style=style, navigation=navigation, body=body)
+
+
+def _json(path) -> dict:
+    return workdir.read_json(path) if path.exists() else {}
+
+
+def _lines(path) -> list[dict]:
+    """The records of a file that may be under way: a last line half written is left out."""
+    found = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            found.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return found
+
+
+def _percent(value) -> str:
+    return "-" if value is None else f"{100 * value:.2f} %"
+
+
+def _summary(config, results, records) -> str:
+    tiles = [("data", config["data"]["source"])]
+    if results:
+        accuracy = _percent(results["test_accuracy"])
+        if "test_accuracy_deviation" in results:
+            accuracy += f" ± {100 * results['test_accuracy_deviation']:.2f}"
+        tiles += [
+            ("test accuracy", accuracy),
+            ("parameters", f"{results['parameters']:,}"),
+            ("multiply-adds", f"{results['multiply_adds']:,}"),
+            ("search", _seconds(results["search_seconds"])),
+            ("training", _seconds(results["train_seconds"])),
+            ("device", results["device"]),
+            ("precision", ", ".join(sorted(set(results["precision"].values())))),
+        ]
+        gap = results.get("gap", {}).get(config["search"]["edges"])
+        if gap:
+            tiles.append(("gap supernet to derived", f"{100 * gap['gap']:+.2f} points"))
+    elif records:
+        last = records[-1]
+        tiles.append(("under way", f"{last['phase']} {last['run']}, epoch {last['epoch']}"))
+    else:
+        tiles.append(("under way", "no epoch is done yet"))
+    return (
+        '<dl class="tiles">'
+        + "".join(
+            f"<div><dt>{html.escape(name)}</dt><dd>{html.escape(str(value))}</dd></div>"
+            for name, value in tiles
+        )
+        + "</dl>"
+    )
+
+
+def _seconds(seconds) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return (
+        f"{hours} h {minutes} min"
+        if hours
+        else f"{minutes} min {rest} s"
+        if minutes
+        else (f"{rest} s")
+    )
+
+
+def _cells(folder) -> str:
+    path = folder / "cells.svg"
+    if not path.exists():
+        return ""
+    text = path.read_text(encoding="utf-8")
+    drawing = text[text.index("<svg") :]  # without the XML declaration
+    drawing = re.sub(r"<metadata>.*?</metadata>", "", drawing, flags=re.DOTALL)
+    return f'<div class="paper wide" tabindex="0">{drawing}</div>'
+
+
+def _edges(config, records) -> str:
+    """A small chart an edge: the weight of each candidate over the epochs."""
+    if not records:
+        return ""
+    whole = presets.get_config()
+    presets.update(whole, config)
+    space = make_space(whole.search)
+    parts = [charts.legend(space.candidates)]
+    for (run, stage), group in _by_run(records).items():
+        for cell in group[0]["weights"]:
+            history = np.asarray([record["weights"][cell] for record in group])  # [epochs, E, O]
+            if history.shape[1:] != space.shape:
+                continue
+            heading = _CELLS[cell] + _of_run(run, stage, records)
+            figures = [
+                _edge(space, e, history[:, e], group[0]["epoch"]) for e in range(space.shape[0])
+            ]
+            parts.append(f'<h3>{heading}</h3><div class="edges">{"".join(figures)}</div>')
+    note = (
+        "Each chart is one edge, from its source to its target; a line is the weight of a "
+        "candidate at the end of each epoch. The vertical line marks the epoch after which one "
+        "candidate was left."
+    )
+    return f'<p class="note">{note}</p>' + "".join(parts)
+
+
+def _edge(space, edge, history, start) -> str:
+    source, target = (_node(space, node) for node in space.edges[edge])
+    best, ranked = int(history[-1].argmax()), np.sort(history[-1])[::-1]
+    left = (history != 0).sum(1)
+    decided = [start + i for i in range(len(left)) if left[i] == 1][:1]
+    series = {
+        name: [weight or None for weight in history[:, o].tolist()]
+        for o, name in enumerate(space.candidates)
+    }
+    chart = charts.line_chart(
+        f"edge from {source} to {target}: weights of the candidates over the epochs",
+        series,
+        start=start,
+        width=180,
+        height=70,
+        low=min(0, history.min()),
+        high=max(1, history.max()),
+        axes=False,
+        marks=decided,
+    )
+    when = f"{left[-1]} left, ahead by {float(np.subtract(*ranked[:2])):.2f}"
+    if decided or len(ranked) == 1:
+        when = f"decided after epoch {(decided or [start])[0]}"
+    swatch = f'<span class="swatch" style="background:{charts.colour(best)}"></span>'
+    return (
+        f"<figure>{chart}<figcaption><b>{source} → {target}</b><br>{swatch}"
+        f"{html.escape(space.candidates[best])}<br><small>{when}</small></figcaption></figure>"
+    )
+
+
+def _node(space, node) -> str:
+    """As the drawing of the cells has it."""
+    return f"c(k-{space.inputs - node})" if node < space.inputs else f"node {node - space.inputs}"
+
+
+def _by_run(records) -> dict:
+    groups = {}
+    for record in records:
+        groups.setdefault((record["run"], record.get("stage", 0)), []).append(record)
+    return groups
+
+
+def _of_run(run, stage, records) -> str:
+    told = ""
+    if len({record["run"] for record in records}) > 1:
+        told += f", search {run}"
+    if any("stage" in record for record in records):
+        told += f", stage {stage + 1}"
+    return told
+
+
+_SEARCH_CHARTS = (
+    ("loss", (("train_loss", "omega's half"), ("val_loss", "the alphas' half"))),
+    (
+        "accuracy on the alphas' half",
+        (
+            ("val_accuracy", "running statistics"),
+            ("supernet_accuracy", "batch statistics"),
+            ("derived_accuracy", "derived cells alone"),
+        ),
+    ),
+    ("candidates left", (("candidates_left", "candidates"),)),
+    ("entropy of the mixtures", (("entropy_normal", "normal"), ("entropy_reduce", "reduction"))),
+    ("temperature", (("temperature", "T"),)),
+    ("threshold", (("threshold", "theta"),)),
+    (
+        "skip connections of the derived cells",
+        (("skips_normal", "normal"), ("skips_reduce", "reduction")),
+    ),
+    ("dominant eigenvalue of the alphas' Hessian", (("eigenvalue", "eigenvalue"),)),
+    ("seconds an epoch", (("seconds", "seconds"),)),
+)
+_TRAIN_CHARTS = (
+    ("training loss", (("train_loss", "loss"),)),
+    ("training accuracy", (("train_accuracy", "accuracy"),)),
+    ("seconds an epoch", (("seconds", "seconds"),)),
+)
+
+
+def _search(records) -> str:
+    records = [record for record in records if record["phase"] == "search"]
+    return _charts(records, _SEARCH_CHARTS, "search")
+
+
+def _training(records) -> str:
+    records = [record for record in records if record["phase"] == "train"]
+    return _charts(records, _TRAIN_CHARTS, "training")
+
+
+def _charts(records, wanted, what) -> str:
+    parts = []
+    for (run, stage), group in _by_run(records).items():
+        figures = []
+        for title, keys in wanted:
+            series = {name: [record.get(key) for record in group] for key, name in keys}
+            series = {name: v for name, v in series.items() if any(x is not None for x in v)}
+            if not series:
+                continue
+            chart = charts.line_chart(f"{title} over the epochs", series, start=group[0]["epoch"])
+            legend = charts.legend(list(series)) if len(series) > 1 else ""
+            figures.append(f"<figure>{chart}<figcaption>{title}</figcaption>{legend}</figure>")
+        heading = _of_run(run, stage, records).lstrip(", ")
+        if what == "training" and len({record["run"] for record in records}) > 1:
+            heading = f"seed {run}"
+        heading = f"<h3>{heading}</h3>" if heading else ""
+        parts.append(f'{heading}<div class="charts">{"".join(figures)}</div>')
+    if not parts:
+        return ""
+    return "".join(parts) + _numbers(records)
+
+
+def _numbers(records) -> str:
+    keys = [key for key in records[0] if not isinstance(records[0][key], dict | list)]
+    head = "".join(f"<th>{html.escape(key)}</th>" for key in keys)
+    rows = "".join(
+        "<tr>" + "".join(f"<td>{_cell(record.get(key))}</td>" for key in keys) + "</tr>"
+        for record in records
+    )
+    return (
+        "<details><summary>The numbers</summary><div class='wide' tabindex='0'><table><thead><tr>"
+        f"{head}</tr></thead><tbody>{rows}</tbody></table></div></details>"
+    )
+
+
+def _cell(value) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return "" if value is None else html.escape(str(value))
+
+
+def _images(folder, name) -> str:
+    entries = _json(folder / "report" / f"{name}.json").get("images", [])
+    figures = []
+    for entry in entries:
+        label = html.escape(entry["label"])
+        caption = label
+        if "taken_for" in entry:
+            taken = html.escape(entry["taken_for"])
+            caption = f"{label}<br><small>as {taken}, {_percent(entry['probability'])}</small>"
+        figures.append(
+            f'<figure><img alt="{label}" src="data:image/png;base64,{entry["png"]}">'
+            f"<figcaption>{caption}</figcaption></figure>"
+        )
+    return f'<div class="images">{"".join(figures)}</div>' if figures else ""
+
+
+def _confusion(results) -> str:
+    names = list(results.get("class_accuracy", {}))
+    if not names:
+        return ""
+    classes = "".join(
+        f"<tr><th>{html.escape(name)}</th><td>{_percent(value)}</td></tr>"
+        for name, value in results["class_accuracy"].items()
+    )
+    each = (
+        "<details><summary>Accuracy of each class</summary>"
+        f"<table><tbody>{classes}</tbody></table></details>"
+    )
+    matrix = np.asarray(results.get("confusion", []))
+    if not len(matrix) or len(names) > LARGEST_CONFUSION:
+        return each
+    shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in names)
+    rows = "".join(
+        f"<tr><th>{html.escape(name)}</th>"
+        + "".join(
+            f'<td class="{"right" if i == j else "wrong"}" style="--share:{shares[i, j]:.3f}">'
+            f"{matrix[i, j] or ''}</td>"
+            for j in range(len(names))
+        )
+        + "</tr>"
+        for i, name in enumerate(names)
+    )
+    return (
+        "<p class='note'>Rows are the images' own classes, columns what the network takes them for."
+        "</p><div class='wide' tabindex='0'><table class='confusion'><thead><tr><th></th>"
+        f"{head}</tr></thead><tbody>{rows}</tbody></table></div>{each}"
+    )
+
+
+def _warnings(folder) -> str:
+    path = folder / "warnings.txt"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    items = "".join(f"<li>{html.escape(line)}</li>" for line in lines)
+    return f"<ul class='warnings'>{items}</ul>" if items else ""
+
+
+def _reproduce(folder, config, results) -> str:
+    parts = []
+    path = folder / "command.txt"
+    if path.exists():
+        command = path.read_text(encoding="utf-8").strip()
+        parts.append(f"<pre class='wide' tabindex='0'>{html.escape(command)}</pre>")
+    load = f"network = asap_jax.load({str(folder.resolve())!r})"
+    parts.append(f"<pre class='wide' tabindex='0'>import asap_jax\n{html.escape(load)}</pre>")
+    if results:
+        versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
+        parts.append(f"<p class='note'>{html.escape(versions)}</p>")
+    text = html.escape(json.dumps(config, indent=2))
+    parts.append(
+        f"<details><summary>config.json</summary><pre class='wide' tabindex='0'>{text}</pre>"
+        "</details>"
+    )
+    return "".join(parts)
+
+
+_PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title} - asap_jax</title>
+<link rel="icon" href="data:,">
+<style>{style}</style>
+</head>
+<body>
+<header><h1>{title}</h1><nav aria-label="Sections">{navigation}</nav></header>
+<main>{body}</main>
+</body>
+</html>
+"""

@@ -1,0 +1,197 @@
+"""report.html: whole, offline, right, and there at any time."""
+
+import html.parser
+import json
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+
+from asap_jax import GENOTYPES, presets, workdir
+from asap_jax.data.augment import Augmentation
+from asap_jax.errors import UserError
+from asap_jax.report import charts, page, pictures
+from asap_jax.report.cells import draw_cells
+from asap_jax.search_loop import make_space
+from asap_jax.workdir import claim
+
+VOID = {"meta", "link", "img", "br"}
+CONFIG = presets.get_config("tiny")
+SPACE = make_space(CONFIG.search)
+
+
+class Page(html.parser.HTMLParser):
+    """Checks that tags are closed in their order; collects texts, links and sources."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.ids, self.links, self.sources, self.words = [], set(), [], [], []
+        self.feed(text)
+        assert not self.open
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        self.ids.add(attributes.get("id"))
+        self.links += [value for key, value in attributes.items() if key.endswith("href")]
+        self.sources += [value for key, value in attributes.items() if key == "src"]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        pass
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+def weights_at(epoch):
+    """Edge 0 of the normal cell is decided by epoch 3, for its last candidate."""
+    weights = {cell: np.full(SPACE.shape, 1 / SPACE.shape[1]) for cell in SPACE.cell_types}
+    if epoch >= 3:
+        weights["normal"][0] = np.eye(SPACE.shape[1])[-1]
+    return {cell: each.tolist() for cell, each in weights.items()}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A search that is under way: three epochs, the last line half written."""
+    claim(tmp_path, json.loads(CONFIG.to_json()))
+    with (
+        open(tmp_path / "metrics.jsonl", "w") as metrics,
+        open(tmp_path / "weights.jsonl", "w") as weights,
+    ):
+        for epoch in (1, 2, 3):
+            record = {"phase": "search", "run": 0, "epoch": epoch}
+            numbers = {"train_loss": 2 / epoch, "val_loss": None, "candidates_left": 100 - epoch}
+            metrics.write(json.dumps({**record, **numbers, "seconds": 1.5}) + "\n")
+            weights.write(json.dumps({**record, "weights": weights_at(epoch)}) + "\n")
+        metrics.write('{"phase": "sea')
+    (tmp_path / "warnings.txt").write_text("the <cells> collapse\n")
+    return tmp_path
+
+
+def finish(folder):
+    GENOTYPES["ASAP"].save(folder / "genotype.json")
+    draw_cells(GENOTYPES["ASAP"], [folder / "cells.svg"])
+    names = ["cat & dog", "<b>bird</b>"]
+    results = {
+        "test_accuracy": 0.75,
+        "parameters": 12345,
+        "multiply_adds": 678,
+        "search_seconds": 61.0,
+        "train_seconds": 3725.0,
+        "device": "cpu",
+        "precision": {"search": "float32", "train": "float32"},
+        "gap": {"top2": {"gap": 0.125}},
+        "class_accuracy": {names[0]: 1.0, names[1]: None},
+        "confusion": [[3, 0], [1, 0]],
+        "versions": {"jax": "0"},
+    }
+    workdir.write_json(folder / "results.json", results)
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (4, 8, 8, 3), np.uint8)
+    augmentation = Augmentation((0.5,) * 3, (0.25,) * 3, pad=1)
+    page.keep_samples(folder, images, np.array([0, 1, 0, 1]), augmentation, names)
+    probabilities = np.array([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8], [0.8, 0.2]])
+    page.keep_mistakes(folder, images, np.array([0, 1, 0, 1]), probabilities, names)
+    page.keep_command(folder, ["--config=configs/search.py:tiny", "--workdir=a b"])
+
+
+def test_a_page_while_the_run_goes_on(folder):
+    text = page.write(folder).read_text()
+    seen = Page(text)
+    assert {link[1:] for link in seen.links if link.startswith("#")} <= seen.ids
+    words = " ".join(seen.words)
+    assert "search 0, epoch 3" in words
+    assert "decided after epoch 3" in words
+    assert SPACE.candidates[-1] in words
+    assert "the <cells> collapse" in words  # escaped in the source
+    assert "Training" not in words and "Confusion" not in words
+
+
+def test_the_page_of_a_finished_run(folder):
+    finish(folder)
+    text = page.write(folder).read_text()
+    seen = Page(text)
+    words = " ".join(seen.words)
+    for expected in ("75.00 %", "12,345", "1 min 1 s", "1 h 2 min", "+12.50 points"):
+        assert expected in words
+    assert "cat & dog" in words and "<b>bird</b>" in words
+    assert "'--workdir=a b'" in words
+    assert len(seen.sources) == 4 + 3  # samples; all but the first are mistakes
+
+
+def test_the_page_needs_nothing_else(folder):
+    finish(folder)
+    text = page.render(folder)
+    seen = Page(text)
+    assert all(link.startswith(("#", "data:")) for link in seen.links)
+    assert all(source.startswith("data:image/png;base64,") for source in seen.sources)
+    assert "http" not in re.sub(r"http://www.w3.org/\S+", "", text)
+    assert "<script" not in text
+
+
+def test_a_folder_that_is_no_run(tmp_path):
+    with pytest.raises(UserError, match=r"is .* the workdir of a run\?"):
+        page.write(tmp_path)
+
+
+def test_the_worst_mistakes_come_first():
+    probabilities = [[0.5, 0.5], [0.1, 0.9], [0.3, 0.7], [0.9, 0.1]]
+    assert pictures.most_wrong(probabilities, [0, 0, 0, 0]).tolist() == [1, 2]
+    assert pictures.most_wrong(probabilities, [0, 0, 0, 0], 1).tolist() == [1]
+
+
+def test_a_sample_is_what_the_network_gets_back_in_pixels():
+    mean, std = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
+    images = np.random.default_rng(0).integers(0, 256, (2, 4, 4, 3), np.uint8)
+    normalised = (images / 255 - mean) / std
+    np.testing.assert_array_equal(pictures.uint8_of(normalised, mean, std), images)
+
+
+@pytest.mark.parametrize(
+    ("values", "lines"),
+    [
+        ([1.0, 2.0, 3.0], 1),
+        ([1.0, None, 3.0, 4.0], 2),
+        ([float("nan"), float("inf"), 2.0], 1),
+        ([None, None], 0),
+        ([], 0),
+        ([5.0], 1),
+        ([0.0, 0.0], 1),
+    ],
+)
+def test_a_chart_leaves_gaps_and_never_fails(values, lines):
+    chart = charts.line_chart("a < b", {"series": values})
+    Page(chart)
+    assert chart.count("<polyline") == lines
+    assert "nan" not in chart and "inf" not in chart
+
+
+def test_ticks_are_round_and_within():
+    rng = np.random.default_rng(0)
+    for low, span in zip(rng.normal(size=50) * 100, 10 ** rng.uniform(-4, 4, 50), strict=True):
+        ticks = charts._ticks(low, low + span)
+        assert 2 <= len(ticks) <= 9
+        assert low - 1e-6 * span <= min(ticks) and max(ticks) <= low + span * (1 + 1e-6)
+
+
+@pytest.mark.skipif(not shutil.which("chromium"), reason="chromium is not installed")
+def test_a_browser_has_nothing_to_complain_of(folder):
+    finish(folder)
+    path = page.write(folder)
+    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]
+    told = subprocess.run(
+        [*command, "--enable-logging=stderr", path.as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert "CONSOLE" not in told.stderr
+    assert told.stdout.count("<section") == path.read_text().count("<section")

@@ -1,0 +1,175 @@
+"""What is saved can be read again, or the run says at once that it cannot."""
+
+import errno
+import json
+
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from test_loop import Run, saved
+from tiny import tiny
+
+from asap_jax import checkpoint, inputs, inspection, job, trained, workdir
+from asap_jax.checkpoint import Checkpoints
+from asap_jax.errors import UserError
+
+TREE = {"a": {"b": np.arange(5, dtype=np.float32), "c": np.int32(3)}}
+UNREADABLE = ("lr=[0.1]", "lr=[0.1]/below", "a\\b", "[")
+READABLE = ("lr=(0.1)", "a*b?", "ä € {x} #%", "~x")
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+def test_a_path_that_could_not_be_read_again_is_refused_at_the_start(name, tmp_path):
+    for write in (
+        lambda: job.run(tiny(), tmp_path / name, quiet=True),
+        lambda: checkpoint.save(tmp_path / name / "network", TREE),
+        lambda: Checkpoints(tmp_path / name / "checkpoints", {}, 2, 0, 0),
+        lambda: trained._place_to_save(tmp_path / name),
+    ):
+        with pytest.raises(UserError, match=r"choose a path without \["):
+            write()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", READABLE)
+def test_other_paths_are_written_to_and_read(name, tmp_path):
+    checkpoint.save(tmp_path / name / "network", TREE)
+    np.testing.assert_equal(checkpoint.restore(tmp_path / name / "network"), TREE)
+    Run(tmp_path / name)()
+    assert saved(tmp_path / name) == [8]
+
+
+def damage(folder, how):
+    """Spoils a checkpoint that stands in `folder`."""
+    if how == "manifest gone":
+        (folder / "manifest.ocdbt").unlink()
+    if how == "manifest empty":
+        (folder / "manifest.ocdbt").write_bytes(b"")
+    for file in (folder / "d").iterdir():
+        if how == "data gone":
+            file.unlink()
+        if how == "data cut":
+            file.write_bytes(file.read_bytes()[:-100])
+        if how == "data changed":
+            file.write_bytes(bytes(255 - byte for byte in file.read_bytes()))
+
+
+DAMAGES = ("manifest gone", "manifest empty", "data gone", "data cut", "data changed")
+
+
+def disk(how):
+    """Orbax' class as it is on a disk that spoils what is written."""
+
+    class Spoiling(ocp.StandardCheckpointer):
+        def save(self, path, tree, **options):
+            if how == "other numbers":
+                tree = {"a": tree["a"] | {"c": tree["a"]["c"] + 1}}
+            super().save(path, tree, **options)
+            self.wait_until_finished()
+            damage(path, how)
+
+    return Spoiling
+
+
+@pytest.mark.parametrize("how", (*DAMAGES, "other numbers"))
+def test_a_network_is_read_again_before_it_counts(how, tmp_path, monkeypatch):
+    checkpoint.save(tmp_path / "network", {"before": np.arange(3)})
+    monkeypatch.setattr(checkpoint.ocp, "StandardCheckpointer", disk(how))
+    with pytest.raises(UserError, match=r"network cannot be saved \("):
+        checkpoint.save(tmp_path / "network", TREE)
+    monkeypatch.undo()
+    assert list(checkpoint.restore(tmp_path / "network")) == ["before"]
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+def test_the_last_state_of_a_stage_is_read_again(how, tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path, {}, 2, 0, 0)
+    checkpoints.save(4, TREE, {})
+    checkpoints._manager.wait_until_finished()
+    damage(tmp_path / "4" / "state", how)
+    with pytest.raises(UserError, match=r"4 cannot be saved"):
+        checkpoints.settle()
+    checkpoints.close()
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+def test_what_cannot_be_read_is_one_error_and_orbax_is_not_asked(how, tmp_path, monkeypatch):
+    """Its threads would print a traceback for each array when Python ends."""
+    checkpoint.save(tmp_path / "network", TREE)
+    Run(tmp_path)()
+    damage(tmp_path / "network", how)
+    damage(tmp_path / "train-0" / "8" / "state", how)
+    monkeypatch.setattr(checkpoint.ocp, "StandardCheckpointer", None)
+    monkeypatch.setattr(checkpoint.ocp.args, "StandardRestore", None)
+    with pytest.raises((OSError, ValueError)):
+        checkpoint.restore(tmp_path / "network")
+    with pytest.raises(UserError, match=r"8 cannot be read .* go on from the one before"):
+        Run(tmp_path)()
+
+
+@pytest.mark.parametrize("what", ["checkpoint", "network", "record"])
+def test_a_full_disk_is_one_paragraph_and_the_run_goes_on_when_there_is_room(
+    what, tmp_path, monkeypatch
+):
+    config = tiny()
+    config.train.epochs = 1
+    config.genotype = "ASAP"
+    full, write_json = OSError(errno.ENOSPC, "No space left on device"), workdir.write_json
+
+    def room(folder):
+        return 0 if (what == "checkpoint") == ("checkpoints" in folder.parts) else 10**9
+
+    def no_room_to_write(path, record):
+        if path.name == "results.json":
+            raise full
+        write_json(path, record)
+
+    if what == "record":
+        monkeypatch.setattr(workdir, "write_json", no_room_to_write)
+    else:
+        monkeypatch.setattr(checkpoint, "_room", room)
+    dataset = inputs.load_data(config)
+    with pytest.raises(UserError, match="the same command then goes on from what was saved before"):
+        job.run(config, tmp_path, mode="train", dataset=dataset, quiet=True)
+    assert not (tmp_path / "results.json").exists()
+    monkeypatch.undo()
+    job.run(config, tmp_path, mode="train", dataset=dataset, quiet=True)
+    assert json.loads((tmp_path / "results.json").read_text())["epochs"]["train"] == 1
+    assert trained.load(tmp_path).results
+
+
+@pytest.mark.parametrize("use", ["run", "load", "evaluate", "describe", "genotype", "save_to"])
+@pytest.mark.parametrize("address", ["gs://bucket/run", "s3://bucket/run", "gs:/bucket/run"])
+def test_an_address_is_no_folder(use, address, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    look_at(use, address, "is an address, and runs are written to")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("use", ["run", "load", "evaluate", "describe", "genotype", "save_to"])
+def test_a_home_that_nobody_has_is_told_of(use, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    look_at(use, "~nobody-of-that-name/run", "cannot be found .*name it without the ~")
+    assert list(tmp_path.iterdir()) == []
+
+
+def look_at(use, folder, message):
+    """Uses a folder in one of the ways that there are, which has to be refused."""
+    config = tiny()
+    uses = {
+        "run": lambda: job.run(config, folder, quiet=True),
+        "load": lambda: trained.load(folder),
+        "evaluate": lambda: inspection.evaluate(folder),
+        "describe": lambda: inspection.describe(config, folder),
+        "genotype": lambda: inputs.find_genotype(config, None),
+        "save_to": lambda: trained._place_to_save(folder),
+    }
+    config.genotype = folder if use == "genotype" else "ASAP" if use == "describe" else ""
+    with pytest.raises(UserError, match=message):
+        uses[use]()
+
+
+def test_a_leading_tilde_is_the_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert workdir.locate("~/runs/a") == tmp_path / "runs" / "a"
+    assert trained._place_to_save("~/tuned") == tmp_path / "tuned"
