@@ -141,6 +141,28 @@ def test_a_set_that_is_prepared_in_another_format_is_told_of(form, prepare, tmp_
         data.load("tfds:cifar10", str(tmp_path), prepare=prepare)
 
 
+@pytest.mark.parametrize("bits", [0, 10, 12, 16])
+@pytest.mark.parametrize("how", ["memory", "stream"])
+def test_the_depth_of_a_set_whose_shape_is_known_can_be_said(how, bits, tmp_path, monkeypatch):
+    deep = Image.fromarray(np.arange(784, dtype=np.uint16).reshape(28, 28))
+    opened = Image.open  # Pillow's own, for all but the records
+    splits = {part: some(20, (28, 28, 1)) for part in ("train", "test")}
+    prepare_tfds(tmp_path, "fashion_mnist", splits)
+    source = data.open_source("tfds:fashion_mnist", str(tmp_path))
+    monkeypatch.setattr(
+        Image, "open", lambda file: deep.copy() if hasattr(file, "read") else opened(file)
+    )
+    if how == "stream":
+        loaded = data.stream(source, workers=0, bits=bits)
+        pixels = next(iter(loaded.batches("train")))[0]
+    else:
+        loaded = data.assemble(source, bits=bits)
+        pixels = loaded.train_images
+    want = np.arange(784).reshape(28, 28) >> ((bits or 16) - 8)
+    np.testing.assert_array_equal(pixels[0, ..., 0], want)
+    assert loaded.preparation.bits == bits
+
+
 # Folders
 
 

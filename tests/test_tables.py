@@ -143,6 +143,12 @@ def test_class_folders_with_a_test_that_is_listed(tmp_path):
 
 
 REFUSED = {
+    "pixels": (
+        ("label", *(f"pixel{i}" for i in range(784))),
+        lambda r: [(k, *range(784)) for _, k in r],
+        {},
+        "label, pixel0, .*, pixel10, and 773 more, of which none is called as the path is",
+    ),
     "no column for labels": (
         ("path", "x", "y"),
         lambda r: [(p, 1, k) for p, k in r],

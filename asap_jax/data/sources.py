@@ -305,7 +305,7 @@ def _preparation(train_shapes, test_shapes, image_size, color, resize, bits, not
             f"there are images of more than eight bits, with values up to {max(deep)}: "
             f"{(1 << bits) - 1} is white in all of them (--config.data.bits changes it)"
         )
-    return images.Preparation(*sizes.pop(), color, resize, bits if deep else 0)
+    return images.Preparation(*sizes.pop(), color, resize, bits)
 
 
 def _digits() -> Source:

@@ -188,7 +188,7 @@ def _columns(place, finder, header, cells, choices) -> dict[str, str]:
     for use in ("path", "label"):
         if use not in columns:
             raise UserError(
-                f"{place} has the columns {', '.join(header)}, of which none is called as the "
+                f"{place} has the columns {_told(header)}, of which none is called as the "
                 f"{use} is ({', '.join(_NAMES[use][:4])}, ...): name it with "
                 f"--config.data.{use}_column=COLUMN"
             )
@@ -201,9 +201,15 @@ def _asked(place, header, use, asked) -> str:
     if asked.isdecimal() and 1 <= int(asked) <= len(header):
         return header[int(asked) - 1]
     raise UserError(
-        f"config.data.{use}_column is {asked!r}, but {place} has the columns {', '.join(header)}: "
+        f"config.data.{use}_column is {asked!r}, but {place} has the columns {_told(header)}: "
         f"name one of them, or its number, 1 to {len(header)}"
     )
+
+
+def _told(header) -> str:
+    """The first columns' names."""
+    more = f", and {len(header) - 12} more" if len(header) > 12 else ""
+    return ", ".join(header[:12]) + more
 
 
 def _class_names(rows) -> tuple[str, ...]:
