@@ -11,13 +11,14 @@ METHODS = "asap asap_pac darts edas gdas gradual p_darts pc_darts random snas".s
 
 # From the root up: a module may import from its own line's modules' predecessors only.
 LAYERS = [
-    {"errors", "windows"},
+    {"backend", "errors", "windows"},
     {
         "batch_norm",
         "convolution",
         "schedules",
         "metrics",
         "compile_cache",
+        "compiling",
         "losses",
     },
     {"depthwise", "pooling", "checkpoint", "memory", "workdir", "interruption", "data.operations"},

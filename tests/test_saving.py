@@ -103,7 +103,7 @@ def test_what_cannot_be_read_is_one_error_and_orbax_is_not_asked(how, tmp_path, 
     monkeypatch.setattr(checkpoint.ocp.args, "StandardRestore", None)
     with pytest.raises((OSError, ValueError)):
         checkpoint.restore(tmp_path / "network")
-    with pytest.raises(UserError, match="8 cannot be read .* go on from the one before"):
+    with pytest.raises(UserError, match=r"8 cannot be read .* go on from the one before"):
         Run(tmp_path)()
 
 
