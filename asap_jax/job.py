@@ -22,6 +22,7 @@ from asap_jax import (
     checkpoint,
     data,
     evaluation,
+    lock,
     loop,
     memory,
     precisions,
@@ -80,7 +81,7 @@ def run(
       quiet: print nothing.
 
     Raises:
-      UserError: the config, the data or the workdir cannot be worked with.
+      UserError: the config, the data or the workdir cannot be worked with, or another run has that.
       Interrupted: a signal came, and the run is saved.
     """
     started = time.monotonic()
@@ -105,10 +106,14 @@ def run(
     _check_data(config, dataset, mode, given)
     if config.check_memory:
         _check_memory(config, dataset, mode, given)
+    described, holding = json.loads(config.to_json()), contextlib.nullcontext()
     if folder is not None:
-        _check_epochs(config, folder)
-        folder = workdir.claim(folder, json.loads(config.to_json()))
-    with Interruption() as interruption, workdir.room_for(folder):
+        workdir.check(folder, described)
+        holding = lock.held(folder)
+    with holding, Interruption() as interruption, workdir.room_for(folder):
+        if folder is not None:
+            _check_epochs(config, folder)
+            workdir.claim(folder, described)
         saving = folder and loop.Saving(folder / "checkpoints", **config.checkpoint)
         session = loop.Session(RunLog(folder, quiet), interruption, saving, callbacks)
         return _Run(config, folder, dataset, session, start, started).go(mode, given)
@@ -224,7 +229,8 @@ class _Run:
     def files(self) -> str:
         if self.folder is None:
             return ""
-        names = [p.name + "/" * p.is_dir() for p in sorted(self.folder.iterdir())]
+        found = [path for path in sorted(self.folder.iterdir()) if path.name != lock.NAME]
+        names = [path.name + "/" * path.is_dir() for path in found]
         return f"\n\n  in {self.folder}:  {'  '.join(names)}"
 
     def search(self) -> tuple[Genotype, dict]:
