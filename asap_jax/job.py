@@ -41,6 +41,7 @@ from asap_jax.networks import count_parameters, multiply_adds
 from asap_jax.report.cells import draw_cells
 
 LIBRARIES = ("asap_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+SELECTION = 4  # told apart from what else is drawn by (seed, number)
 MODES = ("search", "train", "evaluate", "describe")
 
 
@@ -260,9 +261,14 @@ class _Run:
         return genotype, records[best] | {"seconds": seconds, "searches": len(records)}
 
     def select(self, records) -> int:
-        """The search whose cells do best, trained shortly on one half, on the other half."""
+        """The search whose cells do best, trained shortly on one half, on the other half.
+
+        The halves are a split of their own, by a seed that no search has: each search has trained
+        its alphas on about half of the images that measure it, and none on more than another.
+        """
         config, dataset, scores = self.config, self.dataset, []
-        first, second = data.halves(dataset.train_labels, config.seed)
+        first, second = data.halves(dataset.train_labels, (config.seed, SELECTION))
+        identity = self.identity | {"halves": "of their own"}  # once they were the first search's
         split = dataclasses.replace(
             dataset,
             train_images=dataset.train_images[first],
@@ -274,7 +280,7 @@ class _Run:
         presets.update(short, {"epochs": config.selection.epochs, "start_from": ""})
         train_loop.check(short, split)
         for index, searched in enumerate(records):
-            record = self.record("select", index)
+            record = self.record("select", index, identity)
             if record is None:
                 genotype = Genotype.from_json(json.dumps(searched["genotype"]))
                 with self.timed():
@@ -286,11 +292,11 @@ class _Run:
                         self.session,
                         phase="select",
                         index=index,
-                        identity=self.identity | {"genotype": genotype.to_json()},
+                        identity=identity | {"genotype": genotype.to_json()},
                         class_weights=self.class_weights,
                     )
                 record = {"val_accuracy": outcome.answers.accuracy, "seconds": outcome.seconds}
-                self.keep("select", index, record)
+                self.keep("select", index, record, identity)
             scores.append(record["val_accuracy"])
             searched |= record | {"seconds": searched["seconds"] + record["seconds"]}
             self.say(f"search {index}: its cells reach {100 * scores[-1]:.2f} % on the other half")
