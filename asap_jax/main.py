@@ -20,7 +20,7 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from asap_jax import command_line, compile_cache, presets, workdir
+from asap_jax import command_line, compile_cache, genotypes, presets, workdir
 from asap_jax.errors import UserError
 from asap_jax.interruption import Interrupted
 
@@ -111,7 +111,8 @@ def _default_workdir(mode, config) -> Path:
     if mode == "describe":
         parts.append("described")
     if config.genotype:
-        parts.append(Path(config.genotype).stem)
+        described = genotypes.is_text(config.genotype)
+        parts.append("cells" if described else Path(config.genotype).stem)
     return Path("runs") / "-".join(parts)
 
 
