@@ -208,6 +208,15 @@ def test_an_interruption_saves_all_that_was_begun(after, tmp_path):
     assert [r["mean"] for r in run.records + again.records] == [2.5, 6.5]
 
 
+@pytest.mark.parametrize("signum", Interruption.SIGNALS)
+def test_each_signal_saves(signum, tmp_path):
+    run = Run(tmp_path)
+    with pytest.raises(Interrupted) as stop:
+        run(on_step=lambda record: record["step"] == 3 and os.kill(os.getpid(), signum))
+    assert stop.value.signum == signum
+    assert saved(tmp_path) == [3]
+
+
 def saved(folder):
     return sorted(int(path.name) for path in (folder / "train-0").iterdir())
 
