@@ -23,6 +23,7 @@ from asap_jax import (
     checkpoint,
     data,
     evaluation,
+    lock,
     loop,
     memory,
     precisions,
@@ -42,6 +43,7 @@ from asap_jax.report import page
 from asap_jax.report.cells import draw_cells
 
 LIBRARIES = ("asap_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+SELECTION = 4  # told apart from what else is drawn by (seed, number)
 MODES = ("search", "train", "evaluate", "describe", "report", "export")
 
 
@@ -84,7 +86,7 @@ def run(
       command: the command's arguments, for the page that says how to repeat the run.
 
     Raises:
-      UserError: the config, the data or the workdir cannot be worked with.
+      UserError: the config, the data or the workdir cannot be worked with, or another run has that.
       Interrupted: a signal came, and the run is saved.
     """
     started = time.monotonic()
@@ -109,12 +111,16 @@ def run(
     _check_data(config, dataset, mode, given)
     if config.check_memory:
         _check_memory(config, dataset, mode, given)
+    described, holding = json.loads(config.to_json()), contextlib.nullcontext()
     if folder is not None:
-        _check_epochs(config, folder)
-        folder = workdir.claim(folder, json.loads(config.to_json()))
-        if command:
-            page.keep_command(folder, command)
-    with Interruption() as interruption, workdir.room_for(folder):
+        workdir.check(folder, described)
+        holding = lock.held(folder)
+    with holding, Interruption() as interruption, workdir.room_for(folder):
+        if folder is not None:
+            _check_epochs(config, folder)
+            workdir.claim(folder, described)
+            if command:
+                page.keep_command(folder, command)
         saving = folder and loop.Saving(folder / "checkpoints", **config.checkpoint)
         session = loop.Session(RunLog(folder, quiet), interruption, saving, callbacks)
         return _Run(config, folder, dataset, session, start, started).go(mode, given)
@@ -260,7 +266,8 @@ class _Run:
     def files(self) -> str:
         if self.folder is None:
             return ""
-        names = [p.name + "/" * p.is_dir() for p in sorted(self.folder.iterdir())]
+        found = [path for path in sorted(self.folder.iterdir()) if path.name != lock.NAME]
+        names = [path.name + "/" * path.is_dir() for path in found]
         return f"\n\n  in {self.folder}:  {'  '.join(names)}"
 
     def search(self) -> tuple[Genotype, dict]:
@@ -290,9 +297,15 @@ class _Run:
         return genotype, records[best] | {"seconds": seconds, "searches": len(records)}
 
     def select(self, records) -> int:
-        """The search whose cells do best, trained shortly on one half, on the other half."""
+        """The search whose cells do best, trained shortly on one half, on the other half.
+
+        The halves are a split of their own, by a seed that no search has: each search has trained
+        its alphas on about half of the images that measure it, and none on more than another.
+        """
         config, dataset, scores = self.config, self.dataset, []
-        first, second = data.halves(dataset.train_labels, config.seed, dataset.train_groups)
+        halves_seed = (config.seed, SELECTION)
+        first, second = data.halves(dataset.train_labels, halves_seed, dataset.train_groups)
+        identity = self.identity | {"halves": "of their own"}  # once they were the first search's
         split = dataclasses.replace(
             dataset,
             train_images=dataset.train_images[first],
@@ -305,7 +318,7 @@ class _Run:
         presets.update(short, {"epochs": config.selection.epochs, "start_from": ""})
         train_loop.check(short, split)
         for index, searched in enumerate(records):
-            record = self.record("select", index)
+            record = self.record("select", index, identity)
             if record is None:
                 genotype = Genotype.from_json(json.dumps(searched["genotype"]))
                 with self.timed():
@@ -317,11 +330,11 @@ class _Run:
                         self.session,
                         phase="select",
                         index=index,
-                        identity=self.identity | {"genotype": genotype.to_json()},
+                        identity=identity | {"genotype": genotype.to_json()},
                         class_weights=self.class_weights,
                     )
                 record = {"val_accuracy": outcome.answers.accuracy, "seconds": outcome.seconds}
-                self.keep("select", index, record)
+                self.keep("select", index, record, identity)
             scores.append(record["val_accuracy"])
             searched |= record | {"seconds": searched["seconds"] + record["seconds"]}
             self.say(f"search {index}: its cells reach {100 * scores[-1]:.2f} % on the other half")

@@ -28,7 +28,7 @@ def paper() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
     config.mode = ""  # "search" or "train"; "" is both, one after the other. --mode overrules it
-    config.genotype = ""  # cells to train: a published name, a genotype.json, a search's workdir
+    config.genotype = ""  # cells to train: a published name, a file, a search's workdir, or a text
     config.searches = 1  # with others' seeds; the best derived network is trained fully
     config.selection = ConfigDict({"epochs": 20})  # training on one half that ranks the searches
     config.check_memory = True  # refuse a run whose estimate exceeds the device's memory

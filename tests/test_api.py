@@ -1,9 +1,13 @@
 """The command's jobs as functions, and what comes back: a network that can be used."""
 
+import errno
 import gc
+import io
 import json
 import os
 import signal
+import sys
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +18,7 @@ from PIL import Image
 from tiny import TEST, TRAIN, records, tiny
 
 import asap_jax
-from asap_jax import inputs, job, presets, workdir
+from asap_jax import inputs, inspection, job, presets, workdir
 from asap_jax.data.augment import normalise
 from asap_jax.errors import UserError
 from asap_jax.interruption import Interrupted
@@ -258,6 +262,49 @@ def test_evaluate_measures_on_any_split_or_source(trained, tmp_path, capsys):
         asap_jax.evaluate(folder, f"npz:{tmp_path}/digits.npz", "val")
     lines = (folder / "evaluations.jsonl").read_text().splitlines()
     assert [json.loads(line)["split"] for line in lines] == ["test", "train", "test", "all"]
+
+
+@pytest.mark.parametrize("why", ["read-only", "full", "a folder"])
+@pytest.mark.parametrize("quiet", [False, True])
+def test_what_evaluate_measures_is_told_though_it_cannot_be_written(
+    why, quiet, trained, tmp_path, capsys, monkeypatch
+):
+    if why == "a folder":
+        (tmp_path / "evaluations.jsonl").mkdir()
+    else:
+        error = OSError(errno.EROFS if why == "read-only" else errno.ENOSPC, why)
+        monkeypatch.setattr(inspection, "_write_down", mock.Mock(side_effect=error))
+    for name in ("network", "network.json", "config.json"):
+        (tmp_path / name).symlink_to(trained[0] / name)
+    with pytest.warns(UserWarning, match=r"not added to .*evaluations.jsonl"):
+        result = asap_jax.evaluate(tmp_path, quiet=quiet)
+    assert result["images"] == TEST
+    assert ("of 60 images" in capsys.readouterr().out) != quiet
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-8"])
+@pytest.mark.parametrize("name", ["caf\u00e9", "\u732b", "caf\udce9"])
+def test_evaluate_prints_names_that_the_terminal_has_no_letters_for(
+    name, encoding, trained, tmp_path, monkeypatch
+):
+    """The last is a folder's name in Latin-1, as Python reads it where UTF-8 is spoken."""
+    folder, _, dataset = trained
+    names = [name, *dataset.class_names[1:]]
+    (tmp_path / "network").symlink_to(folder / "network")
+    record = json.loads((folder / "network.json").read_text())
+    workdir.write_json(tmp_path / "network.json", record | {"class_names": names})
+    split = [(dataset.test_images, dataset.test_labels)], ()
+    opened = mock.Mock(splits={"test": None}, class_names=names)
+    monkeypatch.setattr(inspection.data, "open_source", lambda *_: opened)
+    monkeypatch.setattr(inspection.data, "split_batches", lambda *_: split)
+    printed = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr(sys, "stdout", printed)
+    result = asap_jax.evaluate(tmp_path, "folder:elsewhere")
+    printed.flush()
+    shown = printed.buffer.getvalue().decode(encoding)
+    assert "of 60 images" in shown
+    assert shown.count(name.encode(encoding, "backslashreplace").decode(encoding)) >= 1
+    assert name in result["class_accuracy"]
 
 
 def test_evaluate_maps_some_of_the_classes_by_name(trained, tmp_path, capsys):

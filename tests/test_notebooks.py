@@ -13,7 +13,7 @@ SHORTER = {
     "quickstart": [('PRESET = "digits"', 'PRESET = "tiny"')],
     "your_images": [
         ('PRESET = "small"', 'PRESET = "tiny"'),
-        ('{"search": {"epochs": 4}, "train": {"epochs": 6}}', '{}'),
+        ('{"search": {"epochs": 4}, "train": {"epochs": 6}}', "{}"),
     ],
     "methods": [('SIZE = "digits"', 'SIZE = "tiny"'), ('{"epochs": 6}', '{"epochs": 2}')],
     "reload": [("EPOCHS = 10", "EPOCHS = 2"), ('"digits", data', '"tiny", data')],

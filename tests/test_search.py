@@ -15,11 +15,13 @@ from asap_jax import (
     EvalNetwork,
     SearchSpace,
     Supernet,
+    loop,
     optim,
     parallel,
     train_step,
 )
 from asap_jax.checkpoint import Checkpoints
+from asap_jax.errors import UserError
 from asap_jax.networks import live_parameters
 from asap_jax.relaxation import masked_softmax, one_hot_mixture
 from asap_jax.search_step import Batch, Optimizers, init_state, make_search_step, step_keys
@@ -174,6 +176,45 @@ def test_the_entropy_is_that_of_the_methods_own_distribution(history):
         np.testing.assert_allclose(weights.sum(-1), 1, rtol=1e-5)
         entropy = -np.sum(weights * np.log(np.where(weights > 0, weights, 1)), -1) / np.log(3)
         assert metrics[-1][f"entropy_{cell}"] == pytest.approx(entropy.mean(), abs=1e-5)
+
+
+@pytest.mark.parametrize("where", ["omega half", "alpha half", "alphas", "weights"])
+def test_nothing_is_decided_by_numbers_that_are_none(history, where):
+    """What is nan in a step prunes nothing, and ends the search with an error."""
+    strategy, step, states, _ = history
+    before = states[8]
+    train, val = BATCHES[0], BATCHES[3]
+    nan = {"images": train.images * jnp.nan}
+    if where == "omega half":
+        train = train._replace(**nan)
+    elif where != "weights" and (
+        strategy.alpha_gradient is None or (where == "alpha half" and strategy.single_level)
+    ):
+        pytest.skip("it makes no use of them")
+    elif where == "alpha half":
+        val = val._replace(**nan)
+    elif where == "alphas":
+        alphas = jax.tree.map(lambda leaf: leaf * jnp.nan, before.arch.alphas)
+        before = before.replace(arch=before.arch._replace(alphas=alphas))
+    else:
+        before = before.replace(params=jax.tree.map(lambda leaf: leaf * jnp.nan, before.params))
+    after, metrics = step(before, train, val)
+    if not (where == "omega half" and strategy.alpha_first):  # whose alphas went before it
+        jax.tree.map(np.testing.assert_array_equal, after.arch.masks, before.arch.masks)
+    with pytest.raises(UserError, match=r"in epoch 1 of the search: lower config\.search\.omega"):
+        loop._check_metrics(jax.device_get(metrics), "search", loop.Progress())
+    with pytest.raises(UserError, match="a weight or a statistic became infinite or nan"):
+        loop._check_state(after, "search", loop.Progress())
+
+
+def test_a_step_says_whether_its_alphas_learned(history):
+    """So that a `val_loss` of nan can be told from that of a step in which they rest."""
+    strategy, _, states, metrics = history
+    for state, measured in zip(states, metrics, strict=False):
+        apart = strategy.alpha_gradient is not None and not strategy.single_level
+        assert bool(measured["alphas_learned"]) == (apart and bool(strategy.learns(state.step)))
+        assert bool(measured["alphas_learned"]) == np.isfinite(measured["val_loss"])
+        loop._check_metrics(measured, "search", loop.Progress())
 
 
 def test_a_search_that_is_saved_and_restored_goes_on_bit_for_bit(history, tmp_path):
