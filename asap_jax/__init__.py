@@ -1,5 +1,6 @@
 """ASAP: Architecture Search, Anneal and Prune, in JAX and Flax."""
 
+from asap_jax import starting  # noqa: F401  first, for its effect: what follows takes seconds
 from asap_jax.api import run, search, train
 from asap_jax.data import Dataset
 from asap_jax.errors import UserError

@@ -12,7 +12,7 @@ PACKAGED = {"search": presets, "train": recipes}
 
 def parse(argv) -> list[str]:
     """Parses the flags; returns what is left, as absl does."""
-    argv = [packaged(argument) for argument in _joined(argv)]
+    argv = ordered(argv)
     _check_file(argv)
     try:
         return flags.FLAGS(argv)
@@ -26,6 +26,17 @@ def parse(argv) -> list[str]:
         while isinstance(error.__cause__ or error.__context__, UserError):
             error = error.__cause__ or error.__context__  # wrapped around what a preset raises
         raise UserError(_one_line(error)) from error
+
+
+def ordered(argv) -> list[str]:
+    """The arguments as ml_collections needs them: --config=FILE first, its values after it."""
+    program, *rest = [packaged(argument) for argument in _joined(argv)]
+    return [program, *sorted(rest, key=lambda each: _name(each) != "config")]
+
+
+def _name(argument: str) -> str:
+    """--config=FILE -> config."""
+    return argument.partition("=")[0].lstrip("-") if argument.startswith("-") else ""
 
 
 def _check_file(argv) -> None:

@@ -1,12 +1,16 @@
 """What a config names, found and checked: the data, their size, the cells to train."""
 
+import dataclasses
+import math
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
 from asap_jax import data, presets
+from asap_jax.data.images import Preparation, check_options
 from asap_jax.data.opened import Choices
 from asap_jax.data.sources import check_choices
+from asap_jax.data.streams import too_large
 from asap_jax.errors import UserError
 from asap_jax.genotypes import GENOTYPES, Genotype, is_text
 from asap_jax.networks import side_multiple
@@ -70,10 +74,49 @@ def _streamed(options, source, preparation) -> str:
         return ""
     if options.streaming == "on" or options.resize == "random_crop":
         return "the images are streamed: read from disk again in each epoch"
-    choice = ("train_examples", "test_examples", "test_share", "split_seed")
+    choice = ("train_examples", "test_examples", "test_share", "split_seed", "at_most")
     return data.outgrows_memory(
         source, options.image_size, preparation, **{key: options[key] for key in choice}
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """What describing a network needs of the data; see `Dataset`.
+
+    nbytes: of the images, 0 where they are streamed or nobody knows how many there are.
+    notes: for the user.
+    """
+
+    class_names: tuple[str, ...]
+    preparation: Preparation
+    nbytes: int
+    notes: tuple[str, ...]
+
+
+def load_sizes(config: ConfigDict) -> Sizes | data.Dataset | data.Stream:
+    """The sizes of a published set as they are known; of any other source the data themselves."""
+    options = config.data
+    check_options(options.color, options.resize)
+    described = data.describe_source(options.source, options.dir or None)
+    if described is None or not (described.shape or options.image_size):
+        return load_data(config)
+    height, width, grey = described.shape or (options.image_size, options.image_size, False)
+    if options.image_size:
+        height = width = options.image_size
+    preparation = Preparation(
+        height, width, options.color or ("grey" if grey else "rgb"), options.resize
+    )
+    notes = [f"sizes are those that {options.source} is known to have: no image was looked at"]
+    size, count = math.prod(preparation.shape), described.count
+    if options.train_examples and options.test_examples:
+        count = options.train_examples + options.test_examples
+    streamed = options.streaming == "on" or options.resize == "random_crop"
+    if count is None:
+        notes.append("the images' number is unknown: the memory is without them")
+    elif streamed or (options.streaming == "auto" and too_large(count, size)):
+        count = 0
+    return Sizes(described.class_names, preparation, (count or 0) * size, tuple(notes))
 
 
 def check_size(config, dataset, mode="") -> None:

@@ -13,7 +13,7 @@ from asap_jax.data.opened import VALIDATION, Choices
 from asap_jax.data.tables import class_number
 from asap_jax.errors import UserError
 from asap_jax.genotypes import Genotype
-from asap_jax.inputs import check_size, find_genotype, load_data
+from asap_jax.inputs import check_size, find_genotype, load_data, load_sizes
 from asap_jax.metrics import say, table
 from asap_jax.networks import count_parameters, multiply_adds
 from asap_jax.report.cells import draw_cells
@@ -127,7 +127,8 @@ def describe(
     Args:
       config: its `genotype` names the cells, or the workdir holds them.
       folder: the workdir; gets cells.svg and cells.png. None draws nothing.
-      dataset: in place of the one that `config.data` names.
+      dataset: in place of the one that `config.data` names. Of published sets the sizes are known,
+        so that they need not be there.
       quiet: print nothing.
 
     Returns:
@@ -137,7 +138,7 @@ def describe(
     presets.check(config)
     folder = folder if folder is None else workdir.locate(folder)
     genotype = find_genotype(config, folder)
-    dataset = dataset or load_data(config)
+    dataset = dataset or load_sizes(config)
     check_size(config, dataset, "train")
     network = train_loop.make_network(config.train, genotype, len(dataset.class_names))
     shape = dataset.preparation.shape
@@ -161,6 +162,7 @@ def describe(
     if not quiet:
         left = result["memory_available"]
         rows = [
+            *(("note", note) for note in dataset.notes),
             ("images", f"{shape[0]}x{shape[1]}x{shape[2]}, {len(dataset.class_names)} classes"),
             ("parameters", f"{result['parameters']:,}"),
             ("auxiliary head", f"{result['auxiliary_parameters']:,} more while training"),

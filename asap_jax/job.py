@@ -208,7 +208,7 @@ class _Run:
             f"{self.dataset.test_count} test images of {shape[0]}x{shape[1]}, "
             f"{len(self.dataset.class_names)} classes; {jax.devices()[0].device_kind}"
         )
-        for note in self.dataset.notes:
+        for note in (*self.dataset.notes, *_flipped(self.config, mode)):
             self.say(f"note: {note}")
         self.keep_samples()
         searched = not self.config.genotype and self.record(
@@ -452,6 +452,21 @@ class _Run:
             path = self.folder / "stages" / f"{phase}-{index}.json"
             workdir.write_json(path, {**record, "identity": identity or self.identity})
         self.session.interruption.check(f"{phase} {index} is done")
+
+
+def _flipped(config, mode) -> list[str]:
+    """What to know where images are flipped: nobody can tell from them whether that may be."""
+    parts = [mode] if mode else ["search", "train"]
+    if mode == "search" and config.searches > 1:
+        parts.append("train")  # which compares them
+    keys = [f"config.{part}.augmentation.flip" for part in parts if config[part].augmentation.flip]
+    if not keys:
+        return []
+    off = " ".join(f"--{key}=False" for key in keys)
+    return [
+        "half of the images are flipped left to right while they train; where that makes another "
+        f"class of them (digits, letters, signs, left and right), turn it off: {off}"
+    ]
 
 
 def _mean_answers(records) -> dict:

@@ -21,13 +21,23 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from asap_jax import command_line, compile_cache, genotypes, metrics, presets, workdir
+from asap_jax import (
+    command_line,
+    compile_cache,
+    genotypes,
+    metrics,
+    presets,
+    starting,
+    workdir,
+)
 from asap_jax.errors import UserError
 from asap_jax.interruption import Interrupted, is_ignored_hangup
 
 NOBODY_READS = 128 + 13  # as a shell has it for SIGPIPE
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", help_string="FILE:PRESET, search:PRESET or train:RECIPE."
+    "config",
+    help_string="FILE:PRESET, search:PRESET or train:RECIPE.",
+    sys_argv=command_line.ordered(sys.argv),  # it looks there for the values that are changed
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run (runs/PRESET if unset).")
 _MODE = flags.DEFINE_string(
@@ -169,6 +179,7 @@ def run() -> None:
         signum = getattr(signal, name, None)
         if signum is not None and not is_ignored_hangup(signum):
             signal.signal(signum, _terminate)
+    starting.over()
     try:
         _run()
     finally:

@@ -39,6 +39,7 @@ def paper() -> ConfigDict:
             "prepare": False,  # let tfds download and prepare what is not there
             "train_examples": 0,  # 0 is all
             "test_examples": 0,
+            "at_most": False,  # take all where there are fewer than train_ or test_examples
             "image_size": 0,  # side to resize to; 0 is the images' own, or 64 where they differ
             "color": "",  # "rgb", "grey"; "" is the images' own
             "resize": "stretch",  # each side on its own; or "crop", "random_crop": docs/data.md
@@ -55,6 +56,7 @@ def paper() -> ConfigDict:
             "label_column": "",
             "split_column": "",
             "group": "",  # pattern on paths, or CSV column: images of one object stay together
+            "max_pixels": 0,  # that an image file may have; 0 is Pillow's bound, 179 million
             "sparse_labels": False,  # ids with gaps, in arrays and npz files, become classes
             "class_weights": "none",  # "balanced" weighs the losses against uneven classes
         }
@@ -169,9 +171,12 @@ def digits() -> ConfigDict:
 
 
 def tiny() -> ConfigDict:
-    """A quarter of the digits, a few epochs: shows that a method runs, and says nothing of it."""
+    """A quarter of the digits, a few epochs: shows that a method runs, and says nothing of it.
+
+    Of other images it takes so many, or all where there are fewer.
+    """
     config = digits()
-    config.data.update({"train_examples": 360, "test_examples": 180})
+    config.data.update({"train_examples": 360, "test_examples": 180, "at_most": True})
     config.search.update({"epochs": 6, "batch_size": 30, "alpha": {"learning_rate": 0.15}})
     config.train.update({"channels": 8, "epochs": 6, "batch_size": 30})
     return config
@@ -475,7 +480,7 @@ def check(config: ConfigDict) -> None:
     for key in ("every_seconds", "every_steps"):
         value = config.checkpoint[key]
         require(value >= 0, f"checkpoint.{key}", value, "0 or more")
-    for key in ("train_examples", "test_examples", "image_size", "split_seed"):
+    for key in ("train_examples", "test_examples", "image_size", "split_seed", "max_pixels"):
         require(config.data[key] >= 0, f"data.{key}", config.data[key], "0 or more")
     share, weights = config.data.test_share, config.data.class_weights
     require(0 < share < 1, "data.test_share", share, "above 0 and below 1")

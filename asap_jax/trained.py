@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from functools import partial
 from pathlib import Path
 
@@ -13,8 +13,8 @@ from PIL import Image
 
 from asap_jax import checkpoint, data, loop, portable, precisions, presets, train_loop, workdir
 from asap_jax.data.augment import normalise
-from asap_jax.data.dataset import check_images, check_labels, prepare_all
-from asap_jax.data.images import Preparation, prepare
+from asap_jax.data.dataset import as_array, as_bytes, check_images, check_labels, prepare_all
+from asap_jax.data.images import Preparation, prepare, why
 from asap_jax.errors import UserError
 from asap_jax.genotypes import Genotype
 from asap_jax.interruption import Interruption
@@ -56,9 +56,10 @@ class TrainedNetwork:
         """[N, classes] float32 probabilities.
 
         Args:
-          images: one array [N, H, W] or [N, H, W, C], uint8 or floats in [0, 1]; or a list of
-            paths, Pillow images and uint8 arrays [H, W] or [H, W, C], each of any size. They are
-            resized and coloured as the training images were.
+          images: one array [N, H, W] or [N, H, W, C], uint8 or floats in [0, 1]; or a list, a
+            generator or an array of paths, Pillow images and such arrays [H, W] or [H, W, C], each
+            of any size. Arrays may be NumPy's, JAX' (bfloat16 too) or torch's, with or without
+            gradients. They are resized and coloured as the training images were.
 
         Raises:
           UserError: what is no image.
@@ -199,21 +200,38 @@ class TrainedNetwork:
     def _pixels(self, images) -> np.ndarray:
         if isinstance(images, str | Path | Image.Image):
             raise UserError("one image has to be given in a list: [image]")
-        if not isinstance(images, Sequence):
-            images = np.asarray(images)
+        if isinstance(images, Mapping | Set):
+            raise UserError(
+                f"images are in an order, but a {type(images).__name__} has none: give a list"
+            )
+        if hasattr(images, "shape") and not _are_names(images):
+            images = as_array(images)
             if images.ndim == 3 and images.shape[-1] in (3, 4):
                 raise UserError(
                     f"the array {images.shape} looks like one image: give images[None], or a list"
                 )
             return prepare_all(check_images("images", images), self.preparation)
+        if not isinstance(images, Iterable):
+            raise UserError(
+                f"images have to be an array [N, H, W, C] or a list, got {type(images).__name__}"
+            )
         pixels = []
         for index, image in enumerate(images):
+            what = str(image) if isinstance(image, str | Path) else f"number {index}"
             try:
+                if not isinstance(image, str | Path | Image.Image):
+                    image = as_array(image)
+                    image = as_bytes("it", image[None])[0]
                 pixels.append(prepare(image, self.preparation))
             except Exception as error:  # Pillow's decoders raise whatever a broken file makes them
-                what = image if isinstance(image, str | Path) else f"number {index}"
-                raise UserError(f"cannot read the image {what}: {error}") from error
+                raise UserError(f"cannot read the image {what}: {why(error, what)}") from error
         return np.stack(pixels) if pixels else np.empty((0, *self.preparation.shape), np.uint8)
+
+
+def _are_names(images) -> bool:
+    """Whether an array holds paths, or other things to be looked at one by one."""
+    kind = getattr(images.dtype, "kind", "")
+    return kind in ("U", "O")
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2, 3))

@@ -20,6 +20,7 @@ from tiny import TEST, TRAIN, records, tiny
 import asap_jax
 from asap_jax import inputs, inspection, job, presets, workdir
 from asap_jax.data.augment import normalise
+from asap_jax.data.images import Preparation
 from asap_jax.errors import UserError
 from asap_jax.interruption import Interrupted
 
@@ -455,3 +456,84 @@ def test_a_training_is_stopped_by_a_callback(tmp_path):
     )
     assert network.results["epochs"]["train"] == 1
     assert records(tmp_path)[-1]["steps"] == 3
+
+
+class Tensor:
+    """As torch's: NumPy gets nothing of one with gradients, nor of a bfloat16."""
+
+    def __init__(self, values, dtype="torch.float32", gradient=True):
+        self.values, self.dtype, self.gradient = values, dtype, gradient
+        self.shape, self.ndim = values.shape, values.ndim
+
+    def detach(self):
+        return Tensor(self.values, self.dtype, False)
+
+    def cpu(self):
+        return self
+
+    def float(self):
+        return Tensor(self.values, "torch.float32", self.gradient)
+
+    def __array__(self, dtype=None, copy=None):
+        if self.gradient or "bfloat16" in self.dtype:
+            raise RuntimeError("can't call numpy() on it")
+        return np.asarray(self.values, dtype)
+
+
+FORMS = {
+    "array": lambda x, paths: x,
+    "list": lambda x, paths: list(x),
+    "tuple": lambda x, paths: tuple(x),
+    "generator": lambda x, paths: (image for image in x),
+    "map": lambda x, paths: map(np.asarray, x),
+    "floats": lambda x, paths: x / 255,
+    "floats in a list": lambda x, paths: list(x / 255),
+    "half": lambda x, paths: (x / 255).astype(np.float16),
+    "integers in a list": lambda x, paths: list(x.astype(int)),
+    "nested lists": lambda x, paths: x.tolist(),
+    "bfloat16": lambda x, paths: jnp.asarray(x / 255, jnp.bfloat16),
+    "bfloat16 in a list": lambda x, paths: list(jnp.asarray(x / 255, jnp.bfloat16)),
+    "jax": lambda x, paths: jnp.asarray(x),
+    "torch": lambda x, paths: Tensor(x / 255),
+    "torch in a list": lambda x, paths: [Tensor(image / 255) for image in x],
+    "torch bfloat16": lambda x, paths: Tensor(x / 255, "torch.bfloat16"),
+    "objects": lambda x, paths: np.array([*x, None], object)[:-1],
+    "paths": lambda x, paths: paths,
+    "array of paths": lambda x, paths: np.array(list(map(str, paths))),
+    "array of Path": lambda x, paths: np.array(paths, object),
+    "generator of paths": lambda x, paths: (path for path in paths),
+    "open files": lambda x, paths: [Image.open(path) for path in paths],
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_images_come_in_many_forms(form, tmp_path):
+    """What a network sees of them; it need not be trained for that."""
+    preparation = Preparation(8, 8, "rgb")
+    network = asap_jax.TrainedNetwork(None, {}, ("a", "b"), preparation, (0.5,) * 3, (0.2,) * 3)
+    x = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
+    paths = [tmp_path / f"{i}.png" for i in range(3)]
+    for path, image in zip(paths, x, strict=True):
+        Image.fromarray(image).save(path)
+    got = network._pixels(FORMS[form](x, paths))
+    assert got.dtype == np.uint8
+    assert np.abs(got.astype(int) - x).max() <= ("bfloat16" in form)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"a": 1}, "a dict has none: give a list"),
+        ({"a.png"}, "a set has none: give a list"),
+        (7, r"an array \[N, H, W, C\] or a list, got int"),
+        ([np.full((8, 8, 3), 2.5)], r"image number 0: it is float64 from 2.5 .*read as \[0, 1\]"),
+        ([np.full((8, 8, 3), np.nan)], "image number 0: it holds pixels that are not finite"),
+        ([np.full((8, 8, 3), 256)], "image number 0: it is int64 from 256"),
+        (iter(["none.png"]), r"cannot read the image none\.png"),
+    ],
+)
+def test_what_is_no_image_is_refused(given, message):
+    preparation = Preparation(8, 8, "rgb")
+    network = asap_jax.TrainedNetwork(None, {}, ("a", "b"), preparation, (0.5,) * 3, (0.2,) * 3)
+    with pytest.raises(UserError, match=message):
+        network._pixels(given)

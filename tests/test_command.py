@@ -17,7 +17,18 @@ import pytest
 from command import ROOT, command
 from tiny import tiny
 
-from asap_jax import GENOTYPES, Genotype, checkpoint, job, metrics, presets, search_loop
+from asap_jax import (
+    GENOTYPES,
+    Genotype,
+    checkpoint,
+    command_line,
+    data,
+    inputs,
+    job,
+    metrics,
+    presets,
+    search_loop,
+)
 from asap_jax.errors import UserError
 from asap_jax.report.cells import draw_cells
 
@@ -81,6 +92,47 @@ def test_a_bar_tells_the_time_left_where_somebody_watches(monkeypatch):
     with metrics.RunLog(None).bar("search", 8) as bar:
         bar.update()
     assert sys.stderr.getvalue() == ""
+
+
+class Reached(Exception):
+    """A run got to its search or training."""
+
+
+def first_lines(config, mode, monkeypatch, capsys):
+    """What a run says before it computes anything."""
+
+    def stop(*arguments):
+        raise Reached
+
+    for stage in ("search", "train"):
+        monkeypatch.setattr(job._Run, stage, stop)
+    images = np.arange(2 * 64 * 16 * 16).reshape(128, 16, 16) % 251
+    dataset = data.from_arrays(images.astype(np.uint8), np.arange(128) % 2)
+    config.check_memory = False
+    with pytest.raises(Reached):
+        job.run(config, None, mode=mode, dataset=dataset)
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("searches", [1, 2])
+@pytest.mark.parametrize("mode", ["", "search", "train"])
+@pytest.mark.parametrize("on", [(True, True), (True, False), (False, True), (False, False)])
+def test_flips_are_told_of_with_their_keys(on, mode, searches, monkeypatch, capsys):
+    config = presets.get_config("small")
+    config.searches, config.train.batch_size = searches, 16
+    config.search.augmentation.flip, config.train.augmentation.flip = on
+    if mode == "train":
+        config.genotype = "ASAP"
+    said = first_lines(config, mode, monkeypatch, capsys)
+    used = {"search": mode != "train", "train": mode != "search" or searches > 1}
+    wanted = [part for part, flip in zip(used, on, strict=True) if flip and used[part]]
+    assert ("flipped left to right" in said) == bool(wanted)
+    for part in used:
+        assert (f"--config.{part}.augmentation.flip=False" in said) == (part in wanted)
+
+
+def test_the_digits_are_not_flipped(finished):
+    assert "flipped" not in finished[2]
 
 
 def test_results(finished):
@@ -230,6 +282,60 @@ def test_bad_flags_are_one_paragraph_and_exit_code_2(arguments, message):
     assert done.stderr.count("\n") == 1
     assert "Traceback" not in done.stderr
     assert message in done.stderr
+
+
+@pytest.mark.parametrize("before", [1, 2, 3])
+def test_values_may_stand_before_the_config(before, tmp_path):
+    """In any order of the three arguments."""
+    arguments = ["--config.search.batch_size=5000", "--config.seed=1"]
+    arguments.insert(before - 1, "--config=search:digits")
+    parsed = command_line.ordered(["program", *arguments])
+    assert parsed[1] == f"--config={presets.__file__}:digits"
+    assert parsed[2:] == ["--config.search.batch_size=5000", "--config.seed=1"]
+    if before == 3:
+        done = command(*arguments, f"--workdir={tmp_path}/w")
+        assert done.returncode == 2
+        assert "holds only 718" in done.stderr
+
+
+@pytest.mark.parametrize("module", ["jax", "orbax", "absl"])
+def test_ctrl_c_while_it_is_imported_is_one_line(module, tmp_path):
+    """The signal comes as the command imports this module."""
+    code = "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(9)\n"
+    (tmp_path / f"{module}.py").write_text(code)
+    done = subprocess.run(
+        [sys.executable, "-m", "asap_jax.main", "--config=search:digits"],
+        env=os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 130
+    lines = done.stderr.splitlines()
+    assert lines[-1] == "asap_jax: interrupted, before anything was begun"
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("images", [80, 400, 600])
+@pytest.mark.parametrize("parts", [1, 2])
+def test_tiny_takes_what_there_is(parts, images, tmp_path):
+    """As its own defaults have it: 360 images train, 180 test."""
+    config, x = presets.get_config("tiny"), np.arange(images * 64).reshape(images, 8, 8) % 251
+    arrays = {"train_images": x.astype(np.uint8), "train_labels": np.arange(images) % 2}
+    if parts == 2:
+        arrays |= {"test_images": arrays["train_images"], "test_labels": arrays["train_labels"]}
+    np.savez(tmp_path / "x.npz", **arrays)
+    config.data.source = f"npz:{tmp_path}/x.npz"
+    loaded = inputs.load_data(config)
+    held = images if parts == 2 else images // 5
+    train = images if parts == 2 else images - held
+    assert (loaded.train_count, loaded.test_count) == (min(360, train), min(180, held))
+    said = " ".join(loaded.notes)
+    assert (f"there are only {train}: all are taken" in said) == (train < 360)
+    config.data.at_most = False
+    if train < 360:
+        with pytest.raises(UserError, match="train_examples has to lie between"):
+            inputs.load_data(config)
 
 
 def test_a_refused_run_exits_with_2_outside_the_checkout(tmp_path):

@@ -11,7 +11,15 @@ METHODS = "asap asap_pac darts edas gdas gradual p_darts pc_darts random snas".s
 
 # From the root up: a module may import from its own line's modules' predecessors only.
 LAYERS = [
-    {"backend", "compiling", "errors", "windows", "report.charts", "report.pictures"},
+    {
+        "backend",
+        "compiling",
+        "errors",
+        "starting",
+        "windows",
+        "report.charts",
+        "report.pictures",
+    },
     {
         "batch_norm",
         "convolution",

@@ -129,6 +129,18 @@ def test_tfds_sets_that_are_not_whole(tmp_path):
         data.load("tfds:cifar10", str(tmp_path / "b"))
 
 
+@pytest.mark.parametrize("prepare", [False, True])
+@pytest.mark.parametrize("form", ["tfrecord", "riegeli"])
+def test_a_set_that_is_prepared_in_another_format_is_told_of(form, prepare, tmp_path):
+    splits = {part: some(10, (32, 32, 3)) for part in ("train", "test")}
+    target = prepare_tfds(tmp_path, "cifar10", splits)
+    info = target / "dataset_info.json"
+    info.write_text(info.read_text().replace("array_record", form))
+    message = rf"at {target} is prepared as {form}, which only TensorFlow reads.*convert_format"
+    with pytest.raises(UserError, match=message):
+        data.load("tfds:cifar10", str(tmp_path), prepare=prepare)
+
+
 # Folders
 
 

@@ -9,7 +9,7 @@ import pytest
 from command import command
 
 import asap_jax as asap
-from asap_jax import GENOTYPES, Genotype, multiply_adds, presets, recipes, train_loop
+from asap_jax import GENOTYPES, Genotype, inputs, multiply_adds, presets, recipes, train_loop
 from asap_jax.errors import UserError
 
 # Images that are trained on, their shape, classes.
@@ -263,3 +263,40 @@ def test_cells_and_sizes_that_no_network_can_take(arguments, message, tmp_path):
     assert message in done.stderr
     assert done.stderr.count("\n") == 1
     assert not (tmp_path / "runs").exists()
+
+
+SIDES = {"fashion_mnist": (28, 28, 1), "freiburg": (64, 64, 3)}
+CLASSES = {"cifar100": 100, "freiburg": 25}
+
+
+@pytest.mark.parametrize("name", recipes.RECIPES)
+def test_sizes_are_known_without_the_data(name, tmp_path):
+    """Of every recipe: what describing its network needs."""
+    config = recipes.get_config(name)
+    config.data.dir = str(tmp_path)
+    sizes = inputs.load_sizes(config)
+    large = "imagenet" in name
+    assert sizes.preparation.shape == SIDES.get(name, (224, 224, 3) if large else (32, 32, 3))
+    assert len(sizes.class_names) == CLASSES.get(name, 1000 if large else 10)
+    assert (sizes.nbytes == 0) == large  # streamed
+    assert "no image was looked at" in sizes.notes[0]
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["svhn", "cinic10", "freiburg", "imagenet"])
+def test_a_recipe_is_described_without_the_data(name, tmp_path, capsys):
+    config = recipes.get_config(name)
+    config.data.dir = str(tmp_path)
+    config.train.update({"cells": 3, "channels": 4, "batch_size": 2})
+    told = asap.describe(config, None)
+    assert told["parameters"] > 1000
+    assert "no image was looked at" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("place", ["no_such_set", "cifar10+test", "imagenet2012"])
+def test_a_set_whose_sizes_are_not_known_is_opened(place, tmp_path):
+    config = recipes.get_config("asap_small")
+    config.data.update({"source": f"tfds:{place}", "dir": str(tmp_path)})
+    message = "no_such_set|has to be another split|is not prepared"
+    with pytest.raises(UserError, match=message):
+        asap.describe(config, None)

@@ -342,6 +342,32 @@ def test_what_is_left_out_does_not_decide_for_the_others(damage, tmp_path):
     assert "1 images could not be read" in " ".join(loaded.notes)
 
 
+@pytest.mark.parametrize("kind", ["folder", "csv"])
+@pytest.mark.parametrize("how", ["memory", "stream"])
+def test_images_above_pillows_bound_name_the_option(how, kind, tmp_path, monkeypatch):
+    """Pillow warns above its bound and refuses above twice of it."""
+    write(tmp_path, ("a", "b"), 5)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 30)
+    place = f"folder:{tmp_path}"
+    if kind == "csv":
+        lines = [f"{name}/{i}.png,{name}\n" for name in "ab" for i in range(5)]
+        (tmp_path / "list.csv").write_text("path,label\n" + "".join(lines))
+        place = f"csv:{tmp_path}/list.csv"
+
+    def load(pixels=0):
+        source = data.open_source(place, choices=data.opened.Choices(max_pixels=pixels))
+        if how == "memory":
+            return data.assemble(source)
+        stream = data.stream(source, image_size=8, workers=0)
+        list(stream.batches("train"))
+        return stream
+
+    for pixels in (0, 63):
+        with pytest.raises(UserError, match=r"cannot read .* fill the memory .*data\.max_pixels="):
+            load(pixels)
+    assert load(64).train_count == 8
+
+
 def test_resizing_stretches_or_crops():
     image = Image.fromarray(pixels((20, 40, 3)))
     stretched = prepare(image, Preparation(8, 8, "rgb"))

@@ -2,10 +2,13 @@
 
 import os
 import signal
+import subprocess
+import sys
 
 import jax
 import numpy as np
 import pytest
+from command import ROOT
 from PIL import Image
 from sklearn.datasets import load_sample_images
 from tiny import last_state, records
@@ -341,3 +344,32 @@ def test_batches_are_on_the_device_and_close_early(folder):
     coming.close()
     with pytest.raises(StopIteration):
         next(coming)
+
+
+@pytest.mark.parametrize("guard", ["", "if __name__ == '__main__':\n    ", "# __name__\n"])
+def test_a_script_without_a_guard_is_refused_in_one_paragraph(guard, folder, tmp_path):
+    """Each worker would run it again; where it has one, it goes on."""
+    guarded = "if" in guard
+    code = (
+        "from asap_jax import data\n"
+        "from asap_jax.errors import UserError\n"
+        f"{guard}stream = data.stream(data.open_source({f'folder:{folder}'!r}), image_size=8, "
+        "workers=1)\n"
+    )
+    call = "print(len(list(stream.test_batches(7))))"
+    if guarded:
+        code += f"    {call}\n"
+    else:
+        code += f"try:\n    {call}\nexcept UserError as error:\n    print(error)\n"
+    (tmp_path / "script.py").write_text(code)
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "script.py")],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("\n") == 1
+    wanted = f"{TEST // 7}\n" if guarded else "put what it does under if __name__"
+    assert wanted in done.stdout
+    assert "Traceback" not in done.stderr

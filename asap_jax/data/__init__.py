@@ -2,7 +2,14 @@
 
 from asap_jax.data.batches import epoch_order, evaluation_batches, onwards
 from asap_jax.data.dataset import Dataset, balanced_weights
-from asap_jax.data.sources import assemble, from_arrays, load, open_source, read_split
+from asap_jax.data.sources import (
+    assemble,
+    describe_source,
+    from_arrays,
+    load,
+    open_source,
+    read_split,
+)
 from asap_jax.data.splits import halves, stratified
 from asap_jax.data.streams import Stream, outgrows_memory, split_batches, stream
 from asap_jax.errors import UserError
@@ -43,6 +50,7 @@ __all__ = [
     "as_dataset",
     "assemble",
     "balanced_weights",
+    "describe_source",
     "epoch_order",
     "evaluation_batches",
     "from_arrays",

@@ -153,7 +153,7 @@ def prepare_all(images, preparation: Preparation) -> np.ndarray:
 def check_images(name: str, images) -> np.ndarray:
     """[N, H, W, C] uint8, or a UserError that says what is wrong."""
     try:
-        images = np.asarray(images)
+        images = as_array(images)
     except ValueError as error:
         raise UserError(
             f"{name} mixes shapes: give one array [N, H, W, C], all images of one size"
@@ -172,11 +172,31 @@ def check_images(name: str, images) -> np.ndarray:
         )
     if not len(images):
         raise UserError(f"{name} holds no image")
+    return as_bytes(name, images)
+
+
+def as_array(value) -> np.ndarray:
+    """An array of whatever holds one: bfloat16 as float32, torch tensors without their gradients.
+
+    Raises:
+      ValueError: lists of several shapes.
+    """
+    if hasattr(value, "detach"):  # torch, which is not imported for it
+        value = value.detach().cpu()
+        value = value.float() if "bfloat16" in str(value.dtype) else value
+    array = np.asarray(value)
+    if array.dtype.kind == "V" and array.dtype.names is None:  # bfloat16 and floats of eight bits
+        array = array.astype(np.float32)
+    return array
+
+
+def as_bytes(name: str, images: np.ndarray) -> np.ndarray:
+    """uint8 of images [N, H, W, ...] of any type, or a UserError that says what is wrong."""
     if images.dtype == bool:
         return images.astype(np.uint8) * 255
     if np.issubdtype(images.dtype, np.floating):
         if not np.isfinite(images).all():
-            broken = np.flatnonzero(~np.isfinite(images).all((1, 2, 3)))
+            broken = np.flatnonzero(~np.isfinite(images).all(tuple(range(1, images.ndim))))
             raise UserError(
                 f"{name} holds pixels that are not finite (NaN or infinity), first in image "
                 f"{broken[0]} of {len(broken)}: repair or leave those out"

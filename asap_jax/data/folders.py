@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from asap_jax.data import layouts, tables
-from asap_jax.data.opened import Choices, Grouping, Source, Split, files_split, within
+from asap_jax.data.opened import Choices, Description, Grouping, Source, Split, files_split, within
 from asap_jax.errors import UserError
 
 CINIC10 = (
@@ -35,7 +35,7 @@ def folder(path: Path, choices: Choices = Choices()) -> Source:
         raise UserError(f"{train} holds no folder: put each class's images in a folder of its name")
     seen, grouping = _Seen(collections.Counter(), []), Grouping()
     opened = {
-        name: _class_folders(layout, name, class_names, seen, choices.group, grouping)
+        name: _class_folders(layout, name, class_names, seen, choices, grouping)
         for name in layout.splits
     }
     notes = [*layout.notes, *seen.notes()]
@@ -43,6 +43,14 @@ def folder(path: Path, choices: Choices = Choices()) -> Source:
         opened["test"], said = tables.test(listed, choices, class_names, grouping)
         notes += said
     return Source(opened, tuple(class_names), notes=tuple(notes))
+
+
+CINIC10_DESCRIBED = Description(
+    (32, 32, False),
+    tuple("airplane automobile bird cat deer dog frog horse ship truck".split()),
+    270_000,
+)
+FREIBURG_DESCRIBED = Description(None, tuple(f"class {i}" for i in range(25)), 4_947)
 
 
 def cinic10(path: Path, choices: Choices = Choices()) -> Source:
@@ -129,7 +137,7 @@ def _classes(layout, split) -> list[Path]:
     return [folder for folder in found if folder.resolve() not in layout.apart]
 
 
-def _class_folders(layout, split, class_names, seen, group, grouping) -> Split:
+def _class_folders(layout, split, class_names, seen, choices, grouping) -> Split:
     """The images in the class folders of a split."""
     path, readable = layout.splits[split], layouts.endings()
     numbers = {name: number for number, name in enumerate(class_names)}
@@ -158,6 +166,6 @@ def _class_folders(layout, split, class_names, seen, group, grouping) -> Split:
     if not files:
         raise UserError(f"{path} holds no class folder: put each class's images in one")
     groups = None
-    if group:
-        groups = grouping.of_paths(group, [within(file, path) for file in files])
-    return files_split(path, files, labels, groups)
+    if choices.group:
+        groups = grouping.of_paths(choices.group, [within(file, path) for file in files])
+    return files_split(path, files, labels, groups, choices.max_pixels)

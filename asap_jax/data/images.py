@@ -54,6 +54,28 @@ def check_options(color: str, resize: str, bits: int = 0) -> None:
         raise UserError(f'data.color is {color!r}, but has to be "rgb", "grey" or "" for their own')
 
 
+def opened(path: str, max_pixels: int = 0) -> Image.Image:
+    """A Pillow image, opened but not decoded.
+
+    Args:
+      path: of the file.
+      max_pixels: how many it may have, in place of Pillow's own bound (179 million), which keeps
+        files that unpack to fill the memory out. It raises Pillow's bound for the whole process.
+
+    Raises:
+      OSError: no image, or no file.
+      DecompressionBombError: it has more pixels.
+    """
+    if max_pixels and Image.MAX_IMAGE_PIXELS is not None:
+        Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, max_pixels)
+    image = Image.open(path)
+    if max_pixels and image.width * image.height > max_pixels:
+        size = f"{image.width}x{image.height}"
+        image.close()
+        raise Image.DecompressionBombError(f"{size} are more than {max_pixels} pixels")
+    return image
+
+
 def why(error: Exception, name: str) -> str:
     """Why an image could not be read, for its user; `name` may be its path."""
     if isinstance(error, FileNotFoundError) and os.path.islink(name):
@@ -63,6 +85,12 @@ def why(error: Exception, name: str) -> str:
         )
     if isinstance(error, UnidentifiedImageError):
         return "it is no image of a format that Pillow knows"
+    if isinstance(error, Image.DecompressionBombError):
+        return (
+            f"it may be made to fill the memory ({' '.join(str(error).split())}); where it is as "
+            "large as that in truth, --config.data.max_pixels=PIXELS lets images of so many in (in "
+            "Python, PIL.Image.MAX_IMAGE_PIXELS)"
+        )
     return str(error)
 
 

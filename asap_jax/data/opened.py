@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 
-from asap_jax.data import dataset
+from asap_jax.data import dataset, images
 from asap_jax.data.kept import Stamp, stamp
 from asap_jax.errors import UserError
 
@@ -28,6 +27,7 @@ class Choices(NamedTuple):
     path_column, label_column, split_column: columns of a CSV file, by name or number from 1.
     group: what tells objects apart whose images stay together: a column of a CSV file, or a regular
       expression on the path of an image, of which the part that is found (or its groups) counts.
+    max_pixels: pixels that an image file may have; 0 is Pillow's own bound.
     sparse_labels: labels of arrays are ids of any size, and those that occur are the classes.
     """
 
@@ -38,6 +38,7 @@ class Choices(NamedTuple):
     label_column: str = ""
     split_column: str = ""
     group: str = ""
+    max_pixels: int = 0
     sparse_labels: bool = False
 
 
@@ -91,6 +92,19 @@ class Source(NamedTuple):
     extra: tuple[str, ...] = ()
 
 
+class Description(NamedTuple):
+    """What is known of a source's images without reading them, and without their being there.
+
+    shape: (height, width, is grey), None if they differ.
+    class_names: a name per class.
+    count: of the images that train and test, None if that is not known.
+    """
+
+    shape: tuple[int, int, bool] | None
+    class_names: tuple[str, ...]
+    count: int | None
+
+
 def of_arrays(name, pixels, labels_name, labels, sparse: bool = False) -> Split:
     """The split of arrays; sparse labels may be any ids, see `numbered`."""
     pixels = dataset.check_images(name, pixels)
@@ -137,7 +151,11 @@ class Grouping:
 
 
 def files_split(
-    path: Path, files: list[Path], labels: list[int], groups: np.ndarray | None = None
+    path: Path,
+    files: list[Path],
+    labels: list[int],
+    groups: np.ndarray | None = None,
+    max_pixels: int = 0,
 ) -> Split:
     """The split of image files, most of them below `path`; it goes by their names within."""
     # A worker gets a copy of the names: strings below one folder are lighter than paths.
@@ -153,7 +171,7 @@ def files_split(
         sha.update(groups.tobytes())
     return Split(
         len(names),
-        lambda i: (Image.open(place(i)), int(numbers[i])),
+        lambda i: (images.opened(place(i), max_pixels), int(numbers[i])),
         lambda: numbers,
         place,
         sha.hexdigest(),

@@ -17,6 +17,7 @@ def train_and_test(
     test_examples: int = 0,
     test_share: float = 0.2,
     split_seed: int = 0,
+    at_most: bool = False,
 ) -> tuple[Split, Split, list[str]]:
     """(training images, test images, notes for the user).
 
@@ -28,10 +29,20 @@ def train_and_test(
       train_examples, test_examples: keep that many, the same share of each class; 0 for all.
       test_share: share of the images that is held out where the source has no test split.
       split_seed: of that split.
+      at_most: take all images of a part that has fewer than `train_examples` or `test_examples`.
     """
     notes = list(source.notes)
     train, test = _by_name(source, test_share, split_seed, notes)
     _check_groups(train, test)
+    if at_most:
+        for part, split, count in (("train", train, train_examples), ("test", test, test_examples)):
+            if split.count < count:
+                notes.append(
+                    f"config.data.{part}_examples is {count}, but there are only {split.count}: "
+                    "all are taken"
+                )
+        train_examples = min(train_examples, train.count)
+        test_examples = min(test_examples, test.count)
     return _subset(train, train_examples, "train"), _subset(test, test_examples, "test"), notes
 
 

@@ -13,21 +13,22 @@ from asap_jax import memory
 from asap_jax.data import dataset, images, roles
 from asap_jax.data.archives import npz
 from asap_jax.data.dataset import Dataset
-from asap_jax.data.folders import cinic10, folder, freiburg
+from asap_jax.data.folders import CINIC10_DESCRIBED, FREIBURG_DESCRIBED, cinic10, folder, freiburg
 from asap_jax.data.kept import Kept
-from asap_jax.data.opened import Choices, Grouping, Source, numbered, of_arrays, picked
+from asap_jax.data.opened import Choices, Description, Grouping, Source, numbered, of_arrays, picked
 from asap_jax.data.reading import Reader
 from asap_jax.data.splits import stratified
 from asap_jax.data.tables import table
-from asap_jax.data.tfds_read import open_tfds
+from asap_jax.data.tfds_read import describe_tfds, open_tfds
 from asap_jax.errors import UserError
 
 DIGITS_TEST = 360
 KINDS = {"folder": folder, "csv": table, "cinic10": cinic10, "freiburg": freiburg, "npz": npz}
+DESCRIBED = {"cinic10": CINIC10_DESCRIBED, "freiburg": FREIBURG_DESCRIBED}
 # The choices that kinds of sources have; the others have none.
 TAKES = {
-    "folder": ("train", "test", "images", "path_column", "label_column", "group"),
-    "csv": ("test", "images", "path_column", "label_column", "split_column", "group"),
+    "folder": ("train", "test", "images", "path_column", "label_column", "group", "max_pixels"),
+    "csv": ("test", "images", "path_column", "label_column", "split_column", "group", "max_pixels"),
     "npz": ("sparse_labels",),
     "arrays": ("sparse_labels",),
 }
@@ -80,6 +81,14 @@ def open_source(
     if kind in KINDS and place:
         return KINDS[kind](Path(place).expanduser(), choices)
     raise UserError(f"unknown data source {source!r}: known are {SOURCES}")
+
+
+def describe_source(source: str, data_dir: str | None = None) -> Description | None:
+    """What is known of a published set though it need not be there; None of any other source."""
+    kind, _, place = source.partition(":")
+    if kind == "tfds" and place:
+        return describe_tfds(place, data_dir)
+    return DESCRIBED.get(kind)
 
 
 def check_choices(kind: str, choices: Choices) -> None:
@@ -157,6 +166,7 @@ def assemble(
     bits: int = 0,
     test_share: float = 0.2,
     split_seed: int = 0,
+    at_most: bool = False,
     skip_unreadable: bool = False,
     preparation: images.Preparation | None = None,
 ) -> Dataset:
@@ -164,7 +174,7 @@ def assemble(
 
     Args:
       source: what `open_source` gave.
-      train_examples, test_examples, test_share, split_seed: see `roles.train_and_test`.
+      train_examples, test_examples, test_share, split_seed, at_most: see `roles.train_and_test`.
       image_size: side that all images are resized to; 0 is their own size, or 64 where they differ.
       color: "rgb" or "grey"; "" is the images' own: grey if none has colour.
       resize: "stretch" or "crop", see `images.Preparation`.
@@ -189,7 +199,7 @@ def assemble(
     roles.check_labels(source)
     reader = Reader(skip_unreadable)
     train, test, notes = roles.train_and_test(
-        source, train_examples, test_examples, test_share, split_seed
+        source, train_examples, test_examples, test_share, split_seed, at_most
     )
     train, train_shapes = reader.survey(train)
     test, test_shapes = reader.survey(test)

@@ -5,13 +5,16 @@ shuffle of the indices, and what is random about a record from (seed, epoch, rec
 goes on in the middle of an epoch by starting at that batch, with any number of workers.
 """
 
+import ast
 import dataclasses
 import hashlib
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from multiprocessing import parent_process
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -109,6 +112,7 @@ def stream(
     bits: int = 0,
     test_share: float = 0.2,
     split_seed: int = 0,
+    at_most: bool = False,
     skip_unreadable: bool = False,
     preparation: images.Preparation | None = None,
     workers: int = -1,
@@ -117,7 +121,7 @@ def stream(
 
     Args:
       source: what `open_source` gave.
-      train_examples, test_examples, test_share, split_seed: see `roles.train_and_test`.
+      train_examples, test_examples, test_share, split_seed, at_most: see `roles.train_and_test`.
       image_size, color, resize: see `assemble`; sizes that differ need an `image_size`, and colour
         is "rgb" where it is not known beforehand.
       bits: of deep images, see `images.Preparation`; 0 is 16 if there are any in a sample.
@@ -147,7 +151,7 @@ def stream(
             "cannot be streamed: remove what cannot be read, or set config.data.streaming=off"
         )
     train, test, notes = roles.train_and_test(
-        source, train_examples, test_examples, test_share, split_seed
+        source, train_examples, test_examples, test_share, split_seed, at_most
     )
     if preparation is None:
         preparation = _preparation(train, test, image_size, color, resize, notes)
@@ -181,7 +185,7 @@ def outgrows_memory(
         size = 3 * (image_size or dataset.MIXED_SIZE) ** 2
     else:
         size = train.shape[0] * train.shape[1] * (1 if train.shape[2] else 3)
-    return _too_large(train.count + test.count, size)
+    return too_large(train.count + test.count, size)
 
 
 def split_batches(
@@ -203,7 +207,7 @@ def split_batches(
     if source.in_memory:
         roles.check_labels(source)
     size = int(np.prod(preparation.shape))
-    why = "" if source.in_memory else _too_large(part.count, size)
+    why = "" if source.in_memory else too_large(part.count, size)
     if why:
         return _valid_only(in_order(part, preparation, batch_size, workers)), [*source.notes, why]
     pixels, labels, notes = sources.read_split(source, split, preparation)
@@ -217,7 +221,7 @@ def _valid_only(batches: Iterable[tuple]) -> Iterator[tuple]:
         yield np.asarray(pixels[:count]), np.asarray(labels[:count])
 
 
-def _too_large(count: int, size: int) -> str:
+def too_large(count: int, size: int) -> str:
     """Why `count` images of `size` bytes are streamed, or ""."""
     left = memory.host_available()
     if left is None or count * size <= MEMORY_SHARE * left:
@@ -284,6 +288,8 @@ def _batches(read: Callable, begin: int, end: int, batch_size: int, workers: int
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # in a notebook; grain asks for the values of its flags
     workers = _cores() if workers < 0 else workers
+    if workers:
+        _check_script()
     ahead = 1 if workers else _cores()  # batches in the making, a thread each
     positions = grain.MapDataset.range(begin * batch_size, end * batch_size)
     batches = positions.map(read).batch(batch_size, drop_remainder=True)
@@ -301,6 +307,21 @@ def _batches(read: Callable, begin: int, end: int, batch_size: int, workers: int
         yield from iterator
     finally:
         iterator.close()
+
+
+def _check_script() -> None:
+    """Raises UserError if this process' script has no guard, so that each worker would start it."""
+    path = getattr(sys.modules["__main__"], "__file__", None)
+    try:
+        tree = ast.parse(Path(path).read_bytes()) if path else None
+    except (OSError, SyntaxError, ValueError):  # no script in Python: workers import none
+        return
+    if tree and not any(isinstance(n, ast.Name) and n.id == "__name__" for n in ast.walk(tree)):
+        raise UserError(
+            f"images are streamed by worker processes, which import {path} and would run it again: "
+            'put what it does under if __name__ == "__main__":, or let threads read '
+            "(config.data.workers = 0)"
+        )
 
 
 def _cores() -> int:

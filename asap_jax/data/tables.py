@@ -258,7 +258,7 @@ def _split(read, rows, class_names, choices, grouping) -> Split:
         groups = grouping.of_names(row.group for row in rows)
     elif choices.group:
         groups = grouping.of_paths(choices.group, [row.path for row in rows])
-    return files_split(base, files, labels, groups)
+    return files_split(base, files, labels, groups, choices.max_pixels)
 
 
 class _Finder:

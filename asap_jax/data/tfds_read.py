@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from asap_jax.data import kept, tfds_prepare
-from asap_jax.data.opened import VALIDATION, Source, Split
+from asap_jax.data.opened import VALIDATION, Description, Source, Split
 from asap_jax.errors import UserError
 
 # Mean and standard deviation of the training images' channels, in [0, 1], as published.
@@ -21,6 +21,16 @@ STATISTICS = {
     "fashion_mnist": ((0.28604,), (0.35302,)),
 }
 
+# Images of the splits, for sets that are not prepared: tfds' code does not tell.
+COUNTS = {
+    "cifar10": {"train": 50_000, "test": 10_000},
+    "cifar100": {"train": 50_000, "test": 10_000},
+    "mnist": {"train": 60_000, "test": 10_000},
+    "fashion_mnist": {"train": 60_000, "test": 10_000},
+    "svhn_cropped": {"train": 73_257, "test": 26_032, "extra": 531_131},
+    "imagenet2012": {"train": 1_281_167, "validation": 50_000},
+}
+
 
 def open_tfds(place: str, data_dir: str | None, prepare: bool) -> Source:
     """A set in the array_record format, by "NAME" or "NAME+SPLIT", a split that trains as well.
@@ -31,14 +41,8 @@ def open_tfds(place: str, data_dir: str | None, prepare: bool) -> Source:
     import tensorflow_datasets as tfds  # reads array_record without TensorFlow
     from tensorflow_datasets.proto import tf_example_pb2
 
-    name, *extra = place.split("+")
-    refused = [part for part in extra if part in ("train", "test", *VALIDATION)]
-    if refused or len(set(extra)) < len(extra):
-        raise UserError(
-            f"tfds:{place}: what stands after + trains beside train, so it has to be another "
-            f"split, and once; got {', '.join(refused or extra)} (a validation split trains "
-            "by itself where there is a test split)"
-        )
+    name, extra = _parts(place)
+    _check_format(name, data_dir)
     where = data_dir or "its default folder"
     try:
         builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
@@ -118,6 +122,60 @@ def open_tfds(place: str, data_dir: str | None, prepare: bool) -> Source:
         tuple(notes),
         extra=tuple(extra),
     )
+
+
+def describe_tfds(place: str, data_dir: str | None) -> Description | None:
+    """What tfds tells of a set that need not be prepared; None if it knows none of that name."""
+    import tensorflow_datasets as tfds
+
+    name, extra = _parts(place)
+    try:
+        info = tfds.builder(name, data_dir=data_dir, file_format="array_record").info
+        pixels, target = (info.supervised_keys or ("image", "label"))[:2]
+        height, width, channels = info.features[pixels].shape
+        class_names = tuple(info.features[target].names)
+    except (tfds.core.DatasetNotFoundError, ImportError, ValueError, KeyError, AttributeError):
+        return None  # opening it will say what is wrong
+    base = name.partition("/")[0].partition(":")[0]
+    counts = {part: split.num_examples for part, split in info.splits.items()} or COUNTS.get(base)
+    used = ("train", "test", *VALIDATION, *extra)
+    count = sum(counts.get(part, 0) for part in used) if counts else None
+    shape = None if None in (height, width) else (height, width, channels == 1)
+    return Description(shape, class_names, count)
+
+
+def _check_format(name: str, data_dir: str | None) -> None:
+    """Raises UserError for a set that is prepared in a format that only TensorFlow reads."""
+    import tensorflow_datasets as tfds
+
+    try:
+        builder = tfds.builder(name, data_dir=data_dir)
+        prepared, form = Path(builder.data_path).exists(), builder.info.file_format
+    except (tfds.core.DatasetNotFoundError, ImportError, ValueError):
+        return  # opening it in the right format will say what is wrong
+    if prepared and form is not None and form.value != "array_record":
+        other = f"{builder.data_path.parent.parent}_array_record"
+        raise UserError(
+            f"the tfds data set {name!r} at {builder.data_path} is prepared as {form.value}, which "
+            "only TensorFlow reads; here it has to be array_record. Where TensorFlow is installed, "
+            f"either convert it (tfds convert_format --dataset_version_dir={builder.data_path} "
+            f"--out_file_format=array_record --out_dir={other}/{builder.info.version}) and let "
+            "--config.data.dir point at a folder in which it lies as NAME/VERSION, or prepare it "
+            "anew with --config.data.prepare=True and another --config.data.dir"
+        )
+
+
+def _parts(place: str) -> tuple[str, list[str]]:
+    """(name, splits that train as well) of "NAME+SPLIT"."""
+    name, *extra = place.split("+")
+    refused = [part for part in extra if part in ("train", "test", *VALIDATION)]
+    if refused or len(set(extra)) < len(extra):
+        raise UserError(
+            f"tfds:{place}: what stands after + trains beside train, so it has to be another "
+            f"split, and once; got {', '.join(refused or extra)} (a validation split trains "
+            "by itself where there is a test split)"
+        )
+    return name, extra
 
 
 def _check_splits(builder, needed) -> None:
