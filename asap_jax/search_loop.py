@@ -188,7 +188,7 @@ def build(config, dataset: data.Dataset, strategy: Strategy | None = None) -> Pa
             plans.Plan(plans.choose(config.plan)),
         ),
         Optimizers(
-            optim.sgd(rate, omega.momentum, omega.weight_decay, omega.clip),
+            optim.sgd(rate, omega.momentum, omega.weight_decay, omega.clip, omega.nesterov),
             strategy.alpha_optimizer or optim.adam(**config.alpha),
             optim.virtual_sgd(rate, omega.momentum, omega.weight_decay),
         ),
