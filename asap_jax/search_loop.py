@@ -519,13 +519,21 @@ def _at_rest(mixtures):
     return {cell: mix._replace(skip_dropout=None) for cell, mix in mixtures.items()}
 
 
+# Metrics of a step that an epoch's record has otherwise, or not at all; the rest it takes over.
+OF_A_STEP = set(
+    """
+    temperature threshold candidates_left entropy train_loss train_accuracy val_loss finished
+    """.split()
+)
+
+
 def _epoch_record(progress, last, val_accuracy):
     return {
         "temperature": float(last.get("temperature", math.nan)),
         "threshold": float(last.get("threshold", math.nan)),
         "candidates_left": int(last["candidates_left"]),
         "entropy": float(last.get("entropy", math.nan)),
-        **{key: float(last[key]) for key in last if key.startswith("entropy_") or key == "cost"},
+        **{key: float(last[key]) for key in last if key not in OF_A_STEP},
         "train_loss": progress.mean("train_loss"),
         "train_accuracy": progress.mean("train_accuracy"),
         "val_loss": progress.mean("val_loss"),

@@ -508,10 +508,24 @@ def test_asap_pac_compares_logarithms():
     temperature = float(strategy.readings(step)["temperature"])
     limit = temperature * (200 + np.log(3))
     logs = jnp.tile(jnp.asarray([0.0, -1.02 * limit, -0.98 * limit]), (EDGES, 1))
-    pruned = strategy.prune(arch._replace(alphas=dict.fromkeys(CELLS, logs)), None, step)
+    gradients = dict.fromkeys(CELLS, jnp.zeros((EDGES, 3)))
+    pruned = strategy.prune(arch._replace(alphas=dict.fromkeys(CELLS, logs)), gradients, step)
     np.testing.assert_array_equal(pruned.masks["normal"], np.tile([True, False, True], (EDGES, 1)))
     assert not bool(STRATEGIES["asap_pac"](SPACE, 10, 5, grace=0.2).learns(jnp.int32(9)))
     assert bool(STRATEGIES["asap_pac"](SPACE, 10, 5, grace=0.2).learns(jnp.int32(10)))
+
+
+def test_asap_pac_counts_the_gradients_that_its_bound_cuts():
+    """Of living alphas only: 2 of 3 candidates are over L in the first step, 1 of 2 in the next."""
+    strategy = STRATEGIES["asap_pac"](SPACE, 1000, 1, gradient_bound=0.01, grace=0.0)
+    arch = strategy.init(KEY)
+    assert float(strategy.measured(arch)["clipped_share"]) == 0
+    gradients = dict.fromkeys(CELLS, jnp.tile(jnp.asarray([0.02, -0.011, 0.009]), (EDGES, 1)))
+    arch = strategy.prune(arch, gradients, jnp.int32(0))
+    assert float(strategy.measured(arch)["clipped_share"]) == pytest.approx(2 / 3)
+    dead = {cell: mask.at[:, 0].set(False) for cell, mask in arch.masks.items()}
+    arch = strategy.prune(arch._replace(masks=dead), gradients, jnp.int32(1))
+    assert float(strategy.measured(arch)["clipped_share"]) == pytest.approx(3 / 5)
 
 
 @pytest.mark.parametrize(("arms", "gap", "delta"), [(2, 0.8, 0.1), (7, 0.8, 0.1), (7, 1.2, 0.3)])

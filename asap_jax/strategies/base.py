@@ -55,6 +55,7 @@ class Strategy(NamedTuple):
     derive: (Architecture, inputs per node or None for all, key, evaluate) -> Genotype. Runs on the
       host; evaluate(mixtures) is the supernet's accuracy on the alpha half.
     readings: step -> {name: scalar}, logged with each epoch.
+    measured: Architecture -> {name: scalar}, what the method has counted; logged as well.
     alpha_gradient: one of `bilevel`, or None if there is nothing to learn.
     learns: step -> scalar bool: whether this step has an alpha step.
     alpha_first: the alpha step comes before the omega step (DARTS), or after it (Algorithm 1).
@@ -85,6 +86,7 @@ class Strategy(NamedTuple):
     prune: Callable[[Architecture, Any, jax.Array], Architecture] = lambda arch, g, step: arch
     finished: Callable[[Architecture], jax.Array] = lambda arch: jnp.bool_(False)
     readings: Callable[[jax.Array], dict[str, jax.Array]] = lambda step: {}
+    measured: Callable[[Architecture], dict[str, jax.Array]] = lambda arch: {}
     alpha_gradient: Callable | None = bilevel.first_order
     learns: Callable[[jax.Array], jax.Array] = lambda step: jnp.bool_(True)
     alpha_first: bool = False
