@@ -86,7 +86,10 @@ def paper() -> ConfigDict:
             "cost_weight": 0.0,  # of the cells' expected cost in the loss of the alphas: costs.py
             "watch": {
                 "images": 1024,  # of the alpha half, for the gap after each epoch; 0 for none
-                "eigenvalue": False,  # the dominant one of the alphas' Hessian, each epoch: dear
+                "eigenvalue": False,  # the dominant one of the alphas' Hessian: dear
+                "eigenvalue_every": 2,  # epochs in which the alphas learn: RobustDARTS' 2
+                "eigenvalue_from": 10,  # such epochs before the first that may be returned to
+                "stop": False,  # end where RobustDARTS would, with the cells it points back to
             },
             "benchmark": "",  # CSV file of NAS-Bench-201's accuracies, to log the derived cell's
         }
@@ -530,6 +533,15 @@ def check(config: ConfigDict) -> None:
     require(alpha.weight_decay >= 0, "search.alpha.weight_decay", alpha.weight_decay, "0 or more")
     images = search.watch.images
     require(images >= 0, "search.watch.images", images, "0 or more")
+    every, start = search.watch.eigenvalue_every, search.watch.eigenvalue_from
+    require(every >= 1, "search.watch.eigenvalue_every", every, "at least 1 epoch")
+    require(start >= 0, "search.watch.eigenvalue_from", start, "0 or more epochs")
+    require(
+        search.watch.eigenvalue or not search.watch.stop,
+        "search.watch.stop",
+        search.watch.stop,
+        "False unless config.search.watch.eigenvalue=True, which tells when to stop",
+    )
     require(0 <= search.drop_path < 1, "search.drop_path", search.drop_path, "in [0, 1)")
     require(search.cost_weight >= 0, "search.cost_weight", search.cost_weight, "0 or more")
     for key, known in (
