@@ -357,8 +357,16 @@ def _with_gradual(
 def _with_random(config: ConfigDict) -> None:
     """Random search with weight sharing."""
     inputs = EDGES[config.search.edges] or placeholder(int)  # of a sampled cell's nodes
+    full = config.search.cells == paper().search.cells
     config.search.strategy = ConfigDict(
-        {"name": "random", "inputs_per_node": inputs, "samples": 100}
+        {
+            "name": "random",
+            "inputs_per_node": inputs,
+            "samples": 1000 if full else 100,  # in a round, ranked on `images` of the alpha half
+            "images": 640,
+            "best": 10,  # of a sample, ranked on the whole half
+            "rounds": 3 if full else 1,
+        }
     )
 
 

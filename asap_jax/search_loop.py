@@ -474,11 +474,11 @@ class _Stage:
         return derived, gaps
 
     def _shared(self, state):
-        """mixtures -> accuracy of the shared weights by each batch's own statistics."""
+        """(mixtures, images or None for all) -> accuracy by each batch's own statistics."""
 
-        def shared(mixtures):
+        def shared(mixtures, images=None):
             self.session.interruption.check("search: all steps done, its cells not yet derived")
-            return self.accuracy_by_batch(state.params, state.batch_stats, mixtures)
+            return self.accuracy_by_batch(state.params, state.batch_stats, mixtures, limit=images)
 
         return shared
 

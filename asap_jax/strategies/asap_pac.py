@@ -34,7 +34,8 @@ def asap_pac(
       delta: probability with which the survivor may not be the best.
       gradient_bound: L. The paper names none, and the default rests on nothing but searches of the
         digits; `clipped_share` in the log is the share of the living alphas' gradients, over the
-        search so far, that L has cut. What is cut is not the gradient that the proof is about.
+        search so far, that L has cut (49 % on the digits, docs/theory.md). What is cut is not the
+        gradient that the proof is about.
       grace: share of the epochs in which only omega learns.
     """
     if not 0 < delta < 1:

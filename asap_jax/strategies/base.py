@@ -29,7 +29,7 @@ from asap_jax.genotypes import Genotype
 from asap_jax.relaxation import Mixture, masked_softmax
 from asap_jax.spaces import SearchSpace
 
-Evaluate = Callable[[dict[str, Mixture]], float]
+Evaluate = Callable[..., float]  # (mixtures, images=None), see `Strategy.derive`
 
 
 class Architecture(NamedTuple):
@@ -53,7 +53,8 @@ class Strategy(NamedTuple):
     prune: (Architecture, gradients of the alphas, step) -> Architecture. After every alpha step.
     finished: Architecture -> scalar bool: stop before the epochs are over.
     derive: (Architecture, inputs per node or None for all, key, evaluate) -> Genotype. Runs on the
-      host; evaluate(mixtures) is the supernet's accuracy on the alpha half.
+      host; evaluate(mixtures) is the supernet's accuracy on the alpha half, evaluate(mixtures, n)
+      on n images of it, the same at each call (all if it has fewer).
     readings: step -> {name: scalar}, logged with each epoch.
     measured: Architecture -> {name: scalar}, what the method has counted; logged as well.
     alpha_gradient: one of `bilevel`, or None if there is nothing to learn.
