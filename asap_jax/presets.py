@@ -89,8 +89,8 @@ def paper() -> ConfigDict:
                 "eigenvalue": False,  # the dominant one of the alphas' Hessian: dear
                 "eigenvalue_every": 2,  # epochs in which the alphas learn: RobustDARTS' 2
                 "eigenvalue_from": 10,  # such epochs before the first that may be returned to
-                "stop": False,  # end where RobustDARTS would, with the cells it points back to
             },
+            "early_stop": False,  # where RobustDARTS stops, with the cells its sign points back to
             "benchmark": "",  # CSV file of NAS-Bench-201's accuracies, to log the derived cell's
         }
     )
@@ -121,6 +121,7 @@ def paper() -> ConfigDict:
             "average": 0.0,  # decay of a moving average of the weights that is tested; 0 for none
             "accumulate": 1,  # pieces a batch is computed in, one after another, to save memory
             "remat": False,  # compute the cells twice, to save memory (not on a CPU)
+            "validation_share": 0.0,  # of the training images, held out in place of the test images
             "seeds": 1,  # trainings, with seeds from `seed` on; results.json has mean and deviation
             "start_from": "",  # workdir of a trained network of these cells to start from
             "augmentation": {
@@ -545,9 +546,9 @@ def check(config: ConfigDict) -> None:
     require(every >= 1, "search.watch.eigenvalue_every", every, "at least 1 epoch")
     require(start >= 0, "search.watch.eigenvalue_from", start, "0 or more epochs")
     require(
-        search.watch.eigenvalue or not search.watch.stop,
-        "search.watch.stop",
-        search.watch.stop,
+        search.watch.eigenvalue or not search.early_stop,
+        "search.early_stop",
+        search.early_stop,
         "False unless config.search.watch.eigenvalue=True, which tells when to stop",
     )
     require(0 <= search.drop_path < 1, "search.drop_path", search.drop_path, "in [0, 1)")
@@ -591,6 +592,8 @@ def check(config: ConfigDict) -> None:
     require(0 <= train.drop_path < 1, "train.drop_path", train.drop_path, "in [0, 1)")
     smoothing = train.label_smoothing
     require(0 <= smoothing < 1, "train.label_smoothing", smoothing, "in [0, 1)")
+    share = train.validation_share
+    require(0 <= share < 1, "train.validation_share", share, "in [0, 1)")
     require(0 <= train.average < 1, "train.average", train.average, "in [0, 1)")
     require(
         train.batch_size % train.accumulate == 0,

@@ -117,6 +117,11 @@ def check(config, dataset: data.Dataset) -> None:
                 f"config.search.drop_path is {config.drop_path}, but P-DARTS has dropout of its "
                 "own (config.search.strategy.skip_dropout): set drop_path to 0"
             )
+        if config.early_stop and stage.strategy.distribution is None:
+            raise UserError(
+                f"config.search.early_stop is True, but the strategy {config.strategy.name} has no "
+                "distribution whose eigenvalue could tell when to stop: set it to False"
+            )
         if config.cost_weight and stage.strategy.alpha_gradient is None:
             raise UserError(
                 f"config.search.cost_weight is {config.cost_weight}, but the strategy "
@@ -412,7 +417,7 @@ class _Stage:
             ends = progress.ended or progress.epoch + 1 == self.epochs
             final = ends and self.strategy.next_stage is None
             said = collapse.warnings(genotype, record, back, final)
-            if back is not None and self.config.watch.stop and not ends:
+            if back is not None and self.config.early_stop and not ends:
                 progress.ended, history["returned"] = "stopped", [back]
         if self.benchmark is not None and name is not None:
             record["benchmark"] = self.benchmark.get(name, {})

@@ -111,8 +111,9 @@ def test_a_search_stops_at_the_sign_with_the_cells_it_points_back_to(monkeypatch
     config.search.candidates = ("skip_connect", "max_pool_3x3")
     config.search.strategy.update({"threshold": 0.01, "initial_temperature": 2.0})
     config.search.watch.update(
-        {"images": 0, "eigenvalue": True, "eigenvalue_every": 1, "eigenvalue_from": 0, "stop": True}
+        {"images": 0, "eigenvalue": True, "eigenvalue_every": 1, "eigenvalue_from": 0}
     )
+    config.search.early_stop = True
     values = iter([1.0] * 6 + [1.4] * 20)
     told = lambda *parts: lambda state, held: jnp.float32(0)  # noqa: E731
     monkeypatch.setattr(search_loop, "_eigenvalue", told)

@@ -107,8 +107,16 @@ def test_the_cost_alone_makes_cheap_cells():
     assert (alphas.argmax(-1) == DARTS.candidates.index("none")).all()
 
 
-def test_a_method_without_alphas_has_no_use_for_a_cost():
-    config = presets.get_config("tiny,random")
-    config.search.cost_weight = 0.01
-    with pytest.raises(UserError, match="random has no alphas"):
+@pytest.mark.parametrize(
+    ("name", "key", "value", "message"),
+    [
+        ("random", "cost_weight", 0.01, "random has no alphas"),
+        ("nap", "early_stop", True, "nap has no distribution"),
+        ("p_darts", "drop_path", 0.3, "P-DARTS has dropout of its own"),
+    ],
+)
+def test_what_a_method_has_no_use_for_is_refused(name, key, value, message):
+    config = presets.get_config(f"tiny,{name}")
+    config.search[key] = value
+    with pytest.raises(UserError, match=message):
         search_loop.check(config.search, inputs.load_data(config))
