@@ -277,7 +277,12 @@ def _with_snas(config: ConfigDict) -> None:
 def _with_gdas(config: ConfigDict) -> None:
     """GDAS, in DARTS' space."""
     config.search.strategy = ConfigDict(
-        {"name": "gdas", "initial_temperature": 10.0, "final_temperature": 0.1}
+        {
+            "name": "gdas",
+            "initial_temperature": 10.0,
+            "final_temperature": 0.1,
+            "pairs": True,  # a node's strongest (operation, source) pairs, not its strongest edges
+        }
     )
     _as_darts(config)
 

@@ -189,6 +189,39 @@ def test_gdas_samples_one_candidate_with_straight_through_gradients():
     np.testing.assert_allclose(share, jax.nn.softmax(alphas["normal"]), atol=0.035)
 
 
+def test_gdas_takes_the_strongest_pairs_which_may_share_a_source():
+    """Node 3's two strongest pairs lie on its edge from node 0; DARTS' rule takes two sources."""
+    alphas = np.zeros((EDGES, CANDIDATES), np.float32)
+    alphas[2] = [3.0, 0.0, 2.9]  # 0 -> 3: 0.51 and 0.46 of its softmax
+    alphas[3] = [0.4, 0.0, 0.0]  # 1 -> 3: 0.43
+    alphas[4] = [0.0, 0.2, 0.0]  # 2 -> 3: 0.38
+    alphas[1] = [0.0, 9.0, 0.0]
+    found = {}
+    for pairs in (True, False):
+        strategy = STRATEGIES["gdas"](SPACE, 11, 5, pairs=pairs)
+        arch = strategy.init(KEY)._replace(alphas=dict.fromkeys(CELLS, jnp.asarray(alphas)))
+        found[pairs] = strategy.derive(arch, 2, KEY, None)
+        every = strategy.derive(arch, None, KEY, None)
+        assert [len(node) for node in every.normal] == [2, 3]
+    assert found[True].normal[1] == (("dil_conv_3x3", 0), ("skip_connect", 0))
+    assert found[False].normal[1] == (("dil_conv_3x3", 0), ("dil_conv_3x3", 1))
+    assert found[True].normal[0] == (("dil_conv_3x3", 0), ("max_pool_3x3", 1))
+    mixture = one_hot_mixture(found[True], SPACE)["normal"]
+    assert mixture.weights[2].tolist() == [1, 0, 1]
+
+
+def test_gdas_pairs_leave_none_and_nas_bench_201_to_the_rule_of_edges():
+    strategy = STRATEGIES["gdas"](DARTS, 11, 5)
+    alphas = {c: a.at[:, 0].set(9.0) for c, a in random_alphas(DARTS).items()}
+    found = strategy.derive(strategy.init(KEY)._replace(alphas=alphas), 2, KEY, None)
+    assert all(op != "none" for node in found.normal for op, _ in node)
+    space = presets.SPACES["nasbench201"]
+    strategy = STRATEGIES["gdas"](space, 11, 5)
+    arch = strategy.init(KEY)
+    want = derive.strongest(arch.alphas, arch.masks, space, 2)
+    assert strategy.derive(arch, 2, KEY, None) == want
+
+
 # EDAS
 
 
