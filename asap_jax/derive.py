@@ -43,6 +43,29 @@ def of_weights(weights, masks, space: SearchSpace, inputs_per_node: int | None) 
     return _genotype(cells, space)
 
 
+def strongest_pairs(alphas, masks, space: SearchSpace, pairs_per_node: int) -> Genotype:
+    """Of each node's pairs (operation, source) the strongest few, whatever their sources.
+
+    The rule of GDAS' code in DARTS' space: two of a node's inputs may come from one source by two
+    operations. Ranked as in `strongest`; `none` is never chosen, ties go to the lower index.
+    """
+
+    def nodes(cell):
+        weights = masked_softmax(alphas[cell], np.ones_like(masks[cell]))
+        living = np.where(np.asarray(jax.device_get(masks[cell])), np.asarray(weights), -np.inf)
+        for target in space.intermediate:
+            pairs = [
+                (e, o)
+                for e in space.incoming(target)
+                for o, name in enumerate(space.candidates)
+                if name != "none" and np.isfinite(living[e, o])
+            ]
+            kept = sorted(pairs, key=lambda pair: -living[pair])[:pairs_per_node]
+            yield tuple((space.candidates[o], space.edges[e][0]) for e, o in sorted(kept))
+
+    return _genotype({cell: tuple(nodes(cell)) for cell in space.cell_types}, space)
+
+
 def most_probable(alphas, space: SearchSpace) -> Genotype:
     """Every edge's strongest candidate, and all edges, but for those that choose `none`."""
 

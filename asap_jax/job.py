@@ -108,6 +108,8 @@ def run(
     if dataset is None:
         dataset = load_data(config, start and start.preparation, searches=mode != "train")
     dataset = _begin_with(start, dataset)
+    if config.train.validation_share:
+        dataset = _validating(config, mode, dataset)
     _check_data(config, dataset, mode, given)
     if config.check_memory:
         _check_memory(config, dataset, mode, given)
@@ -142,6 +144,36 @@ def _begin_with(start, dataset) -> data.Dataset | data.Stream:
     if not isinstance(dataset, data.Stream):  # which was opened for that network
         dataset = data.as_dataset(dataset, preparation=start.preparation)
     return dataclasses.replace(dataset, mean=start.mean, std=start.std)
+
+
+def _validating(config, mode, dataset) -> data.Dataset:
+    """The data with a share of the training images in the test images' place."""
+    share = config.train.validation_share
+    if mode != "train":
+        raise UserError(
+            f"config.train.validation_share is {share}, which is for comparing trainings: add "
+            "--mode=train and the cells (config.genotype), or set it to 0"
+        )
+    if isinstance(dataset, data.Stream):
+        raise UserError(
+            f"config.train.validation_share is {share}, which takes its images out of memory, and "
+            "these are streamed: set config.data.streaming=off, or the share to 0"
+        )
+    labels = dataset.train_labels
+    held = round(share * len(labels))
+    if not 0 < held < len(labels):
+        raise UserError(
+            f"config.train.validation_share={share} of {len(labels)} training images leaves "
+            f"{held} to validate on and {len(labels) - held} to train on: choose another share"
+        )
+    kept, held_out = data.stratified(labels, [len(labels) - held, held], config.data.split_seed)
+    return dataclasses.replace(
+        dataset,
+        train_images=dataset.train_images[kept],
+        train_labels=labels[kept],
+        test_images=dataset.train_images[held_out],
+        test_labels=labels[held_out],
+    )
 
 
 def _check_data(config, dataset, mode, given) -> None:
@@ -195,6 +227,9 @@ class _Run:
             "classes": len(dataset.class_names),
             "image": list(dataset.preparation.shape),
         }
+        # The images that are held out, and what results call what is measured on them.
+        validates = config.train.validation_share > 0
+        self.part, self.held_out = ("val", "validation") if validates else ("test", "test")
         self.class_weights = None
         if config.data.class_weights == "balanced":
             self.class_weights = data.balanced_weights(
@@ -205,7 +240,7 @@ class _Run:
         shape = self.dataset.preparation.shape
         self.say(
             f"{self.config.data.source}: {self.dataset.train_count} training and "
-            f"{self.dataset.test_count} test images of {shape[0]}x{shape[1]}, "
+            f"{self.dataset.test_count} {self.held_out} images of {shape[0]}x{shape[1]}, "
             f"{len(self.dataset.class_names)} classes; {jax.devices()[0].device_kind}"
         )
         for note in (*self.dataset.notes, *_flipped(self.config, mode)):
@@ -366,10 +401,19 @@ class _Run:
                         class_weights=self.class_weights,
                         start=self.start and self.start.variables,
                     )
-                network, news = trained.from_outcome(outcome, self.dataset, config.train), True
+                network = trained.from_outcome(outcome, self.dataset, config.train, self.part)
+                news = True
                 if self.folder is not None:
                     network.save(self.folder, name)
+                before = record.get("test_readings", 1) if record else 0
+                readings = 0 if self.part == "val" else before + 1
                 record = network.results | {"seed": config.seed + index, "ended": outcome.ended}
+                record["test_readings"] = readings
+                if readings > 1:
+                    self.say(
+                        f"note: training {index} has read the test images {readings} times now, "
+                        "once at each length: to choose a length by them flatters"
+                    )
                 self.keep("train", index, record, identity)
             records.append(record)
             networks.append(network)
@@ -395,12 +439,13 @@ class _Run:
             raise UserError(f"{error}{elsewhere}") from error
 
     def results(self, records, network, search) -> dict:
-        accuracies = [record["test_accuracy"] for record in records]
+        accuracies = [record[f"{self.part}_accuracy"] for record in records]
         train_seconds = sum(record["seconds"] for record in records)
         search_seconds = search.get("seconds", 0.0)
         results = {
-            "test_accuracy": statistics.fmean(accuracies),
-            "test_error": 1 - statistics.fmean(accuracies),
+            f"{self.part}_accuracy": statistics.fmean(accuracies),
+            f"{self.part}_error": 1 - statistics.fmean(accuracies),
+            "test_readings": max(record.get("test_readings", 1) for record in records),
             **_mean_answers(records),
             "parameters": count_parameters(network.variables["params"]),
             "multiply_adds": multiply_adds(network.module, self.dataset.preparation.shape),
@@ -419,8 +464,8 @@ class _Run:
             "versions": versions(),
         }
         if len(records) > 1:
-            results["test_accuracies"] = accuracies
-            results["test_accuracy_deviation"] = statistics.stdev(accuracies)
+            results[f"{self.part}_accuracies"] = accuracies
+            results[f"{self.part}_accuracy_deviation"] = statistics.stdev(accuracies)
         if "val_accuracy" in search:
             results["selected"] = {k: search[k] for k in ("seed", "searches", "val_accuracy")}
         return results
@@ -535,14 +580,18 @@ def _search_rows(config, search) -> list[tuple[str, str]]:
 
 
 def _train_rows(results) -> list[tuple[str, str]]:
-    accuracy = f"{100 * results['test_accuracy']:.2f} %"
-    if "test_accuracies" in results:
-        deviation = 100 * results["test_accuracy_deviation"]
-        accuracy += f" +- {deviation:.2f} over {len(results['test_accuracies'])} seeds"
+    part = "test" if "test_accuracy" in results else "val"
+    accuracy = f"{100 * results[f'{part}_accuracy']:.2f} %"
+    if f"{part}_accuracies" in results:
+        deviation = 100 * results[f"{part}_accuracy_deviation"]
+        accuracy += f" +- {deviation:.2f} over {len(results[f'{part}_accuracies'])} seeds"
+    readings = results["test_readings"]
+    again = [("test images read", f"{readings} times")] if readings > 1 else []
     return [
         ("training seconds", f"{results['train_seconds']:.0f}"),
         ("parameters", f"{results['parameters']:,}"),
         ("multiply-adds", f"{results['multiply_adds']:,}"),
-        ("test accuracy", accuracy),
+        ("test accuracy" if part == "test" else "validation accuracy", accuracy),
+        *again,
         *evaluation.rows(results),
     ]

@@ -381,7 +381,8 @@ def _passes(
         """Counts the step, and tells what it has come to."""
         key = step_keys(state.key, state.step).alpha
         mixtures = strategy.mixture(state.arch, state.step, key)
-        metrics = strategy.readings(state.step) | {
+        metrics = strategy.readings(state.step) | strategy.measured(state.arch)
+        metrics |= {
             "candidates_left": sum(mask.sum() for mask in state.arch.masks.values()),
             **entropies_of(state.arch, mixtures),
             **({} if constraint is None else {"cost": constraint.expected(mixtures)}),

@@ -243,10 +243,15 @@ def _forward(module, mean, std, precision, variables, images):
     return jax.nn.softmax(logits), sown["intermediates"]["features"][0]
 
 
-def from_outcome(outcome: train_loop.TrainOutcome, dataset, config) -> TrainedNetwork:
-    """The trained network of a training's outcome; `config` is the `train` part."""
+def from_outcome(
+    outcome: train_loop.TrainOutcome, dataset, config, part: str = "test"
+) -> TrainedNetwork:
+    """The trained network of a training's outcome; `config` is the `train` part.
+
+    Its accuracy is called `part`_accuracy, "val" where held-out training images were asked.
+    """
     record = outcome.answers.record(dataset.class_names)
-    results = {"test_accuracy": record.pop("accuracy"), **record}
+    results = {f"{part}_accuracy": record.pop("accuracy"), **record}
     return TrainedNetwork(
         outcome.network,
         jax.device_get(outcome.variables),

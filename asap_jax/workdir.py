@@ -24,7 +24,8 @@ MAY_CHANGE = (
     "data.workers",
     "checkpoint.*",
     "check_memory",
-    "search.watch.*",
+    "search.watch.images",
+    "search.watch.eigenvalue",
     "search.benchmark",
     "train.epochs",
 )

@@ -537,3 +537,31 @@ def test_what_is_no_image_is_refused(given, message):
     network = asap_jax.TrainedNetwork(None, {}, ("a", "b"), preparation, (0.5,) * 3, (0.2,) * 3)
     with pytest.raises(UserError, match=message):
         network._pixels(given)
+
+
+def test_a_training_may_be_judged_by_held_out_training_images(capsys):
+    """A quarter of the 160, every class alike; the test images say nothing."""
+    config = tiny()
+    config.genotype = "ASAP"
+    whole = inputs.load_data(config)
+    config.train.validation_share = 0.25
+    held = job._validating(config, "train", whole)
+    assert (held.train_count, held.test_count) == (120, 40)
+    both = np.concatenate([held.train_images, held.test_images]).reshape(160, -1)
+    assert sorted(map(bytes, both)) == sorted(map(bytes, whole.train_images))
+    counts = np.bincount(held.test_labels, minlength=10)
+    assert counts.max() - counts.min() <= 2
+    network = asap_jax.train("ASAP", config, epochs=1)
+    results = network.results
+    assert np.sum(results["confusion"]) == 40
+    assert results["val_accuracy"] == 1 - results["val_error"]
+    assert results["test_readings"] == 0
+    assert not any(key.startswith("test_") for key in results if key != "test_readings")
+    printed = capsys.readouterr().out
+    assert "120 training and 40 validation images" in printed
+    assert "validation accuracy" in printed
+    with pytest.raises(UserError, match=r"validation_share is 0.25, .* add --mode=train"):
+        asap_jax.run(tiny(), train={"validation_share": 0.25}, quiet=True)
+    config.train.validation_share = 0.001
+    with pytest.raises(UserError, match="leaves 0 to validate on"):
+        job._validating(config, "train", whole)

@@ -181,6 +181,9 @@ def test_more_epochs_of_training_may_be_asked_for_fewer_not(copy):
     epochs = [(r["phase"], r["epoch"]) for r in records(copy)]
     assert epochs[-3:] == [("train", 1), ("train", 2), ("train", 3)]
     assert epochs[:-3] == [("search", i) for i in before]
+    # The test images were read at both lengths, and the results say so.
+    assert json.loads((copy / "results.json").read_text())["test_readings"] == 2
+    assert json.loads((copy / "stages/train-0.json").read_text())["test_readings"] == 2
     config.train.epochs = 1
     with pytest.raises(UserError, match="training of 3 epochs that is done"):
         job.run(config, copy, quiet=True)

@@ -18,6 +18,7 @@ from asap_jax import (
     loop,
     optim,
     parallel,
+    presets,
     train_step,
 )
 from asap_jax.checkpoint import Checkpoints
@@ -239,7 +240,7 @@ def test_derivation_gives_a_network(history, request):
     name = request.node.callspec.params["history"]
     seen = []
 
-    def evaluate(mixtures):
+    def evaluate(mixtures, images=None):
         seen.append(mixtures)
         return float(len(seen))
 
@@ -360,20 +361,36 @@ def test_random_samples_uniformly_two_inputs_a_node():
         np.testing.assert_allclose(share, 2 / len(rows) / 3, atol=0.08)
 
 
-def test_random_takes_the_best_of_its_sample():
-    strategy = STRATEGIES["random"](SPACE, EPOCHS, STEPS, samples=8)
+def test_random_ranks_in_rounds_and_the_best_on_the_whole_half():
+    """The few images see the skips of the normal cell, the whole half those of both cells."""
+    options = {"samples": 30, "images": 64, "best": 5, "rounds": 2}
+    strategy = STRATEGIES["random"](SPACE, EPOCHS, STEPS, **options)
     arch = strategy.init(jax.random.key(0))
     skip = SPACE.candidates.index("skip_connect")
-    scores = []
+    asked = []
 
-    def skips(mixtures):
-        scores.append(sum(float(m.weights[:, skip].sum()) for m in mixtures.values()))
-        return scores[-1]
+    def skips(mixtures, images=None):
+        count = {cell: float(mix.weights[:, skip].sum()) for cell, mix in mixtures.items()}
+        score = count["normal"] if images else count["normal"] + count["reduce"]
+        asked.append((images, score))
+        return score
 
     best = strategy.derive(arch, 2, jax.random.key(3), skips)
-    assert len(scores) == 8
-    assert min(scores) < max(scores)
-    assert skips(one_hot_mixture(best, SPACE)) == max(scores)
+    assert [images for images, _ in asked] == [64] * 60 + [None] * 10
+    few = [score for images, score in asked[:60]]
+    assert min(few) < max(few)
+    whole = [score for images, score in asked[60:]]
+    assert skips(one_hot_mixture(best, SPACE)) == max(whole) > min(whole)
+    # The finalists of each round are the five with most skips in the normal cell.
+    for i in (0, 1):
+        top = sorted(few[30 * i : 30 * (i + 1)], reverse=True)[:5]
+        assert sum(whole[5 * i : 5 * (i + 1)]) >= sum(top)
+
+
+def test_randoms_rounds_are_the_published_ones_at_the_papers_size():
+    options = presets.get_config("random").search.strategy
+    assert (options.samples, options.images, options.best, options.rounds) == (1000, 640, 10, 3)
+    assert presets.get_config("digits,random").search.strategy.samples == 100
 
 
 def assert_trees_close(got, want):
