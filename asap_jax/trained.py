@@ -80,6 +80,7 @@ class TrainedNetwork:
             )
         return float(np.mean(probabilities.argmax(-1) == labels))
 
+    @precisions.in_32_bits
     def fine_tune(
         self,
         new_data,
@@ -178,6 +179,7 @@ class TrainedNetwork:
             },
         )
 
+    @precisions.in_32_bits
     def _batched(self, images):
         """(probabilities [N, K], features [N, F])."""
         pixels = self._pixels(images)
@@ -237,6 +239,7 @@ def from_outcome(outcome: train_loop.TrainOutcome, dataset, config) -> TrainedNe
     )
 
 
+@precisions.in_32_bits
 def load(folder: str | Path, index: int = 0) -> TrainedNetwork:
     """The trained network of a run's workdir, ready to use.
 
