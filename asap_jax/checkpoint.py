@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shutil
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -103,8 +104,9 @@ def _check_room(folder: Path, tree) -> None:
 
 
 def _room(folder: Path) -> int:
-    """The bytes that are left for what stands in `folder`."""
-    return shutil.disk_usage(folder).free
+    """The bytes that are left for what stands in `folder`; no end of them where nobody can tell."""
+    usage = shutil.disk_usage(folder)
+    return usage.free if usage.total else sys.maxsize
 
 
 @contextlib.contextmanager
