@@ -79,7 +79,12 @@ def _read_through(path: Path) -> None:
         raise FileNotFoundError(f"{path} holds no manifest.ocdbt: it was not written whole")
     base = {"driver": "file", "path": f"{path}/"}
     store = tensorstore.KvStore.open({"driver": "ocdbt", "base": base}).result()
-    for key in store.list().result():
+    keys = store.list().result()
+    if not keys:
+        raise FileNotFoundError(
+            f"{path} holds no arrays; with a backslash in its path it has to be moved to be read"
+        )
+    for key in keys:
         store.read(key).result()
 
 

@@ -300,11 +300,12 @@ def _check_state(state, phase, progress):
 
 
 def _diverged(what, sign, phase, progress) -> UserError:
-    lower = "config.train.learning_rate"
+    lower = "config.train.learning_rate, in another --workdir"
+    if phase == "fine-tune":
+        lower = "learning_rate"
     if phase == "search":
         lower = "config.search.omega.learning_rate"
         if sign in ("val_loss", "alphas"):
             lower += " or config.search.alpha.learning_rate"
-    return UserError(
-        f"{what} in epoch {progress.epoch + 1} of the {phase}: lower {lower}, in another --workdir"
-    )
+        lower += ", in another --workdir"
+    return UserError(f"{what} in epoch {progress.epoch + 1} of the {phase}: lower {lower}")
