@@ -25,7 +25,11 @@ def strongest(
       space: the edges and candidates they stand for.
       inputs_per_node: edges a node keeps, or None for all.
       edge_weights: {cell type: [E]}, factors of the edges' ranks; None for none (PC-DARTS).
+
+    Raises:
+      ValueError: an alpha is not finite.
     """
+    _check_finite(alphas)
 
     def ranked(cell):
         weights = masked_softmax(alphas[cell], np.ones_like(masks[cell]))
@@ -35,7 +39,12 @@ def strongest(
 
 
 def of_weights(weights, masks, space: SearchSpace, inputs_per_node: int | None) -> Genotype:
-    """As `strongest`, by weights {cell type: [E, O]} in place of alphas."""
+    """As `strongest`, by weights {cell type: [E, O]} in place of alphas.
+
+    Raises:
+      ValueError: a weight is not finite.
+    """
+    _check_finite(weights)
     cells = {
         cell: _cell(np.asarray(weights[cell]), masks[cell], space, inputs_per_node)
         for cell in space.cell_types
@@ -67,7 +76,12 @@ def strongest_pairs(alphas, masks, space: SearchSpace, pairs_per_node: int) -> G
 
 
 def most_probable(alphas, space: SearchSpace) -> Genotype:
-    """Every edge's strongest candidate, and all edges, but for those that choose `none`."""
+    """Every edge's strongest candidate, and all edges, but for those that choose `none`.
+
+    Raises:
+      ValueError: an alpha is not finite.
+    """
+    _check_finite(alphas)
 
     def chosen(cell):
         choice = np.asarray(alphas[cell]).argmax(-1)
@@ -97,6 +111,14 @@ def all_living(masks, space: SearchSpace) -> Genotype:
 
     masks = jax.device_get(masks)
     return _genotype({cell: nodes(np.asarray(masks[cell])) for cell in space.cell_types}, space)
+
+
+def _check_finite(weights) -> None:
+    if not all(np.isfinite(each).all() for each in jax.device_get(jax.tree.leaves(weights))):
+        raise ValueError(
+            "no cells follow from weights that are not finite: the search has diverged, so lower "
+            "its learning rates"
+        )
 
 
 def skips(genotype: Genotype) -> dict[str, int]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from asap_jax import data, evaluation, memory, presets, train_loop, trained, workdir
+from asap_jax import data, evaluation, memory, precisions, presets, train_loop, trained, workdir
 from asap_jax.data.opened import VALIDATION, Choices
 from asap_jax.data.tables import class_number
 from asap_jax.errors import UserError
@@ -19,6 +19,7 @@ from asap_jax.networks import count_parameters, multiply_adds
 from asap_jax.report.cells import draw_cells
 
 
+@precisions.in_32_bits
 def evaluate(
     folder: str | Path, source: str = "", split: str = "", data_dir: str = "", quiet: bool = False
 ) -> dict:
@@ -119,6 +120,7 @@ def _write_down(folder: Path, result: dict) -> None:
         file.write(json.dumps({**result, "time": time.strftime("%Y-%m-%dT%H:%M:%S")}) + "\n")
 
 
+@precisions.in_32_bits
 def describe(
     config: ConfigDict, folder: str | Path | None, dataset=None, quiet: bool = False
 ) -> dict:

@@ -62,6 +62,7 @@ class Outcome(NamedTuple):
     results: dict
 
 
+@precisions.in_32_bits
 def run(
     config: ConfigDict,
     folder: str | Path | None,

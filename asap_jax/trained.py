@@ -81,6 +81,7 @@ class TrainedNetwork:
             )
         return float(np.mean(probabilities.argmax(-1) == labels))
 
+    @precisions.in_32_bits
     def fine_tune(
         self,
         new_data,
@@ -179,10 +180,12 @@ class TrainedNetwork:
             },
         )
 
+    @precisions.in_32_bits
     def export(self, folder: str | Path, platforms: Sequence[str] = ("cpu", "cuda")) -> list[Path]:
         """Writes StableHLO and weights for use without this package; see `portable.export`."""
         return portable.export(self, folder, platforms)
 
+    @precisions.in_32_bits
     def _batched(self, images):
         """(probabilities [N, K], features [N, F])."""
         pixels = self._pixels(images)
@@ -264,6 +267,7 @@ def from_outcome(
     )
 
 
+@precisions.in_32_bits
 def load(folder: str | Path, index: int = 0) -> TrainedNetwork:
     """The trained network of a run's workdir, ready to use.
 

@@ -173,6 +173,38 @@ def test_images_of_any_size_and_kind_are_prepared_as_in_training(trained, tmp_pa
         network.accuracy(small, [0, 1, 2, 3, 10])
 
 
+@pytest.fixture
+def wide():
+    """As with JAX_ENABLE_X64=1."""
+    jax.config.update("jax_enable_x64", True)
+    yield
+    jax.config.update("jax_enable_x64", False)
+
+
+@pytest.mark.parametrize("use", ["predict_proba", "features", "evaluate", "describe", "fine_tune"])
+def test_networks_are_used_where_jax_knows_64_bits(use, trained, wide, tmp_path):
+    folder, outcome, dataset = trained
+    network = asap_jax.load(folder)
+    assert {leaf.dtype for leaf in jax.tree.leaves(network.variables)} == {np.dtype("float32")}
+    if use in ("predict_proba", "features"):
+        got = getattr(network, use)(dataset.test_images)
+        assert got.dtype == np.float32
+        np.testing.assert_array_equal(got, getattr(outcome.network, use)(dataset.test_images))
+    elif use == "evaluate":
+        told = asap_jax.evaluate(folder, quiet=True)
+        assert told["accuracy"] == pytest.approx(outcome.results["test_accuracy"])
+    elif use == "describe":
+        config = tiny()
+        config.genotype = outcome.genotype.to_json()
+        told = asap_jax.describe(config, tmp_path, quiet=True)
+        assert told["parameters"] == outcome.results["parameters"]
+    else:
+        few = dataset.train_images[:40], dataset.train_labels[:40]
+        tuned = network.fine_tune(few, epochs=1, batch_size=8, save_to=tmp_path, quiet=True)
+        again = asap_jax.load(tmp_path).variables
+        jax.tree.map(np.testing.assert_array_equal, again, tuned.variables)
+
+
 def test_fine_tuning_swaps_the_classifier_and_trains_on(trained, tmp_path):
     folder, _, dataset = trained
     network = asap_jax.load(folder)

@@ -152,6 +152,20 @@ def test_a_step_that_says_finished_on_what_is_not_finite_is_an_error(what, step,
     assert all(number < step for number in saved(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("phase", "lower"),
+    [
+        ("search", r"lower config\.search\.omega\.learning_rate, in another --workdir$"),
+        ("train", r"lower config\.train\.learning_rate, in another --workdir$"),
+        ("select", r"lower config\.train\.learning_rate, in another --workdir$"),
+        ("fine-tune", "lower learning_rate$"),
+    ],
+)
+def test_what_diverged_is_told_what_to_lower(phase, lower):
+    with pytest.raises(UserError, match=f"in epoch 1 of the {phase}: {lower}"):
+        loop._check_metrics({"train_loss": np.float32(np.nan)}, phase, loop.Progress())
+
+
 @pytest.mark.parametrize("saving", [{}, {"every_steps": 1}])
 @pytest.mark.parametrize("step", [2, 4, 8])
 def test_a_state_with_what_is_no_number_is_neither_saved_nor_measured(step, saving, tmp_path):

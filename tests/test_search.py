@@ -15,6 +15,7 @@ from asap_jax import (
     EvalNetwork,
     SearchSpace,
     Supernet,
+    derive,
     loop,
     optim,
     parallel,
@@ -206,6 +207,18 @@ def test_nothing_is_decided_by_numbers_that_are_none(history, where):
         loop._check_metrics(jax.device_get(metrics), "search", loop.Progress())
     with pytest.raises(UserError, match="a weight or a statistic became infinite or nan"):
         loop._check_state(after, "search", loop.Progress())
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("rule", [derive.strongest, derive.of_weights, derive.most_probable])
+def test_no_cells_follow_from_numbers_that_are_none(rule, bad):
+    masks = {cell: np.ones(SPACE.shape, bool) for cell in CELLS}
+    alphas = {cell: np.zeros(SPACE.shape) for cell in CELLS}
+    alphas["reduce"][-1, -1] = bad
+    rest = () if rule is derive.most_probable else (masks,)
+    tail = () if rule is derive.most_probable else (2,)
+    with pytest.raises(ValueError, match="not finite: the search has diverged"):
+        rule(alphas, *rest, SPACE, *tail)
 
 
 def test_a_step_says_whether_its_alphas_learned(history):
