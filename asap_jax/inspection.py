@@ -9,7 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from asap_jax import data, evaluation, memory, precisions, presets, train_loop, trained, workdir
-from asap_jax.data.opened import VALIDATION, Choices
+from asap_jax.data.opened import VALIDATION, Choices, Source
 from asap_jax.data.tables import class_number
 from asap_jax.errors import UserError
 from asap_jax.genotypes import Genotype
@@ -44,7 +44,7 @@ def evaluate(
     folder = workdir.locate(folder)
     network = trained.load(folder)
     if source:
-        opened = data.open_source(source, data_dir or None, choices=_choices(folder, source))
+        opened = _open(folder, source, data_dir or None, network.class_names)
         held_out = [name for name in ("test", *VALIDATION) if name in opened.splits]
         split = split or (held_out[0] if held_out else "all")
         batches, notes = data.split_batches(opened, split, network.preparation)
@@ -102,6 +102,20 @@ def evaluate(
             f"the evaluation was not added to {folder / 'evaluations.jsonl'}: {error}", stacklevel=2
         )
     return result
+
+
+def _open(folder, source, data_dir, known) -> Source:
+    """A source to measure a network on that knows the classes `known`.
+
+    Where a folder could be read in two ways, that one counts in which its folders are known
+    classes: one class alone is as good here as several.
+    """
+    opened = data.open_source(source, data_dir, choices=_choices(folder, source))
+    if source.startswith("folder:") and not set(opened.class_names) <= set(known):
+        plain = data.open_source(source, choices=Choices(train="."))
+        if set(plain.class_names) <= set(known):
+            return plain
+    return opened
 
 
 def _choices(folder, source) -> Choices:

@@ -22,6 +22,8 @@ MAY_CHANGE = (
     "data.prepare",
     "data.streaming",
     "data.workers",
+    "data.at_most",
+    "data.max_pixels",
     "checkpoint.*",
     "check_memory",
     "search.watch.images",

@@ -28,6 +28,7 @@ from asap_jax import (
     metrics,
     presets,
     search_loop,
+    workdir,
 )
 from asap_jax.errors import UserError
 from asap_jax.report.cells import draw_cells
@@ -193,6 +194,23 @@ def test_another_config_is_refused_and_nothing_is_lost(finished):
     with pytest.raises(UserError, match=r"another config .*search.epochs: 8 there, 5 here"):
         job.run(config, workdir, quiet=True)
     assert {path: path.stat().st_mtime_ns for path in workdir.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("group", "x"), ("bits", 12), ("sparse_labels", True), ("test", "x")]
+)
+def test_a_key_of_the_data_that_a_run_did_not_know_has_to_stay_unset(key, value, tmp_path):
+    """A workdir that an earlier version began: what is new is off there."""
+    before = json.loads(tiny().to_json())
+    del before["data"][key]
+    workdir.claim(tmp_path / "run", before)
+    config = tiny()
+    workdir.claim(tmp_path / "run", json.loads(config.to_json()))
+    (tmp_path / "run" / "config.json").unlink()
+    workdir.claim(tmp_path / "run", before)
+    config.data[key] = value
+    with pytest.raises(UserError, match=f"data.{key}: None there, {value!r} here"):
+        workdir.claim(tmp_path / "run", json.loads(config.to_json()))
 
 
 @pytest.mark.parametrize(

@@ -85,6 +85,21 @@ def test_a_second_start_reads_one_file(cache, folder, reads, monkeypatch):
     assert reads
 
 
+@pytest.mark.parametrize(
+    "options", [{"group": r"\w/(\d)"}, {"group": r"(\d)"}, {"train": "."}, {"bits": 12}]
+)
+def test_what_is_said_of_a_source_is_kept_with_it(options, cache, folder, reads):
+    plain = data.load(f"folder:{folder}", test_share=0.5)
+    reads.clear()
+    want = data.load(f"folder:{folder}", test_share=0.5, **options)
+    assert bool(reads) == ("train" not in options)  # which says here what is so anyway
+    reads.clear()
+    assert_same(data.load(f"folder:{folder}", test_share=0.5, **options), want)
+    assert reads == []
+    assert (want.train_groups is None) == ("group" not in options)
+    assert_same(data.load(f"folder:{folder}", test_share=0.5), plain)
+
+
 def test_a_set_of_tfds_is_kept(cache, tmp_path, reads):
     splits = {
         part: (pixels((count, 32, 32, 3)), np.arange(count) % 10)

@@ -135,7 +135,7 @@ ASKED = {
     ),
     "no train": (
         both("val", "test"),
-        "val.* but no folder of training images|test and val but no",
+        "the splits test, val; one has to be called train.*--config.data.train=FOLDER",
         {"train": "val", "test": "test"},
         ("a", "b"),
         (8, 4),

@@ -342,6 +342,7 @@ def test_what_is_left_out_does_not_decide_for_the_others(damage, tmp_path):
     assert "1 images could not be read" in " ".join(loaded.notes)
 
 
+@pytest.mark.filterwarnings("ignore:Image size")
 @pytest.mark.parametrize("kind", ["folder", "csv"])
 @pytest.mark.parametrize("how", ["memory", "stream"])
 def test_images_above_pillows_bound_name_the_option(how, kind, tmp_path, monkeypatch):

@@ -240,6 +240,27 @@ def test_a_list_measures_a_network(tmp_path, monkeypatch):
     assert result["accuracy"] == pytest.approx(6 / 9)
 
 
+@pytest.mark.parametrize(
+    ("folders", "accuracy"),
+    [
+        (["00000/deeper", "00000/more"], 0.0),
+        (["00001/deeper", "00001/more"], 1.0),
+        (["00001"], 1.0),
+        (["all/00000", "all/00001"], 0.5),
+        (["Testing/00000", "Testing/00001"], 0.5),
+        (["val/00000", "test/00001"], 1.0),
+    ],
+)
+def test_a_folder_is_measured_by_the_classes_that_the_network_knows(
+    folders, accuracy, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(inspection.trained, "load", lambda folder: Known())
+    images(tmp_path, [f"images/{folder}/{i}.png" for folder in folders for i in range(3)])
+    result = inspection.evaluate(tmp_path, f"folder:{tmp_path}/images", quiet=True)
+    assert result["images"] == (3 if "val/00000" in folders else 3 * len(folders))
+    assert result["accuracy"] == accuracy
+
+
 # Groups
 
 

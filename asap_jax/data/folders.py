@@ -29,10 +29,12 @@ def folder(path: Path, choices: Choices = Choices()) -> Source:
     layout = layouts.find(path, choices._replace(test="") if listed else choices)
     if listed:
         layout.splits.pop("test", None)
-    train = layout.splits["train"]
-    class_names = [folder.name for folder in _classes(layout, "train")]
+    # Without training images, as a network may be measured on, all that there are are classes.
+    naming = ["train"] if "train" in layout.splits else list(layout.splits)
+    class_names = sorted({folder.name for name in naming for folder in _classes(layout, name)})
     if not class_names:
-        raise UserError(f"{train} holds no folder: put each class's images in a folder of its name")
+        place = layout.splits[naming[0]]
+        raise UserError(f"{place} holds no folder: put each class's images in a folder of its name")
     seen, grouping = _Seen(collections.Counter(), []), Grouping()
     opened = {
         name: _class_folders(layout, name, class_names, seen, choices, grouping)

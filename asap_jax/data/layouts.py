@@ -80,9 +80,11 @@ def find(path: Path, choices: Choices = Choices()) -> Layout:
         return _explicit(path, choices)
     root, notes = _unwrapped(path)
     folders, left = subfolders(root)
-    notes = [*notes, *left]
+    notes = [*notes, *left, *(subfolders(path)[1] if root != path else ())]
     named, others = _named(root, folders)
     if "train" not in named:
+        if named and not others and not any(map(_is_flat, named.values())):
+            return Layout({name: _unwrapped(f)[0] for name, f in named.items()}, tuple(notes))
         _check_classes(root, named, others)
         return Layout({"train": root}, tuple(notes))
     inner, _ = subfolders(_unwrapped(named["train"])[0])

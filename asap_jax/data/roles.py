@@ -88,7 +88,8 @@ def _by_name(source, test_share, seed, notes) -> tuple[Split, Split]:
     if "train" not in splits:
         raise UserError(
             f"the data has the splits {', '.join(splits)}; one has to be called train (test and "
-            "val may stand beside it)"
+            "val may stand beside it); of folders --config.data.train=FOLDER and "
+            "--config.data.test=FOLDER name which train and test"
         )
     train, test = splits["train"], splits.get("test")
     if source.extra:
