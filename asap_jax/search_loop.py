@@ -94,7 +94,7 @@ def make_strategy(config, space: SearchSpace, steps_per_epoch: int) -> Strategy:
         raise UserError(f"config.search.strategy: {error}") from error
 
 
-def make_constraint(config, network: Supernet, image_shape) -> costs.Constraint | None:
+def _constraint(config, network: Supernet, image_shape) -> costs.Constraint | None:
     """The configured constraint on the expected cost, None if it weighs nothing."""
     if not config.cost_weight:
         return None
@@ -161,6 +161,7 @@ class Parts(NamedTuple):
     """What a search, or a stage of it, is made of, before it has a state.
 
     epochs, steps: its length, and the steps of an epoch.
+    constraint: on the cells' expected cost, or None.
     """
 
     space: SearchSpace
@@ -169,6 +170,7 @@ class Parts(NamedTuple):
     optimizers: Optimizers
     epochs: int
     steps: int
+    constraint: costs.Constraint | None
 
 
 def build(config, dataset: data.Dataset, strategy: Strategy | None = None) -> Parts:
@@ -182,17 +184,18 @@ def build(config, dataset: data.Dataset, strategy: Strategy | None = None) -> Pa
         strategy = make_strategy(config, space, steps)
     epochs, omega = strategy.epochs or config.epochs, config.omega
     rate = schedules.cosine_by_epoch(omega.learning_rate, omega.final_learning_rate, epochs, steps)
+    network = Supernet(
+        space,
+        len(dataset.class_names),
+        config.channels,
+        config.cells + strategy.extra_cells,
+        strategy.partial_channels,
+        plans.Plan(plans.choose(config.plan)),
+    )
     return Parts(
         space,
         strategy,
-        Supernet(
-            space,
-            len(dataset.class_names),
-            config.channels,
-            config.cells + strategy.extra_cells,
-            strategy.partial_channels,
-            plans.Plan(plans.choose(config.plan)),
-        ),
+        network,
         Optimizers(
             optim.sgd(rate, omega.momentum, omega.weight_decay, omega.clip, omega.nesterov),
             strategy.alpha_optimizer or optim.adam(**config.alpha),
@@ -200,6 +203,7 @@ def build(config, dataset: data.Dataset, strategy: Strategy | None = None) -> Pa
         ),
         epochs,
         steps,
+        _constraint(config, network, dataset.preparation.shape),
     )
 
 
@@ -317,9 +321,9 @@ class _Stage:
 
     def __init__(self, config, dataset, parts, held, seed, session, warned):
         self.config, self.dataset, self.held, self.seed = config, dataset, held, seed
-        self.space, self.strategy, self.network, self.optimizers, self.epochs, self.steps = parts
+        self.space, self.strategy, self.network, self.optimizers = parts[:4]
+        self.epochs, self.steps, self.constraint = parts[4:]
         self.session, self.benchmark, self.warned = session, _benchmark(config), warned
-        self.constraint = make_constraint(config, self.network, dataset.preparation.shape)
         # By the stage's own plan for all candidates: one compilation serves every mask.
         self.accuracy, self.accuracy_by_batch = (
             Accuracy(

@@ -39,7 +39,8 @@ PUBLISHED = {
     "p_darts": ("96", "75", "0.025 to 0", "3e-4", "6e-4", "", "three stages of 25"),
     "random": (
         *("64", "100", "0.025 to 0.001", "3e-4", "-", ""),
-        "the code clips at 0.25 unless told otherwise, here at 5",
+        "the code clips at 0.25 unless told otherwise, here at 5; it searches DARTS' space, here "
+        "ASAP's",
     ),
 }
 
