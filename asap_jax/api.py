@@ -72,7 +72,8 @@ def train(
     """Trains the network of a genotype and tests it, as `--mode=train` does.
 
     Args:
-      genotype: a `Genotype`, a published name ("ASAP"), a genotype.json or a search's workdir.
+      genotype: a `Genotype`, a published name ("ASAP"), a genotype.json, a search's workdir, or a
+        text that `Genotype.parse` reads.
       changes: values of `config.train` by key: epochs=30, channels=16, seeds=3.
       config: as of `search`, or a recipe ("train:asap_small", `recipes.get_config`).
       data, workdir, seed, on_step, on_epoch, quiet: see `search`.

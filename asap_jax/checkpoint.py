@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shutil
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -78,7 +79,12 @@ def _read_through(path: Path) -> None:
         raise FileNotFoundError(f"{path} holds no manifest.ocdbt: it was not written whole")
     base = {"driver": "file", "path": f"{path}/"}
     store = tensorstore.KvStore.open({"driver": "ocdbt", "base": base}).result()
-    for key in store.list().result():
+    keys = store.list().result()
+    if not keys:
+        raise FileNotFoundError(
+            f"{path} holds no arrays; with a backslash in its path it has to be moved to be read"
+        )
+    for key in keys:
         store.read(key).result()
 
 
@@ -103,8 +109,9 @@ def _check_room(folder: Path, tree) -> None:
 
 
 def _room(folder: Path) -> int:
-    """The bytes that are left for what stands in `folder`."""
-    return shutil.disk_usage(folder).free
+    """The bytes that are left for what stands in `folder`; no end of them where nobody can tell."""
+    usage = shutil.disk_usage(folder)
+    return usage.free if usage.total else sys.maxsize
 
 
 @contextlib.contextmanager

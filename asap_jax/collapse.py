@@ -17,7 +17,7 @@ from asap_jax.genotypes import Genotype
 
 SKIP_SHARE = 0.75  # of a normal cell's operations
 GAP = 0.3  # of accuracy, supernet minus derived
-WINDOW, BACK, GROWTH = 5, 4, 1.3  # RobustDARTS' (Zela et al., 2020): see `eigenvalue_grows`
+WINDOW, BACK, GROWTH = 5, 4, 1.3  # RobustDARTS': see `points_back_to`
 
 
 def dominant_eigenvalue(
@@ -60,22 +60,35 @@ def dominant_eigenvalue(
     return value, i
 
 
-def eigenvalue_grows(history: Sequence[float]) -> bool:
-    """RobustDARTS' sign: the mean over 5 epochs exceeds that of 4 epochs ago by a factor of 1.3."""
-    if len(history) < WINDOW + BACK:
-        return False
-    now = np.mean(history[-WINDOW:])
-    before = np.mean(history[-WINDOW - BACK : -BACK])
-    return bool(now > GROWTH * before > 0)
+def points_back_to(values: Sequence[float], epochs: Sequence[int], start: int = 10) -> int | None:
+    """RobustDARTS' sign to stop: the epoch whose cells it would return, None if it does not show.
+
+    The mean over 5 measurements exceeds that of 4 measurements before by a factor of 1.3. The sign
+    points back to the middle of the earlier window, and counts only if that lies `start` epochs or
+    more after the first measurement. (Zela et al., 2020, arXiv:1909.09656, and their code.)
+
+    Args:
+      values: the eigenvalues measured so far.
+      epochs: in which each was measured; the authors measure every second epoch from the first on
+        in which the alphas learn, so that epoch 22 of 50 is the first that can tell.
+      start: the authors' 10.
+    """
+    if len(values) < WINDOW + BACK:
+        return None
+    middle = epochs[-BACK - WINDOW // 2 - 1]
+    if middle - epochs[0] < start:
+        return None
+    now, before = np.mean(values[-WINDOW:]), np.mean(values[-WINDOW - BACK : -BACK])
+    return middle if now > GROWTH * before > 0 else None
 
 
-def warnings(genotype: Genotype, record: Mapping, history: Mapping, final: bool) -> dict[str, str]:
+def warnings(genotype: Genotype, record: Mapping, back: int | None, final: bool) -> dict[str, str]:
     """{sign: what to say} of the signs that show now.
 
     Args:
       genotype: what would be derived now.
       record: of the epoch: `gap` (of accuracy) if it was measured.
-      history: {"eigenvalue": its values so far}, one an epoch, if they were asked for.
+      back: what `points_back_to` says now.
       final: the search ends here; before, most methods' mixtures are far from their cells.
     """
     said = {}
@@ -93,10 +106,10 @@ def warnings(genotype: Genotype, record: Mapping, history: Mapping, final: bool)
             "other candidates or whole edges, carried much of its accuracy, which says little "
             "about theirs"
         )
-    if eigenvalue_grows(history.get("eigenvalue", ())):
+    if back is not None:
         said["eigenvalue"] = (
             f"the dominant eigenvalue of the alphas' Hessian grew by more than {GROWTH} within "
-            f"{BACK} epochs (RobustDARTS would stop here): the solution sharpens, and may not "
-            "survive derivation"
+            f"{BACK} measurements (RobustDARTS would stop here, with the cells of epoch "
+            f"{back + 1}): the solution sharpens, and may not survive derivation"
         )
     return said

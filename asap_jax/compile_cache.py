@@ -2,6 +2,7 @@
 
 import gc
 import os
+import warnings
 from pathlib import Path
 
 import jax
@@ -14,12 +15,29 @@ def enable() -> None:
     objects that all live, and to walk them again and again takes a third of the time to trace.
     """
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        jax.config.update("jax_compilation_cache_dir", str(root / "asap_jax" / "xla"))
+        root = users_cache()
+        if root is None:
+            warnings.warn(
+                "there is no home directory, so compiled programs are not kept: name a folder for "
+                "them with JAX_COMPILATION_CACHE_DIR",
+                stacklevel=2,
+            )
+        else:
+            jax.config.update("jax_compilation_cache_dir", str(root / "xla"))
     if not os.environ.get("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"):
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     if 0 < gc.get_threshold()[0] < 20_000:
         gc.set_threshold(20_000, 10, 10)
+
+
+def users_cache() -> Path | None:
+    """This package's folder in the user's cache; None for a user without a home."""
+    if place := os.environ.get("XDG_CACHE_HOME"):
+        return Path(place) / "asap_jax"
+    try:
+        return Path.home() / ".cache" / "asap_jax"
+    except RuntimeError:  # neither HOME nor an entry in the list of users
+        return None
 
 
 def options() -> dict:

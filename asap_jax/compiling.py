@@ -49,13 +49,15 @@ class Compiler:
         Args:
           operands: trees of arrays, or of their shapes.
         """
-        device = jax.config.jax_default_device  # a thread has a default of its own
+        device = jax.config.jax_default_device  # a thread has defaults of its own
+        wide = jax.config.jax_enable_x64
 
         def build():
             begin = time.monotonic()
-            with self._tracing, jax.default_device(device):
-                lowered = jitted.lower(*operands)
-            return Program(lowered.compile(), time.monotonic() - begin)
+            with jax.enable_x64(wide):
+                with self._tracing, jax.default_device(device):
+                    lowered = jitted.lower(*operands)
+                return Program(lowered.compile(), time.monotonic() - begin)
 
         return self._threads.submit(build)
 

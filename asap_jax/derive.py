@@ -25,7 +25,11 @@ def strongest(
       space: the edges and candidates they stand for.
       inputs_per_node: edges a node keeps, or None for all.
       edge_weights: {cell type: [E]}, factors of the edges' ranks; None for none (PC-DARTS).
+
+    Raises:
+      ValueError: an alpha is not finite.
     """
+    _check_finite(alphas)
 
     def ranked(cell):
         weights = masked_softmax(alphas[cell], np.ones_like(masks[cell]))
@@ -35,7 +39,12 @@ def strongest(
 
 
 def of_weights(weights, masks, space: SearchSpace, inputs_per_node: int | None) -> Genotype:
-    """As `strongest`, by weights {cell type: [E, O]} in place of alphas."""
+    """As `strongest`, by weights {cell type: [E, O]} in place of alphas.
+
+    Raises:
+      ValueError: a weight is not finite.
+    """
+    _check_finite(weights)
     cells = {
         cell: _cell(np.asarray(weights[cell]), masks[cell], space, inputs_per_node)
         for cell in space.cell_types
@@ -43,8 +52,36 @@ def of_weights(weights, masks, space: SearchSpace, inputs_per_node: int | None) 
     return _genotype(cells, space)
 
 
+def strongest_pairs(alphas, masks, space: SearchSpace, pairs_per_node: int) -> Genotype:
+    """Of each node's pairs (operation, source) the strongest few, whatever their sources.
+
+    The rule of GDAS' code in DARTS' space: two of a node's inputs may come from one source by two
+    operations. Ranked as in `strongest`; `none` is never chosen, ties go to the lower index.
+    """
+
+    def nodes(cell):
+        weights = masked_softmax(alphas[cell], np.ones_like(masks[cell]))
+        living = np.where(np.asarray(jax.device_get(masks[cell])), np.asarray(weights), -np.inf)
+        for target in space.intermediate:
+            pairs = [
+                (e, o)
+                for e in space.incoming(target)
+                for o, name in enumerate(space.candidates)
+                if name != "none" and np.isfinite(living[e, o])
+            ]
+            kept = sorted(pairs, key=lambda pair: -living[pair])[:pairs_per_node]
+            yield tuple((space.candidates[o], space.edges[e][0]) for e, o in sorted(kept))
+
+    return _genotype({cell: tuple(nodes(cell)) for cell in space.cell_types}, space)
+
+
 def most_probable(alphas, space: SearchSpace) -> Genotype:
-    """Every edge's strongest candidate, and all edges, but for those that choose `none`."""
+    """Every edge's strongest candidate, and all edges, but for those that choose `none`.
+
+    Raises:
+      ValueError: an alpha is not finite.
+    """
+    _check_finite(alphas)
 
     def chosen(cell):
         choice = np.asarray(alphas[cell]).argmax(-1)
@@ -74,6 +111,14 @@ def all_living(masks, space: SearchSpace) -> Genotype:
 
     masks = jax.device_get(masks)
     return _genotype({cell: nodes(np.asarray(masks[cell])) for cell in space.cell_types}, space)
+
+
+def _check_finite(weights) -> None:
+    if not all(np.isfinite(each).all() for each in jax.device_get(jax.tree.leaves(weights))):
+        raise ValueError(
+            "no cells follow from weights that are not finite: the search has diverged, so lower "
+            "its learning rates"
+        )
 
 
 def skips(genotype: Genotype) -> dict[str, int]:

@@ -1,5 +1,6 @@
 """Genotypes: the description of a found cell, its JSON form, and the published cells."""
 
+import ast
 import json
 from dataclasses import dataclass
 from importlib import resources
@@ -125,7 +126,10 @@ class Genotype:
         try:
             record = json.loads(text)
         except json.JSONDecodeError as error:
-            raise ValueError(f"a genotype has to be JSON: {error}") from error
+            raise ValueError(
+                f"a genotype has to be JSON ({error}), what DARTS prints (Genotype(normal=[...], "
+                "...)), or the name of a cell in NAS-Bench-201 (|nor_conv_3x3~0|+|...|)"
+            ) from error
         if not isinstance(record, dict) or record.get("format") != FORMAT:
             raise ValueError(f'a genotype file is a JSON object with "format": "{FORMAT}"')
         if record.get("version") not in (1, VERSION):  # version 1 knew one skeleton
@@ -140,12 +144,85 @@ class Genotype:
         skeleton = record.get("skeleton", "darts")
         return cls(**{field: record[field] for field in fields}, skeleton=skeleton)
 
+    @classmethod
+    def from_darts(cls, text: str) -> "Genotype":
+        """The cells that DARTS, PC-DARTS and P-DARTS print: "Genotype(normal=[...], ...)".
+
+        What stands before it, as in a line of their logs, is left alone. Nothing is evaluated.
+
+        Raises:
+          ValueError: the text holds no such cells, or several.
+        """
+        if text.count("Genotype(") != 1:
+            raise ValueError(
+                f"expected one Genotype(normal=[...], ...), got {text.count('Genotype(')}: leave "
+                "the line of the wanted one"
+            )
+        try:
+            begin, end = text.index("Genotype("), text.rindex(")") + 1
+            call = ast.parse(text[begin:end], mode="eval").body
+            if not isinstance(call, ast.Call) or any(each.arg is None for each in call.keywords):
+                raise ValueError("it is more than one call")
+            names = ("normal", "normal_concat", "reduce", "reduce_concat", "skeleton")
+            fields = dict(zip(names, map(_literal, call.args), strict=False))
+            fields |= {each.arg: _literal(each.value) for each in call.keywords}
+            for cell in ("normal", "reduce"):
+                if any(each and isinstance(each[0], str) for each in fields.get(cell, ())):
+                    fields[cell] = _in_pairs(fields[cell])  # DARTS' flat form
+            return cls(**fields)
+        except (ArithmeticError, LookupError, SyntaxError, TypeError, RecursionError) as error:
+            raise ValueError(f"not cells as DARTS prints them: {error}") from error
+
+    @classmethod
+    def parse(cls, text: str) -> "Genotype":
+        """The cells of a text in any of the forms they are written in.
+
+        That is: this library's JSON (`to_json`), what DARTS prints (`from_darts`), or the name of a
+        cell in NAS-Bench-201 (`from_architecture_string`).
+
+        Raises:
+          ValueError: it is none of them.
+        """
+        if "Genotype(" in text:
+            return cls.from_darts(text)
+        if text.lstrip().startswith("|"):
+            return cls.from_architecture_string(text)
+        return cls.from_json(text)
+
     def save(self, path) -> None:
         Path(path).write_text(self.to_json() + "\n")
 
     @classmethod
     def load(cls, path) -> "Genotype":
-        return cls.from_json(Path(path).read_text())
+        """The cells of a file in a form that `parse` knows."""
+        return cls.parse(Path(path).read_text())
+
+
+def is_text(name: str) -> bool:
+    """Whether a text describes cells itself, in a form of `Genotype.parse`, and names none."""
+    return name.lstrip().startswith(("{", "|")) or "Genotype(" in name
+
+
+MOST = 1000  # nodes of a range
+
+
+def _literal(node):
+    """The value of a literal, or of a range of some."""
+    if not isinstance(node, ast.Call):
+        return ast.literal_eval(node)
+    if not isinstance(node.func, ast.Name) or node.func.id != "range" or node.keywords:
+        raise ValueError("a call of something other than range")
+    found = range(*map(ast.literal_eval, node.args))
+    if len(found) > MOST:
+        raise ValueError(f"a range of {len(found)} nodes")
+    return tuple(found)
+
+
+def _in_pairs(flat) -> tuple:
+    """Nodes of DARTS' flat form: two inputs a node, in order."""
+    if len(flat) % 2:
+        raise ValueError(f"{len(flat)} inputs, where each node has two")
+    return tuple(zip(flat[::2], flat[1::2], strict=True))
 
 
 def _check(cell, nodes, concat, inputs):
@@ -170,17 +247,13 @@ def _check(cell, nodes, concat, inputs):
 
 
 def _published() -> dict[str, Genotype]:
-    """Reads the published cells, which stand in DARTS' flat form: two inputs a node, in order."""
-
-    def nodes(flat):
-        return tuple(zip(flat[::2], flat[1::2], strict=True))
-
+    """Reads the published cells, which stand in DARTS' flat form."""
     text = resources.files("asap_jax").joinpath("published_cells.json").read_text()
     return {
         name: Genotype(
-            nodes(cell["normal"]),
+            _in_pairs(cell["normal"]),
             cell["normal_concat"],
-            nodes(cell["reduce"]),
+            _in_pairs(cell["reduce"]),
             cell["reduce_concat"],
         )
         for name, cell in json.loads(text).items()

@@ -12,7 +12,7 @@ from asap_jax.data.opened import Choices
 from asap_jax.data.sources import check_choices
 from asap_jax.data.streams import too_large
 from asap_jax.errors import UserError
-from asap_jax.genotypes import GENOTYPES, Genotype
+from asap_jax.genotypes import GENOTYPES, Genotype, is_text
 from asap_jax.networks import side_multiple
 from asap_jax.workdir import locate
 
@@ -136,11 +136,14 @@ def check_size(config, dataset, mode="") -> None:
 
 
 def find_genotype(config, folder) -> Genotype:
-    """The cells that `config.genotype` names: published ones, a file, a workdir; or `folder`'s."""
+    """The cells that `config.genotype` names or describes (`Genotype.parse`), or `folder`'s.
+
+    It names published ones, a file, or a workdir.
+    """
     name = config.genotype
     if name in GENOTYPES:
         return GENOTYPES[name]
-    if name.startswith("{"):
+    if is_text(name):
         return _read(name, "config.genotype")
     if not name and (folder is None or not (Path(folder) / "genotype.json").is_file()):
         raise UserError(
@@ -152,7 +155,8 @@ def find_genotype(config, folder) -> Genotype:
     if not path.is_file():
         raise UserError(
             f"config.genotype is {name!r}{presets.nearest(name, GENOTYPES)}: expected a published "
-            f"name ({', '.join(GENOTYPES)}), a genotype.json, or a workdir that holds one"
+            f"name ({', '.join(GENOTYPES)}), a genotype.json, a workdir that holds one, or the "
+            "cells themselves, as DARTS or NAS-Bench-201 writes them"
         )
     try:
         text = path.read_text()
@@ -162,9 +166,9 @@ def find_genotype(config, folder) -> Genotype:
 
 
 def _read(text: str, origin) -> Genotype:
-    """The genotype of a JSON text; UserError, with where it came from, if it is none."""
+    """The genotype of a text; UserError, with where it came from, if it is none."""
     try:
-        return Genotype.from_json(text)
+        return Genotype.parse(text)
     except ValueError as error:
         raise UserError(
             f"{origin} holds no genotype that a network can be built from: {error}"

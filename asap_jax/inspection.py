@@ -2,26 +2,30 @@
 
 import json
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from asap_jax import data, evaluation, memory, presets, train_loop, trained, workdir
+from asap_jax import data, evaluation, memory, precisions, presets, train_loop, trained, workdir
 from asap_jax.data.opened import VALIDATION, Choices, Source
 from asap_jax.data.tables import class_number
 from asap_jax.errors import UserError
 from asap_jax.genotypes import Genotype
 from asap_jax.inputs import check_size, find_genotype, load_data, load_sizes
-from asap_jax.metrics import table
+from asap_jax.metrics import say, table
 from asap_jax.networks import count_parameters, multiply_adds
 from asap_jax.report.cells import draw_cells
 
 
+@precisions.in_32_bits
 def evaluate(
     folder: str | Path, source: str = "", split: str = "", data_dir: str = "", quiet: bool = False
 ) -> dict:
     """Measures a trained network; adds a line to its folder's evaluations.jsonl.
+
+    Where that cannot be written to, a warning says so.
 
     Args:
       folder: the workdir of a run, or where a network was saved.
@@ -81,8 +85,6 @@ def evaluate(
         "images": count,
         **answers.record(network.class_names),
     }
-    with open(Path(folder) / "evaluations.jsonl", "a") as file:
-        file.write(json.dumps({**result, "time": time.strftime("%Y-%m-%dT%H:%M:%S")}) + "\n")
     if not quiet:
         rows = [("note", note) for note in notes]
         rows += [("measured on", f"{source}: {split}")]
@@ -92,7 +94,13 @@ def evaluate(
             (f"  {each}", "-" if value is None else f"{100 * value:.2f} %")
             for each, value in result["class_accuracy"].items()
         ]
-        print(table(rows))
+        say(table(rows))
+    try:
+        _write_down(folder, result)
+    except OSError as error:
+        warnings.warn(
+            f"the evaluation was not added to {folder / 'evaluations.jsonl'}: {error}", stacklevel=2
+        )
     return result
 
 
@@ -121,6 +129,12 @@ def _choices(folder, source) -> Choices:
     return Choices(**{key: told.get(key, "") for key in keys}) if own else Choices()
 
 
+def _write_down(folder: Path, result: dict) -> None:
+    with open(folder / "evaluations.jsonl", "a") as file:
+        file.write(json.dumps({**result, "time": time.strftime("%Y-%m-%dT%H:%M:%S")}) + "\n")
+
+
+@precisions.in_32_bits
 def describe(
     config: ConfigDict, folder: str | Path | None, dataset=None, quiet: bool = False
 ) -> dict:
@@ -173,7 +187,7 @@ def describe(
             ("memory there is", "unknown" if left is None else memory.readable(left)),
             *(("picture", str(path)) for path in pictures),
         ]
-        print(table(rows))
+        say(table(rows))
     return result
 
 

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C as a wish that the loops honour between two steps."""
+"""SIGTERM, Ctrl-C and the like as a wish that the loops honour between two steps."""
 
 import signal
 import threading
@@ -17,12 +17,19 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Interruption:
-    """While it is open, the first SIGTERM or SIGINT is noted; a second one acts as usual.
+    """While it is open, the first of its signals is noted; a second one acts as usual.
+
+    They are SIGTERM, SIGINT (Ctrl-C), SIGHUP (a terminal that is closed) unless it is ignored as
+    under nohup, and SIGPIPE, which `metrics.say` raises when nobody reads any more.
 
     Outside the main thread, where Python takes no signals, it stays silent.
     """
 
-    SIGNALS = (signal.SIGTERM, signal.SIGINT)
+    SIGNALS = tuple(
+        getattr(signal, name)
+        for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGPIPE")
+        if hasattr(signal, name)  # Windows has two of them
+    )
 
     def __init__(self):
         self._signum: int | None = None
@@ -30,7 +37,8 @@ class Interruption:
 
     def __enter__(self):
         if threading.current_thread() is threading.main_thread():
-            self._before = {s: signal.signal(s, self._note) for s in self.SIGNALS}
+            taken = [s for s in self.SIGNALS if not is_ignored_hangup(s)]
+            self._before = {s: signal.signal(s, self._note) for s in taken}
         return self
 
     def __exit__(self, *exception):
@@ -51,5 +59,11 @@ class Interruption:
 
     def _restore(self):
         for s, handler in self._before.items():
-            signal.signal(s, handler)
+            signal.signal(s, signal.SIG_DFL if handler is None else handler)
         self._before = {}
+
+
+def is_ignored_hangup(signum) -> bool:
+    """Whether it is SIGHUP, and whoever started this process had it ignore that (nohup)."""
+    hangup = getattr(signal, "SIGHUP", None)
+    return signum == hangup and signal.getsignal(signum) is signal.SIG_IGN

@@ -23,6 +23,7 @@ from asap_jax import (
     checkpoint,
     data,
     evaluation,
+    lock,
     loop,
     memory,
     precisions,
@@ -42,6 +43,7 @@ from asap_jax.report import page
 from asap_jax.report.cells import draw_cells
 
 LIBRARIES = ("asap_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+SELECTION = 4  # told apart from what else is drawn by (seed, number)
 MODES = ("search", "train", "evaluate", "describe", "report", "export")
 
 
@@ -60,6 +62,7 @@ class Outcome(NamedTuple):
     results: dict
 
 
+@precisions.in_32_bits
 def run(
     config: ConfigDict,
     folder: str | Path | None,
@@ -84,7 +87,7 @@ def run(
       command: the command's arguments, for the page that says how to repeat the run.
 
     Raises:
-      UserError: the config, the data or the workdir cannot be worked with.
+      UserError: the config, the data or the workdir cannot be worked with, or another run has that.
       Interrupted: a signal came, and the run is saved.
     """
     started = time.monotonic()
@@ -106,15 +109,21 @@ def run(
     if dataset is None:
         dataset = load_data(config, start and start.preparation, searches=mode != "train")
     dataset = _begin_with(start, dataset)
+    if config.train.validation_share:
+        dataset = _validating(config, mode, dataset)
     _check_data(config, dataset, mode, given)
     if config.check_memory:
         _check_memory(config, dataset, mode, given)
+    described, holding = json.loads(config.to_json()), contextlib.nullcontext()
     if folder is not None:
-        _check_epochs(config, folder)
-        folder = workdir.claim(folder, json.loads(config.to_json()))
-        if command:
-            page.keep_command(folder, command)
-    with Interruption() as interruption, workdir.room_for(folder):
+        workdir.check(folder, described)
+        holding = lock.held(folder)
+    with holding, Interruption() as interruption, workdir.room_for(folder):
+        if folder is not None:
+            _check_epochs(config, folder)
+            workdir.claim(folder, described)
+            if command:
+                page.keep_command(folder, command)
         saving = folder and loop.Saving(folder / "checkpoints", **config.checkpoint)
         session = loop.Session(RunLog(folder, quiet), interruption, saving, callbacks)
         return _Run(config, folder, dataset, session, start, started).go(mode, given)
@@ -136,6 +145,36 @@ def _begin_with(start, dataset) -> data.Dataset | data.Stream:
     if not isinstance(dataset, data.Stream):  # which was opened for that network
         dataset = data.as_dataset(dataset, preparation=start.preparation)
     return dataclasses.replace(dataset, mean=start.mean, std=start.std)
+
+
+def _validating(config, mode, dataset) -> data.Dataset:
+    """The data with a share of the training images in the test images' place."""
+    share = config.train.validation_share
+    if mode != "train":
+        raise UserError(
+            f"config.train.validation_share is {share}, which is for comparing trainings: add "
+            "--mode=train and the cells (config.genotype), or set it to 0"
+        )
+    if isinstance(dataset, data.Stream):
+        raise UserError(
+            f"config.train.validation_share is {share}, which takes its images out of memory, and "
+            "these are streamed: set config.data.streaming=off, or the share to 0"
+        )
+    labels = dataset.train_labels
+    held = round(share * len(labels))
+    if not 0 < held < len(labels):
+        raise UserError(
+            f"config.train.validation_share={share} of {len(labels)} training images leaves "
+            f"{held} to validate on and {len(labels) - held} to train on: choose another share"
+        )
+    kept, held_out = data.stratified(labels, [len(labels) - held, held], config.data.split_seed)
+    return dataclasses.replace(
+        dataset,
+        train_images=dataset.train_images[kept],
+        train_labels=labels[kept],
+        test_images=dataset.train_images[held_out],
+        test_labels=labels[held_out],
+    )
 
 
 def _check_data(config, dataset, mode, given) -> None:
@@ -189,6 +228,9 @@ class _Run:
             "classes": len(dataset.class_names),
             "image": list(dataset.preparation.shape),
         }
+        # The images that are held out, and what results call what is measured on them.
+        validates = config.train.validation_share > 0
+        self.part, self.held_out = ("val", "validation") if validates else ("test", "test")
         self.class_weights = None
         if config.data.class_weights == "balanced":
             self.class_weights = data.balanced_weights(
@@ -199,7 +241,7 @@ class _Run:
         shape = self.dataset.preparation.shape
         self.say(
             f"{self.config.data.source}: {self.dataset.train_count} training and "
-            f"{self.dataset.test_count} test images of {shape[0]}x{shape[1]}, "
+            f"{self.dataset.test_count} {self.held_out} images of {shape[0]}x{shape[1]}, "
             f"{len(self.dataset.class_names)} classes; {jax.devices()[0].device_kind}"
         )
         for note in (*self.dataset.notes, *_flipped(self.config, mode)):
@@ -260,7 +302,8 @@ class _Run:
     def files(self) -> str:
         if self.folder is None:
             return ""
-        names = [p.name + "/" * p.is_dir() for p in sorted(self.folder.iterdir())]
+        found = [path for path in sorted(self.folder.iterdir()) if path.name != lock.NAME]
+        names = [path.name + "/" * path.is_dir() for path in found]
         return f"\n\n  in {self.folder}:  {'  '.join(names)}"
 
     def search(self) -> tuple[Genotype, dict]:
@@ -290,9 +333,15 @@ class _Run:
         return genotype, records[best] | {"seconds": seconds, "searches": len(records)}
 
     def select(self, records) -> int:
-        """The search whose cells do best, trained shortly on one half, on the other half."""
+        """The search whose cells do best, trained shortly on one half, on the other half.
+
+        The halves are a split of their own, by a seed that no search has: each search has trained
+        its alphas on about half of the images that measure it, and none on more than another.
+        """
         config, dataset, scores = self.config, self.dataset, []
-        first, second = data.halves(dataset.train_labels, config.seed, dataset.train_groups)
+        halves_seed = (config.seed, SELECTION)
+        first, second = data.halves(dataset.train_labels, halves_seed, dataset.train_groups)
+        identity = self.identity | {"halves": "of their own"}  # once they were the first search's
         split = dataclasses.replace(
             dataset,
             train_images=dataset.train_images[first],
@@ -305,7 +354,7 @@ class _Run:
         presets.update(short, {"epochs": config.selection.epochs, "start_from": ""})
         train_loop.check(short, split)
         for index, searched in enumerate(records):
-            record = self.record("select", index)
+            record = self.record("select", index, identity)
             if record is None:
                 genotype = Genotype.from_json(json.dumps(searched["genotype"]))
                 with self.timed():
@@ -317,11 +366,11 @@ class _Run:
                         self.session,
                         phase="select",
                         index=index,
-                        identity=self.identity | {"genotype": genotype.to_json()},
+                        identity=identity | {"genotype": genotype.to_json()},
                         class_weights=self.class_weights,
                     )
                 record = {"val_accuracy": outcome.answers.accuracy, "seconds": outcome.seconds}
-                self.keep("select", index, record)
+                self.keep("select", index, record, identity)
             scores.append(record["val_accuracy"])
             searched |= record | {"seconds": searched["seconds"] + record["seconds"]}
             self.say(f"search {index}: its cells reach {100 * scores[-1]:.2f} % on the other half")
@@ -353,10 +402,19 @@ class _Run:
                         class_weights=self.class_weights,
                         start=self.start and self.start.variables,
                     )
-                network, news = trained.from_outcome(outcome, self.dataset, config.train), True
+                network = trained.from_outcome(outcome, self.dataset, config.train, self.part)
+                news = True
                 if self.folder is not None:
                     network.save(self.folder, name)
+                before = record.get("test_readings", 1) if record else 0
+                readings = 0 if self.part == "val" else before + 1
                 record = network.results | {"seed": config.seed + index, "ended": outcome.ended}
+                record["test_readings"] = readings
+                if readings > 1:
+                    self.say(
+                        f"note: training {index} has read the test images {readings} times now, "
+                        "once at each length: to choose a length by them flatters"
+                    )
                 self.keep("train", index, record, identity)
             records.append(record)
             networks.append(network)
@@ -382,12 +440,13 @@ class _Run:
             raise UserError(f"{error}{elsewhere}") from error
 
     def results(self, records, network, search) -> dict:
-        accuracies = [record["test_accuracy"] for record in records]
+        accuracies = [record[f"{self.part}_accuracy"] for record in records]
         train_seconds = sum(record["seconds"] for record in records)
         search_seconds = search.get("seconds", 0.0)
         results = {
-            "test_accuracy": statistics.fmean(accuracies),
-            "test_error": 1 - statistics.fmean(accuracies),
+            f"{self.part}_accuracy": statistics.fmean(accuracies),
+            f"{self.part}_error": 1 - statistics.fmean(accuracies),
+            "test_readings": max(record.get("test_readings", 1) for record in records),
             **_mean_answers(records),
             "parameters": count_parameters(network.variables["params"]),
             "multiply_adds": multiply_adds(network.module, self.dataset.preparation.shape),
@@ -406,8 +465,8 @@ class _Run:
             "versions": versions(),
         }
         if len(records) > 1:
-            results["test_accuracies"] = accuracies
-            results["test_accuracy_deviation"] = statistics.stdev(accuracies)
+            results[f"{self.part}_accuracies"] = accuracies
+            results[f"{self.part}_accuracy_deviation"] = statistics.stdev(accuracies)
         if "val_accuracy" in search:
             results["selected"] = {k: search[k] for k in ("seed", "searches", "val_accuracy")}
         return results
@@ -522,14 +581,18 @@ def _search_rows(config, search) -> list[tuple[str, str]]:
 
 
 def _train_rows(results) -> list[tuple[str, str]]:
-    accuracy = f"{100 * results['test_accuracy']:.2f} %"
-    if "test_accuracies" in results:
-        deviation = 100 * results["test_accuracy_deviation"]
-        accuracy += f" +- {deviation:.2f} over {len(results['test_accuracies'])} seeds"
+    part = "test" if "test_accuracy" in results else "val"
+    accuracy = f"{100 * results[f'{part}_accuracy']:.2f} %"
+    if f"{part}_accuracies" in results:
+        deviation = 100 * results[f"{part}_accuracy_deviation"]
+        accuracy += f" +- {deviation:.2f} over {len(results[f'{part}_accuracies'])} seeds"
+    readings = results["test_readings"]
+    again = [("test images read", f"{readings} times")] if readings > 1 else []
     return [
         ("training seconds", f"{results['train_seconds']:.0f}"),
         ("parameters", f"{results['parameters']:,}"),
         ("multiply-adds", f"{results['multiply_adds']:,}"),
-        ("test accuracy", accuracy),
+        ("test accuracy" if part == "test" else "validation accuracy", accuracy),
+        *again,
         *evaluation.rows(results),
     ]

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from asap_jax.checkpoint import Checkpoints
@@ -134,8 +135,9 @@ def run(
         in stages all but the first are told apart by "-stage" and by "stage" in the records.
       state: as the stage begins.
       step: (state, *batch) -> (state, metrics), metrics a dict of scalars with `train_loss`; a true
-        `finished` among them ends the stage. One that may say so has to leave its state's memory
-        alone (no donation): the step after it has begun when its word is heard.
+        `finished` among them ends the stage, a false `alphas_finite` is an error, and so is a
+        `val_loss` of nan where `alphas_learned`. One that may end the stage has to leave its
+        state's memory alone (no donation): the step after it has begun when its word is heard.
       batches: (epochs, steps of the next one that are done) -> the batches from there to the end
         of the last epoch; closed when the loop ends.
       summary: (state, progress, last metrics) -> (record, line) of an epoch.
@@ -151,7 +153,8 @@ def run(
 
     Raises:
       Interrupted: a signal came, and the state is saved.
-      UserError: the loss is not finite, or the checkpoint is another run's.
+      UserError: a loss or a number in the state is not finite, what was saved cannot be read, or it
+        is another run's.
     """
     name = f"{phase}-{index}" + (f"-{stage}" if stage else "")
     place = {"phase": phase, "run": index} | ({"stage": stage} if stage else {})
@@ -163,6 +166,7 @@ def run(
     def save_if_need_be(over=False):
         wanted = interruption.wanted  # asked once: a signal may come between two lines
         if checkpoints and (over or wanted or checkpoints.due(done())):
+            _check_state(state, phase, progress)
             checkpoints.save(done(), state, asdict(progress))
             if over or wanted:
                 checkpoints.settle()
@@ -179,7 +183,7 @@ def run(
         """Adds a step to the progress: its state and its metrics, which are waited for here."""
         nonlocal state, metrics
         metrics = jax.device_get(measured)
-        _check_finite(metrics, phase, progress)
+        _check_metrics(metrics, phase, progress)
         progress.add(metrics)
         bar.update()
         seen = {**place, "epoch": progress.epoch + 1}
@@ -203,6 +207,7 @@ def run(
     try:
         if checkpoints and (found := checkpoints.latest(state)):
             state, progress = found[0], Progress(**found[1])
+            _check_state(state, phase, progress)
             if progress.epoch > epochs:
                 part = "selection" if phase == "select" else phase
                 raise UserError(
@@ -237,6 +242,7 @@ def run(
                     if not under_way and progress.step < steps and not progress.ended:
                         clock.tick()
                         save_if_need_be()
+                _check_state(state, phase, progress)
                 record, line = summary(state, progress, metrics)
                 clock.tick()
                 record = {
@@ -270,10 +276,36 @@ class _Clock:
         self._last = now
 
 
-def _check_finite(metrics, phase, progress):
-    if not np.isfinite(metrics["train_loss"]):
-        group = "search.omega" if phase == "search" else "train"
-        raise UserError(
-            f"the training loss became {metrics['train_loss']} in epoch {progress.epoch + 1} of "
-            f"the {phase}: lower config.{group}.learning_rate"
-        )
+def _check_metrics(metrics, phase, progress):
+    """Raises UserError for a step whose losses or alphas are not finite.
+
+    A `val_loss` that is not a number is that of a step without an alpha step, unless the step says
+    otherwise (`alphas_learned`).
+    """
+    train, val = metrics["train_loss"], metrics.get("val_loss", 0.0)
+    if not np.isfinite(train):
+        raise _diverged(f"the training loss became {train}", "train_loss", phase, progress)
+    if np.isinf(val) or (np.isnan(val) and metrics.get("alphas_learned", False)):
+        raise _diverged(f"the loss of the alpha half became {val}", "val_loss", phase, progress)
+    if not metrics.get("alphas_finite", True):
+        raise _diverged("an alpha is no longer a finite number", "alphas", phase, progress)
+
+
+def _check_state(state, phase, progress):
+    """Raises UserError for a state in which a number is not finite: nothing is made of it."""
+    floats = [leaf for leaf in jax.tree.leaves(state) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+    # On the host: as a program of hundreds of arrays this takes ten seconds to compile.
+    if not all(np.isfinite(leaf).all() for leaf in jax.device_get(floats)):
+        raise _diverged("a weight or a statistic became infinite or nan", "state", phase, progress)
+
+
+def _diverged(what, sign, phase, progress) -> UserError:
+    lower = "config.train.learning_rate, in another --workdir"
+    if phase == "fine-tune":
+        lower = "learning_rate"
+    if phase == "search":
+        lower = "config.search.omega.learning_rate"
+        if sign in ("val_loss", "alphas"):
+            lower += " or config.search.alpha.learning_rate"
+        lower += ", in another --workdir"
+    return UserError(f"{what} in epoch {progress.epoch + 1} of the {phase}: lower {lower}")

@@ -28,3 +28,9 @@ def cross_entropy(logits, labels, class_weights=None, smoothing=0.0, axis_name=N
     if axis_name is not None:
         total = lax.pmean(total, axis_name)
     return jnp.mean(weights * losses) / total
+
+
+def all_finite(tree) -> jax.Array:
+    """Scalar bool: whether every float of a tree of arrays is finite."""
+    floats = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+    return jnp.array([jnp.isfinite(leaf).all() for leaf in floats], bool).all()

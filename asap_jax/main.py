@@ -10,6 +10,7 @@ checkout `--config=search:digits` and `--config=train:asap_small` name the same 
 which the package carries.
 """
 
+import contextlib
 import os
 import shlex
 import signal
@@ -20,10 +21,19 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from asap_jax import command_line, compile_cache, presets, starting, workdir
+from asap_jax import (
+    command_line,
+    compile_cache,
+    genotypes,
+    metrics,
+    presets,
+    starting,
+    workdir,
+)
 from asap_jax.errors import UserError
-from asap_jax.interruption import Interrupted
+from asap_jax.interruption import Interrupted, is_ignored_hangup
 
+NOBODY_READS = 128 + 13  # as a shell has it for SIGPIPE
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
     help_string="FILE:PRESET, search:PRESET or train:RECIPE.",
@@ -93,7 +103,8 @@ def _main(argv) -> None:
         where = "at once, so what was saved before is all there is"
         if isinstance(stop, Interrupted):
             where = f"{stop.where}, all saved"
-        print(f"asap_jax: interrupted; {where}. To go on:\n  {_again(folder)}", file=sys.stderr)
+        if _exit_code(stop) != NOBODY_READS:
+            _complain(f"interrupted; {where}. To go on:\n  {_again(folder)}")
         _leave(_exit_code(stop))
 
 
@@ -130,7 +141,8 @@ def _default_workdir(mode, config) -> Path:
     if mode == "describe":
         parts.append("described")
     if config.genotype:
-        parts.append(Path(config.genotype).stem)
+        described = genotypes.is_text(config.genotype)
+        parts.append("cells" if described else Path(config.genotype).stem)
     return Path("runs") / "-".join(parts)
 
 
@@ -146,6 +158,11 @@ def _exit_code(stop: KeyboardInterrupt) -> int:
     return 128 + getattr(stop, "signum", signal.SIGINT)
 
 
+def _complain(text: str) -> None:
+    with contextlib.suppress(OSError):  # a terminal that is gone
+        print(f"asap_jax: {text}", file=sys.stderr)
+
+
 def _leave(code: int) -> None:
     """Ends the command; at once if a program is being compiled, which nobody can call off."""
     waited_for = [t for t in threading.enumerate() if not t.daemon]
@@ -158,16 +175,33 @@ def _leave(code: int) -> None:
 
 def run() -> None:
     """Runs the command; what the user can mend is said in one paragraph, with exit code 2."""
-    signal.signal(signal.SIGTERM, _terminate)
+    for name in ("SIGTERM", "SIGHUP"):
+        signum = getattr(signal, name, None)
+        if signum is not None and not is_ignored_hangup(signum):
+            signal.signal(signum, _terminate)
     starting.over()
+    try:
+        _run()
+    finally:
+        try:
+            sys.stdout.flush()
+        except OSError:  # nobody reads any more, which is no error
+            metrics.mute()
+            sys.exit(NOBODY_READS)
+
+
+def _run() -> None:
     try:
         app.run(_main, flags_parser=command_line.parse)
     except UserError as error:
-        print(f"asap_jax: {error}", file=sys.stderr)
+        _complain(str(error))
         sys.exit(2)
     except KeyboardInterrupt as stop:
-        print("asap_jax: interrupted", file=sys.stderr)
+        _complain("interrupted")
         sys.exit(_exit_code(stop))
+    except BrokenPipeError:
+        metrics.mute()
+        sys.exit(NOBODY_READS)
 
 
 if __name__ == "__main__":

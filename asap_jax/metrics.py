@@ -1,8 +1,10 @@
 """What a run tells while it goes: a progress bar, a line an epoch, JSON lines."""
 
+import errno
 import json
 import math
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -72,7 +74,34 @@ class RunLog:
 
     def say(self, line: str) -> None:
         if not self._quiet:
-            tqdm.write(line)
+            say(line)
+
+
+def say(line: str) -> None:
+    """Prints a line, with what the terminal's encoding lacks as escapes.
+
+    A reader that has gone (`| head`) is a wish to end, which `interruption.Interruption` notes like
+    a signal. Without a terminal, as after a hang-up, nothing is printed any more.
+    """
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    try:
+        tqdm.write(line.encode(encoding, "backslashreplace").decode(encoding))
+    except BrokenPipeError:
+        mute()
+        signal.raise_signal(signal.SIGPIPE)  # which Python ignores where nobody takes it
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        mute()
+
+
+def mute() -> None:
+    """Has standard output lead nowhere, since nobody is there any more to read it."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, sys.stdout.fileno())
+    finally:
+        os.close(nowhere)
 
 
 def _append(path, line):

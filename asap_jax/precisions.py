@@ -44,6 +44,17 @@ def resolve(precision: str, device=None) -> str:
     return "tf32" if ampere(device) else "float32"
 
 
+def in_32_bits(function: Callable) -> Callable:
+    """The function, run as if JAX_ENABLE_X64 was not set: networks and searches know no 64 bits."""
+
+    @functools.wraps(function)
+    def run(*arguments, **options):
+        with jax.enable_x64(False):
+            return function(*arguments, **options)
+
+    return run
+
+
 def check(precision: str, key: str) -> None:
     """Raises UserError if the device would only emulate the precision, or does not have it."""
     kind = jax.devices()[0].device_kind

@@ -1,7 +1,9 @@
 """Every preset as a function of nothing to a config, so that an installed package has them.
 
 `configs/search.py` is a thin wrapper around `get_config`. A preset's name is a size, a strategy, or
-both, joined by a comma: "digits", "darts", "digits,random".
+both, joined by a comma: "digits", "darts", "digits,random". At the paper's size a strategy searches
+with its authors' settings (`AUTHORS`); the word "fair" beside it, as in "gdas,fair", leaves it the
+one budget that all sizes have for all strategies.
 """
 
 import difflib
@@ -28,7 +30,7 @@ def paper() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
     config.mode = ""  # "search" or "train"; "" is both, one after the other. --mode overrules it
-    config.genotype = ""  # cells to train: a published name, a genotype.json, a search's workdir
+    config.genotype = ""  # cells to train: a published name, a file, a search's workdir, or a text
     config.searches = 1  # with others' seeds; the best derived network is trained fully
     config.selection = ConfigDict({"epochs": 20})  # training on one half that ranks the searches
     config.check_memory = True  # refuse a run whose estimate exceeds the device's memory
@@ -85,6 +87,7 @@ def paper() -> ConfigDict:
                 "learning_rate": 0.025,  # cosine, moved on once an epoch
                 "final_learning_rate": 0.001,
                 "momentum": 0.9,
+                "nesterov": False,
                 "weight_decay": 3e-4,
                 "clip": 5.0,
             },
@@ -94,8 +97,11 @@ def paper() -> ConfigDict:
             "cost_weight": 0.0,  # of the cells' expected cost in the loss of the alphas: costs.py
             "watch": {
                 "images": 1024,  # of the alpha half, for the gap after each epoch; 0 for none
-                "eigenvalue": False,  # the dominant one of the alphas' Hessian, each epoch: dear
+                "eigenvalue": False,  # the dominant one of the alphas' Hessian: dear
+                "eigenvalue_every": 2,  # epochs in which the alphas learn: RobustDARTS' 2
+                "eigenvalue_from": 10,  # such epochs before the first that may be returned to
             },
+            "early_stop": False,  # where RobustDARTS stops, with the cells its sign points back to
             "benchmark": "",  # CSV file of NAS-Bench-201's accuracies, to log the derived cell's
         }
     )
@@ -126,6 +132,7 @@ def paper() -> ConfigDict:
             "average": 0.0,  # decay of a moving average of the weights that is tested; 0 for none
             "accumulate": 1,  # pieces a batch is computed in, one after another, to save memory
             "remat": False,  # compute the cells twice, to save memory (not on a CPU)
+            "validation_share": 0.0,  # of the training images, held out in place of the test images
             "seeds": 1,  # trainings, with seeds from `seed` on; results.json has mean and deviation
             "start_from": "",  # workdir of a trained network of these cells to start from
             "augmentation": {
@@ -284,7 +291,12 @@ def _with_snas(config: ConfigDict) -> None:
 def _with_gdas(config: ConfigDict) -> None:
     """GDAS, in DARTS' space."""
     config.search.strategy = ConfigDict(
-        {"name": "gdas", "initial_temperature": 10.0, "final_temperature": 0.1}
+        {
+            "name": "gdas",
+            "initial_temperature": 10.0,
+            "final_temperature": 0.1,
+            "pairs": True,  # a node's strongest (operation, source) pairs, not its strongest edges
+        }
     )
     _as_darts(config)
 
@@ -311,10 +323,6 @@ def _with_pc_darts(config: ConfigDict) -> None:
         }
     )
     _in_darts_space(config, 0.6)
-    config.search.omega.final_learning_rate = 0.0
-    if config.search.batch_size == paper().search.batch_size:
-        config.search.batch_size = 256
-        config.search.omega.learning_rate = 0.1
 
 
 def _with_p_darts(config: ConfigDict) -> None:
@@ -333,8 +341,7 @@ def _with_p_darts(config: ConfigDict) -> None:
         }
     )
     _in_darts_space(config, 0.6)
-    search.omega.final_learning_rate = 0.0
-    search.epochs = 75 if full else 3 * -(-search.epochs // 3)
+    search.epochs = 3 * -(-search.epochs // 3)
     search.cells = 5 if full else search.cells
 
 
@@ -360,9 +367,9 @@ def _with_gradual(
             }
         )
         if start_epoch is not None:
-            full = config.search.epochs == paper().search.epochs
-            epoch = start_epoch if full else placeholder(int)
-            config.search.strategy.start_epoch = epoch  # t0 in epochs; unset: `start`
+            config.search.strategy.start_epoch = placeholder(int)  # t0 in epochs; unset: `start`
+            if config.search.epochs == paper().search.epochs:
+                config.search.strategy.start_epoch = start_epoch
 
     return change
 
@@ -370,10 +377,37 @@ def _with_gradual(
 def _with_random(config: ConfigDict) -> None:
     """Random search with weight sharing."""
     inputs = EDGES[config.search.edges] or placeholder(int)  # of a sampled cell's nodes
+    full = config.search.cells == paper().search.cells
     config.search.strategy = ConfigDict(
-        {"name": "random", "inputs_per_node": inputs, "samples": 100}
+        {
+            "name": "random",
+            "inputs_per_node": inputs,
+            "samples": 1000 if full else 100,  # in a round, ranked on `images` of the alpha half
+            "images": 640,
+            "best": 10,  # of a sample, ranked on the whole half
+            "rounds": 3 if full else 1,
+        }
     )
 
+
+# How the authors searched CIFAR-10, where it differs from ASAP's search. EDAS' and NAP's settings
+# are not public; those of ASAP's two baselines are ASAP's. docs/methods.md has the table.
+AUTHORS: dict[str, dict] = {
+    "darts": {"batch_size": 64},
+    "snas": {"batch_size": 64, "epochs": 150, "drop_path": 0.3, "cost_weight": 0.01},
+    "gdas": {
+        "batch_size": 256,
+        "epochs": 250,
+        "omega": {"nesterov": True, "weight_decay": 5e-4},
+    },
+    "pc_darts": {
+        "batch_size": 256,
+        "omega": {"learning_rate": 0.1, "final_learning_rate": 0.0},
+    },
+    "p_darts": {"epochs": 75, "omega": {"final_learning_rate": 0.0}},
+    "random": {"batch_size": 64, "epochs": 100},
+}
+FAIR = "fair"  # the word for one budget
 
 MODES = ("", "search", "train")
 SCHEDULES = ("cosine", "power_cosine", "exponential")
@@ -409,22 +443,28 @@ def get_config(name: str = "") -> ConfigDict:
     """The config of a preset; raises UserError if there is none of that name.
 
     Args:
-      name: a size, a strategy, or "size,strategy"; "" is the paper's search.
+      name: a size, a strategy, or "size,strategy", and "fair"; "" is the paper's search.
     """
     parts = [part for part in (name or "paper").split(",") if part]
+    fair = FAIR in parts
+    parts = [part for part in parts if part != FAIR]
     sizes = [part for part in parts if part in SIZES]
     methods = [part for part in parts if part in METHODS]
     for part in parts:
         if part not in SIZES and part not in METHODS:
             raise UserError(
-                f"unknown preset {part!r}{nearest(part, [*SIZES, *METHODS])}: sizes are "
-                f"{', '.join(SIZES)}; strategies are {', '.join(METHODS)}"
+                f"unknown preset {part!r}{nearest(part, [*SIZES, *METHODS, FAIR])}: sizes are "
+                f"{', '.join(SIZES)}; strategies are {', '.join(METHODS)}; {FAIR!r} gives them all "
+                "one budget"
             )
     if len(sizes) > 1 or len(methods) > 1:
         raise UserError(f"preset {name!r} names more than one size or more than one strategy")
-    config = SIZES[sizes[0] if sizes else "paper"]()
+    size = sizes[0] if sizes else "paper"
+    config = SIZES[size]()
     if methods:
         METHODS[methods[0]](config)
+        if size == "paper" and not fair:
+            config.search.update(AUTHORS.get(methods[0], {}))
     config.lock()
     return config
 
@@ -521,6 +561,15 @@ def check(config: ConfigDict) -> None:
     require(alpha.weight_decay >= 0, "search.alpha.weight_decay", alpha.weight_decay, "0 or more")
     images = search.watch.images
     require(images >= 0, "search.watch.images", images, "0 or more")
+    every, start = search.watch.eigenvalue_every, search.watch.eigenvalue_from
+    require(every >= 1, "search.watch.eigenvalue_every", every, "at least 1 epoch")
+    require(start >= 0, "search.watch.eigenvalue_from", start, "0 or more epochs")
+    require(
+        search.watch.eigenvalue or not search.early_stop,
+        "search.early_stop",
+        search.early_stop,
+        "False unless config.search.watch.eigenvalue=True, which tells when to stop",
+    )
     require(0 <= search.drop_path < 1, "search.drop_path", search.drop_path, "in [0, 1)")
     require(search.cost_weight >= 0, "search.cost_weight", search.cost_weight, "0 or more")
     for key, known in (
@@ -562,6 +611,8 @@ def check(config: ConfigDict) -> None:
     require(0 <= train.drop_path < 1, "train.drop_path", train.drop_path, "in [0, 1)")
     smoothing = train.label_smoothing
     require(0 <= smoothing < 1, "train.label_smoothing", smoothing, "in [0, 1)")
+    share = train.validation_share
+    require(0 <= share < 1, "train.validation_share", share, "in [0, 1)")
     require(0 <= train.average < 1, "train.average", train.average, "in [0, 1)")
     require(
         train.batch_size % train.accumulate == 0,

@@ -54,7 +54,8 @@ class SearchOutcome(NamedTuple):
       alphas.
     epochs, seconds: how long it ran, over all starts.
     candidates_left: over all cell types; as many as they have edges when every edge is decided.
-    ended: "finished" if every edge was decided, "stopped" if a callback ended it, else "".
+    ended: "finished" if every edge was decided, "stopped" if a callback ended it or RobustDARTS'
+      sign did, whose cells are then those of the epoch it points back to; else "".
     benchmark: what `config.benchmark` says of the genotype, {column: value}; {} for nothing.
     """
 
@@ -93,7 +94,7 @@ def make_strategy(config, space: SearchSpace, steps_per_epoch: int) -> Strategy:
         raise UserError(f"config.search.strategy: {error}") from error
 
 
-def make_constraint(config, network: Supernet, image_shape) -> costs.Constraint | None:
+def _constraint(config, network: Supernet, image_shape) -> costs.Constraint | None:
     """The configured constraint on the expected cost, None if it weighs nothing."""
     if not config.cost_weight:
         return None
@@ -115,6 +116,11 @@ def check(config, dataset: data.Dataset) -> None:
             raise UserError(
                 f"config.search.drop_path is {config.drop_path}, but P-DARTS has dropout of its "
                 "own (config.search.strategy.skip_dropout): set drop_path to 0"
+            )
+        if config.early_stop and stage.strategy.distribution is None:
+            raise UserError(
+                f"config.search.early_stop is True, but the strategy {config.strategy.name} has no "
+                "distribution whose eigenvalue could tell when to stop: set it to False"
             )
         if config.cost_weight and stage.strategy.alpha_gradient is None:
             raise UserError(
@@ -155,6 +161,7 @@ class Parts(NamedTuple):
     """What a search, or a stage of it, is made of, before it has a state.
 
     epochs, steps: its length, and the steps of an epoch.
+    constraint: on the cells' expected cost, or None.
     """
 
     space: SearchSpace
@@ -163,6 +170,7 @@ class Parts(NamedTuple):
     optimizers: Optimizers
     epochs: int
     steps: int
+    constraint: costs.Constraint | None
 
 
 def build(config, dataset: data.Dataset, strategy: Strategy | None = None) -> Parts:
@@ -176,24 +184,26 @@ def build(config, dataset: data.Dataset, strategy: Strategy | None = None) -> Pa
         strategy = make_strategy(config, space, steps)
     epochs, omega = strategy.epochs or config.epochs, config.omega
     rate = schedules.cosine_by_epoch(omega.learning_rate, omega.final_learning_rate, epochs, steps)
+    network = Supernet(
+        space,
+        len(dataset.class_names),
+        config.channels,
+        config.cells + strategy.extra_cells,
+        strategy.partial_channels,
+        plans.Plan(plans.choose(config.plan)),
+    )
     return Parts(
         space,
         strategy,
-        Supernet(
-            space,
-            len(dataset.class_names),
-            config.channels,
-            config.cells + strategy.extra_cells,
-            strategy.partial_channels,
-            plans.Plan(plans.choose(config.plan)),
-        ),
+        network,
         Optimizers(
-            optim.sgd(rate, omega.momentum, omega.weight_decay, omega.clip),
+            optim.sgd(rate, omega.momentum, omega.weight_decay, omega.clip, omega.nesterov),
             strategy.alpha_optimizer or optim.adam(**config.alpha),
             optim.virtual_sgd(rate, omega.momentum, omega.weight_decay),
         ),
         epochs,
         steps,
+        _constraint(config, network, dataset.preparation.shape),
     )
 
 
@@ -281,7 +291,7 @@ def search(
         if stage.strategy.next_stage is None or progress.ended == "stopped":
             break
         strategy, number = stage.strategy.next_stage(state.arch), number + 1
-    derived, gaps = stage.end(state)
+    derived, gaps = stage.end(state, progress)
     return SearchOutcome(
         derived[config.edges],
         gaps,
@@ -311,9 +321,9 @@ class _Stage:
 
     def __init__(self, config, dataset, parts, held, seed, session, warned):
         self.config, self.dataset, self.held, self.seed = config, dataset, held, seed
-        self.space, self.strategy, self.network, self.optimizers, self.epochs, self.steps = parts
+        self.space, self.strategy, self.network, self.optimizers = parts[:4]
+        self.epochs, self.steps, self.constraint = parts[4:]
         self.session, self.benchmark, self.warned = session, _benchmark(config), warned
-        self.constraint = make_constraint(config, self.network, dataset.preparation.shape)
         # By the stage's own plan for all candidates: one compilation serves every mask.
         self.accuracy, self.accuracy_by_batch = (
             Accuracy(
@@ -414,17 +424,19 @@ class _Stage:
                     state.params, state.batch_stats, mixed, limit=self.watched
                 )
             record["gap"] = record["supernet_accuracy"] - record["derived_accuracy"]
-        history = progress.history
-        if self.config.watch.eigenvalue and self.strategy.distribution:
+        history, back = progress.history, None
+        if self._measures(state, progress):
             record["eigenvalue"] = float(self.eigenvalue(state, self.held))
-            history.setdefault("eigenvalue", []).append(record["eigenvalue"])
+            back = self._note_eigenvalue(state, progress, record["eigenvalue"])
         if (name := genotype.architecture_string()) is not None:
             record["architecture"] = name
         said = {}
         if self.strategy.learns(state.step - 1):  # before, the cells say nothing
             ends = progress.ended or progress.epoch + 1 == self.epochs
             final = ends and self.strategy.next_stage is None
-            said = collapse.warnings(genotype, record, history, final)
+            said = collapse.warnings(genotype, record, back, final)
+            if back is not None and self.config.early_stop and not ends:
+                progress.ended, history["returned"] = "stopped", [back]
         if self.benchmark is not None and name is not None:
             record["benchmark"] = self.benchmark.get(name, {})
             if name not in self.benchmark:
@@ -435,14 +447,49 @@ class _Stage:
                 self.session.log.warn(words)
         return record
 
-    def end(self, state) -> tuple[dict[str, Genotype], dict]:
+    def _measures(self, state, progress) -> bool:
+        """Whether the epoch that just ended is one in which the eigenvalue is measured."""
+        watch, strategy = self.config.watch, self.strategy
+        if not watch.eigenvalue or strategy.distribution is None:
+            return False
+        if not strategy.learns(state.step - 1):
+            return False
+        epochs = progress.history.get("eigenvalue_epochs", [progress.epoch])
+        return (progress.epoch - epochs[0]) % watch.eigenvalue_every == 0
+
+    def _note_eigenvalue(self, state, progress, value) -> int | None:
+        """Keeps it, and the cells of now; gives the epoch that the sign to stop points back to."""
+        history = progress.history
+        cells = {}
+        for rule, inputs in EDGES.items():
+            key = jax.random.key(self.seed)
+            found = self.strategy.derive(state.arch, inputs, key, self._shared(state))
+            cells[rule] = found.to_json()
+        for name, new in (
+            ("eigenvalue", value),
+            ("eigenvalue_epochs", progress.epoch),
+            ("eigenvalue_cells", cells),
+        ):
+            history.setdefault(name, []).append(new)
+        values, epochs = history["eigenvalue"], history["eigenvalue_epochs"]
+        return collapse.points_back_to(values, epochs, self.config.watch.eigenvalue_from)
+
+    def _derive(self, state, progress, rule) -> Genotype:
+        """By a rule of edges: what is found now, or in the epoch that the search returned to."""
+        history = progress.history
+        if history.get("returned"):
+            index = history["eigenvalue_epochs"].index(history["returned"][0])
+            return Genotype.from_json(history["eigenvalue_cells"][index][rule])
+        key = jax.random.key(self.seed)
+        return self.strategy.derive(state.arch, EDGES[rule], key, self._shared(state))
+
+    def end(self, state, progress) -> tuple[dict[str, Genotype], dict]:
         """({rule of edges: genotype}, {rule: the gap})."""
         shared, derived, gaps = self._shared(state), {}, {}
         supernet_accuracy = shared(_final_mixtures(self.strategy, state))
         # A method without alphas has no mixture to fall short of: it samples and ranks.
         for rule in EDGES if self.strategy.alpha_gradient else (self.config.edges,):
-            key = jax.random.key(self.seed)
-            derived[rule] = self.strategy.derive(state.arch, EDGES[rule], key, shared)
+            derived[rule] = self._derive(state, progress, rule)
             if self.strategy.alpha_gradient:
                 alone = shared(one_hot_mixture(derived[rule], self.space))
                 gap = supernet_accuracy - alone
@@ -450,11 +497,11 @@ class _Stage:
         return derived, gaps
 
     def _shared(self, state):
-        """mixtures -> accuracy of the shared weights by each batch's own statistics."""
+        """(mixtures, images or None for all) -> accuracy by each batch's own statistics."""
 
-        def shared(mixtures):
+        def shared(mixtures, images=None):
             self.session.interruption.check("search: all steps done, its cells not yet derived")
-            return self.accuracy_by_batch(state.params, state.batch_stats, mixtures)
+            return self.accuracy_by_batch(state.params, state.batch_stats, mixtures, limit=images)
 
         return shared
 
@@ -533,13 +580,21 @@ def _at_rest(mixtures):
     return {cell: mix._replace(skip_dropout=None) for cell, mix in mixtures.items()}
 
 
+# Metrics of a step that an epoch's record has otherwise, or not at all; the rest it takes over.
+OF_A_STEP = set(
+    """
+    temperature threshold candidates_left entropy train_loss train_accuracy val_loss finished
+    """.split()
+)
+
+
 def _epoch_record(progress, last, val_accuracy):
     return {
         "temperature": float(last.get("temperature", math.nan)),
         "threshold": float(last.get("threshold", math.nan)),
         "candidates_left": int(last["candidates_left"]),
         "entropy": float(last.get("entropy", math.nan)),
-        **{key: float(last[key]) for key in last if key.startswith("entropy_") or key == "cost"},
+        **{key: float(last[key]) for key in last if key not in OF_A_STEP},
         "train_loss": progress.mean("train_loss"),
         "train_accuracy": progress.mean("train_accuracy"),
         "val_loss": progress.mean("val_loss"),

@@ -13,7 +13,7 @@ from jax import lax
 
 from asap_jax import bilevel, optim
 from asap_jax.costs import Constraint
-from asap_jax.losses import cross_entropy
+from asap_jax.losses import all_finite, cross_entropy
 from asap_jax.networks import Supernet, live_parameters
 from asap_jax.ops import Context
 from asap_jax.relaxation import Dropout, normalised_entropy
@@ -291,8 +291,12 @@ def _passes(
             state.alpha_opt,
             state.arch.alphas,
         )
-        arch = strategy.prune(state.arch._replace(alphas=alphas), gradients, state.step)
-        return state.replace(arch=arch, alpha_opt=alpha_opt)
+        arch = state.arch._replace(alphas=alphas)
+        pruned = strategy.prune(arch, gradients, state.step)
+        # Nothing is pruned by numbers that are none, which compare as false with all others.
+        sound = all_finite(alphas)
+        masks = jax.tree.map(lambda new, old: jnp.where(sound, new, old), pruned.masks, arch.masks)
+        return state.replace(arch=pruned._replace(masks=masks), alpha_opt=alpha_opt)
 
     def joint_step(state, train, val):
         key = step_keys(state.key, state.step).alpha
@@ -377,14 +381,18 @@ def _passes(
         """Counts the step, and tells what it has come to."""
         key = step_keys(state.key, state.step).alpha
         mixtures = strategy.mixture(state.arch, state.step, key)
-        metrics = strategy.readings(state.step) | {
+        metrics = strategy.readings(state.step) | strategy.measured(state.arch)
+        metrics |= {
             "candidates_left": sum(mask.sum() for mask in state.arch.masks.values()),
             **entropies_of(state.arch, mixtures),
             **({} if constraint is None else {"cost": constraint.expected(mixtures)}),
             "finished": strategy.finished(state.arch),
+            "alphas_learned": jnp.logical_and(alphas_apart, strategy.learns(state.step)),
+            "alphas_finite": all_finite((state.arch.alphas, state.arch.extra)),
         }
         return state.replace(step=state.step + 1), metrics
 
+    alphas_apart = strategy.alpha_gradient is not None and not strategy.single_level
     omega, end = Pass("omega", omega_step), Pass("close", close)
     if strategy.single_level:
         return Pass("joint, alphas at rest" if learns is False else "joint", joint_step), end

@@ -81,6 +81,7 @@ class TrainedNetwork:
             )
         return float(np.mean(probabilities.argmax(-1) == labels))
 
+    @precisions.in_32_bits
     def fine_tune(
         self,
         new_data,
@@ -179,10 +180,12 @@ class TrainedNetwork:
             },
         )
 
+    @precisions.in_32_bits
     def export(self, folder: str | Path, platforms: Sequence[str] = ("cpu", "cuda")) -> list[Path]:
         """Writes StableHLO and weights for use without this package; see `portable.export`."""
         return portable.export(self, folder, platforms)
 
+    @precisions.in_32_bits
     def _batched(self, images):
         """(probabilities [N, K], features [N, F])."""
         pixels = self._pixels(images)
@@ -243,10 +246,15 @@ def _forward(module, mean, std, precision, variables, images):
     return jax.nn.softmax(logits), sown["intermediates"]["features"][0]
 
 
-def from_outcome(outcome: train_loop.TrainOutcome, dataset, config) -> TrainedNetwork:
-    """The trained network of a training's outcome; `config` is the `train` part."""
+def from_outcome(
+    outcome: train_loop.TrainOutcome, dataset, config, part: str = "test"
+) -> TrainedNetwork:
+    """The trained network of a training's outcome; `config` is the `train` part.
+
+    Its accuracy is called `part`_accuracy, "val" where held-out training images were asked.
+    """
     record = outcome.answers.record(dataset.class_names)
-    results = {"test_accuracy": record.pop("accuracy"), **record}
+    results = {f"{part}_accuracy": record.pop("accuracy"), **record}
     return TrainedNetwork(
         outcome.network,
         jax.device_get(outcome.variables),
@@ -259,6 +267,7 @@ def from_outcome(outcome: train_loop.TrainOutcome, dataset, config) -> TrainedNe
     )
 
 
+@precisions.in_32_bits
 def load(folder: str | Path, index: int = 0) -> TrainedNetwork:
     """The trained network of a run's workdir, ready to use.
 

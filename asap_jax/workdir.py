@@ -26,7 +26,8 @@ MAY_CHANGE = (
     "data.max_pixels",
     "checkpoint.*",
     "check_memory",
-    "search.watch.*",
+    "search.watch.images",
+    "search.watch.eigenvalue",
     "search.benchmark",
     "train.epochs",
 )
@@ -59,6 +60,18 @@ def claim(path: str | Path, config: dict) -> Path:
     Raises:
       UserError: the folder holds another config, a newer version's run, or cannot be written to.
     """
+    path, before = Path(path), check(path, config)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        if before != config:
+            write_json(path / "config.json", {"workdir_version": VERSION, **config})
+    except OSError as error:
+        raise UserError(f"--workdir={path} cannot be written to: {error}") from error
+    return path
+
+
+def check(path: str | Path, config: dict) -> dict | None:
+    """The config that the workdir holds, if any; UserError for one that `claim` would refuse."""
     path = Path(path)
     if path.exists() and not path.is_dir():
         raise UserError(f"--workdir={path} is a file: name a folder, new or of the same config")
@@ -80,13 +93,7 @@ def claim(path: str | Path, config: dict) -> Path:
                 f"the workdir {path} holds a run of another config ({'; '.join(changed)}): choose "
                 "another --workdir, or remove that one"
             )
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        if before != config:
-            write_json(path / "config.json", {"workdir_version": VERSION, **config})
-    except OSError as error:
-        raise UserError(f"--workdir={path} cannot be written to: {error}") from error
-    return path
+    return before
 
 
 def read_config(path: str | Path) -> dict:

@@ -2,6 +2,8 @@
 
     python benchmarks/methods.py --size=tiny --seeds=3 --out=runs/methods
 
+All have one budget (the presets' word "fair"), the paper's size included.
+
 Runs one after another, each in a process of its own; a run that is done is not done again. Writes
 methods.json (a record a run) and methods.md as results come. Options after `--` go to each run:
 
@@ -65,7 +67,7 @@ def main() -> None:
     arguments = parser.parse_args()
     out = Path(arguments.out)
     cases = {
-        method: [f"--config=search:{arguments.size},{method}", *arguments.options]
+        method: [f"--config=search:{arguments.size},{method},fair", *arguments.options]
         for method in arguments.methods.split(",")
     }
     records = by_seed(

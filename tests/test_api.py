@@ -1,9 +1,13 @@
 """The command's jobs as functions, and what comes back: a network that can be used."""
 
+import errno
 import gc
+import io
 import json
 import os
 import signal
+import sys
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +18,7 @@ from PIL import Image
 from tiny import TEST, TRAIN, records, tiny
 
 import asap_jax
-from asap_jax import inputs, job, presets, workdir
+from asap_jax import inputs, inspection, job, presets, workdir
 from asap_jax.data.augment import normalise
 from asap_jax.data.images import Preparation
 from asap_jax.errors import UserError
@@ -169,6 +173,38 @@ def test_images_of_any_size_and_kind_are_prepared_as_in_training(trained, tmp_pa
         network.accuracy(small, [0, 1, 2, 3, 10])
 
 
+@pytest.fixture
+def wide():
+    """As with JAX_ENABLE_X64=1."""
+    jax.config.update("jax_enable_x64", True)
+    yield
+    jax.config.update("jax_enable_x64", False)
+
+
+@pytest.mark.parametrize("use", ["predict_proba", "features", "evaluate", "describe", "fine_tune"])
+def test_networks_are_used_where_jax_knows_64_bits(use, trained, wide, tmp_path):
+    folder, outcome, dataset = trained
+    network = asap_jax.load(folder)
+    assert {leaf.dtype for leaf in jax.tree.leaves(network.variables)} == {np.dtype("float32")}
+    if use in ("predict_proba", "features"):
+        got = getattr(network, use)(dataset.test_images)
+        assert got.dtype == np.float32
+        np.testing.assert_array_equal(got, getattr(outcome.network, use)(dataset.test_images))
+    elif use == "evaluate":
+        told = asap_jax.evaluate(folder, quiet=True)
+        assert told["accuracy"] == pytest.approx(outcome.results["test_accuracy"])
+    elif use == "describe":
+        config = tiny()
+        config.genotype = outcome.genotype.to_json()
+        told = asap_jax.describe(config, tmp_path, quiet=True)
+        assert told["parameters"] == outcome.results["parameters"]
+    else:
+        few = dataset.train_images[:40], dataset.train_labels[:40]
+        tuned = network.fine_tune(few, epochs=1, batch_size=8, save_to=tmp_path, quiet=True)
+        again = asap_jax.load(tmp_path).variables
+        jax.tree.map(np.testing.assert_array_equal, again, tuned.variables)
+
+
 def test_fine_tuning_swaps_the_classifier_and_trains_on(trained, tmp_path):
     folder, _, dataset = trained
     network = asap_jax.load(folder)
@@ -259,6 +295,49 @@ def test_evaluate_measures_on_any_split_or_source(trained, tmp_path, capsys):
         asap_jax.evaluate(folder, f"npz:{tmp_path}/digits.npz", "val")
     lines = (folder / "evaluations.jsonl").read_text().splitlines()
     assert [json.loads(line)["split"] for line in lines] == ["test", "train", "test", "all"]
+
+
+@pytest.mark.parametrize("why", ["read-only", "full", "a folder"])
+@pytest.mark.parametrize("quiet", [False, True])
+def test_what_evaluate_measures_is_told_though_it_cannot_be_written(
+    why, quiet, trained, tmp_path, capsys, monkeypatch
+):
+    if why == "a folder":
+        (tmp_path / "evaluations.jsonl").mkdir()
+    else:
+        error = OSError(errno.EROFS if why == "read-only" else errno.ENOSPC, why)
+        monkeypatch.setattr(inspection, "_write_down", mock.Mock(side_effect=error))
+    for name in ("network", "network.json", "config.json"):
+        (tmp_path / name).symlink_to(trained[0] / name)
+    with pytest.warns(UserWarning, match=r"not added to .*evaluations.jsonl"):
+        result = asap_jax.evaluate(tmp_path, quiet=quiet)
+    assert result["images"] == TEST
+    assert ("of 60 images" in capsys.readouterr().out) != quiet
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-8"])
+@pytest.mark.parametrize("name", ["caf\u00e9", "\u732b", "caf\udce9"])
+def test_evaluate_prints_names_that_the_terminal_has_no_letters_for(
+    name, encoding, trained, tmp_path, monkeypatch
+):
+    """The last is a folder's name in Latin-1, as Python reads it where UTF-8 is spoken."""
+    folder, _, dataset = trained
+    names = [name, *dataset.class_names[1:]]
+    (tmp_path / "network").symlink_to(folder / "network")
+    record = json.loads((folder / "network.json").read_text())
+    workdir.write_json(tmp_path / "network.json", record | {"class_names": names})
+    split = [(dataset.test_images, dataset.test_labels)], ()
+    opened = mock.Mock(splits={"test": None}, class_names=names)
+    monkeypatch.setattr(inspection.data, "open_source", lambda *_: opened)
+    monkeypatch.setattr(inspection.data, "split_batches", lambda *_: split)
+    printed = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr(sys, "stdout", printed)
+    result = asap_jax.evaluate(tmp_path, "folder:elsewhere")
+    printed.flush()
+    shown = printed.buffer.getvalue().decode(encoding)
+    assert "of 60 images" in shown
+    assert shown.count(name.encode(encoding, "backslashreplace").decode(encoding)) >= 1
+    assert name in result["class_accuracy"]
 
 
 def test_evaluate_maps_some_of_the_classes_by_name(trained, tmp_path, capsys):
@@ -490,3 +569,31 @@ def test_what_is_no_image_is_refused(given, message):
     network = asap_jax.TrainedNetwork(None, {}, ("a", "b"), preparation, (0.5,) * 3, (0.2,) * 3)
     with pytest.raises(UserError, match=message):
         network._pixels(given)
+
+
+def test_a_training_may_be_judged_by_held_out_training_images(capsys):
+    """A quarter of the 160, every class alike; the test images say nothing."""
+    config = tiny()
+    config.genotype = "ASAP"
+    whole = inputs.load_data(config)
+    config.train.validation_share = 0.25
+    held = job._validating(config, "train", whole)
+    assert (held.train_count, held.test_count) == (120, 40)
+    both = np.concatenate([held.train_images, held.test_images]).reshape(160, -1)
+    assert sorted(map(bytes, both)) == sorted(map(bytes, whole.train_images))
+    counts = np.bincount(held.test_labels, minlength=10)
+    assert counts.max() - counts.min() <= 2
+    network = asap_jax.train("ASAP", config, epochs=1)
+    results = network.results
+    assert np.sum(results["confusion"]) == 40
+    assert results["val_accuracy"] == 1 - results["val_error"]
+    assert results["test_readings"] == 0
+    assert not any(key.startswith("test_") for key in results if key != "test_readings")
+    printed = capsys.readouterr().out
+    assert "120 training and 40 validation images" in printed
+    assert "validation accuracy" in printed
+    with pytest.raises(UserError, match=r"validation_share is 0.25, .* add --mode=train"):
+        asap_jax.run(tiny(), train={"validation_share": 0.25}, quiet=True)
+    config.train.validation_share = 0.001
+    with pytest.raises(UserError, match="leaves 0 to validate on"):
+        job._validating(config, "train", whole)

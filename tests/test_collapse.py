@@ -7,7 +7,7 @@ import pytest
 from tiny import tiny
 
 import asap_jax
-from asap_jax import GENOTYPES, Genotype, collapse
+from asap_jax import GENOTYPES, Genotype, collapse, search_loop
 
 RNG = np.random.default_rng(0)
 
@@ -36,14 +36,30 @@ def test_dominant_eigenvalue_of_a_flat_loss_is_zero():
     assert value == 0
 
 
+def points_back(values, every=2, first=0, **options):
+    epochs = range(first, first + every * len(values), every)
+    return collapse.points_back_to(values, epochs, **options)
+
+
 def test_the_eigenvalue_grows_when_robust_darts_says_so():
-    level = [1.0] * 9
-    assert not collapse.eigenvalue_grows(level)
-    assert not collapse.eigenvalue_grows([1.0] * 4 + [2.0] * 4)  # too short to tell
-    # Means of 5: 1.0 four epochs ago; now (1 + 4 x) / 5, above 1.3 from x = 1.375 on.
-    assert not collapse.eigenvalue_grows([1.0] * 5 + [1.37] * 4)
-    assert collapse.eigenvalue_grows([1.0] * 5 + [1.38] * 4)
-    assert not collapse.eigenvalue_grows([-1.0] * 5 + [3.0] * 4)  # no growth of a negative one
+    """Measured in epochs 0, 2, 4, ...: in epoch 22 the earlier window's middle is epoch 10."""
+    assert points_back([1.0] * 12) is None
+    # Means of 5: 1.0 four measurements ago; now (1 + 4 x) / 5, above 1.3 from x = 1.375 on.
+    assert points_back([1.0] * 8 + [1.37] * 4) is None
+    assert points_back([1.0] * 8 + [1.38] * 4) == 10
+    assert points_back([1.0] * 10 + [1.38] * 4) == 14
+    assert points_back([-1.0] * 8 + [3.0] * 4) is None  # no growth of a negative one
+    # Grace epochs count for nothing: as much later.
+    assert points_back([1.0] * 8 + [1.38] * 4, first=7) == 17
+
+
+def test_robust_darts_never_returns_to_the_first_ten_epochs():
+    growing = [1.3**i for i in range(25)]
+    told = [points_back(growing[: n + 1]) for n in range(25)]
+    assert told[:11] == [None] * 11  # up to epoch 20
+    assert told[11:] == [2 * n - 12 for n in range(11, 25)]  # 22 -> 10, as the authors' code
+    assert points_back(growing[:9], start=0) == 4
+    assert points_back(growing[:9], every=1, start=0) == 2
 
 
 def test_warnings():
@@ -51,14 +67,15 @@ def test_warnings():
     mixed = ((("sep_conv_3x3", 0), ("skip_connect", 1)),)
     concat = (2, 3, 4, 5)
     collapsed = Genotype(skips + mixed, concat, skips + mixed, concat)
-    assert collapse.warnings(GENOTYPES["ASAP"], {"gap": 0.29}, {}, True) == {}  # 5 of 8 are skips
-    assert collapse.warnings(collapsed, {}, {}, False).keys() == {"skips"}
-    assert "7 of the 8" in collapse.warnings(collapsed, {}, {}, False)["skips"]
-    assert collapse.warnings(GENOTYPES["ASAP"], {"gap": 0.42}, {}, False) == {}
-    said = collapse.warnings(GENOTYPES["ASAP"], {"gap": 0.42}, {}, True)
+    assert collapse.warnings(GENOTYPES["ASAP"], {"gap": 0.29}, None, True) == {}  # 5 of 8 skips
+    assert collapse.warnings(collapsed, {}, None, False).keys() == {"skips"}
+    assert "7 of the 8" in collapse.warnings(collapsed, {}, None, False)["skips"]
+    assert collapse.warnings(GENOTYPES["ASAP"], {"gap": 0.42}, None, False) == {}
+    said = collapse.warnings(GENOTYPES["ASAP"], {"gap": 0.42}, None, True)
     assert "42 points" in said["gap"]
-    grown = {"eigenvalue": [1.0] * 5 + [2.0] * 4}
-    assert collapse.warnings(GENOTYPES["ASAP"], {}, grown, False).keys() == {"eigenvalue"}
+    said = collapse.warnings(GENOTYPES["ASAP"], {}, 10, False)
+    assert said.keys() == {"eigenvalue"}
+    assert "the cells of epoch 11" in said["eigenvalue"]
 
 
 def test_a_search_records_the_signs_and_warns_once(capsys):
@@ -68,7 +85,7 @@ def test_a_search_records_the_signs_and_warns_once(capsys):
     config.search.candidates = ("skip_connect", "max_pool_3x3")
     config.search.strategy.threshold = 0.01
     config.search.alpha.learning_rate = 1e-30  # ties go to the first: all skips
-    config.search.watch.update({"images": 16, "eigenvalue": True})
+    config.search.watch.update({"images": 16, "eigenvalue": True, "eigenvalue_every": 1})
     seen = []
     asap_jax.search(config, on_epoch=seen.append)
     assert len(seen) == 2
@@ -84,3 +101,36 @@ def test_a_search_records_the_signs_and_warns_once(capsys):
         assert record["skips_normal"] == record["skips_reduce"] == 8
     said = [line for line in capsys.readouterr().out.splitlines() if "warning:" in line]
     assert len([line for line in said if "skip connections" in line]) == 1
+
+
+def test_a_search_stops_at_the_sign_with_the_cells_it_points_back_to(monkeypatch):
+    """Ten eigenvalues by hand, grown from the seventh epoch on; the tenth of them is the sign."""
+    config = tiny()
+    config.data.update({"train_examples": 60, "test_examples": 20})
+    config.search.update({"epochs": 14, "batch_size": 30})
+    config.search.candidates = ("skip_connect", "max_pool_3x3")
+    config.search.strategy.update({"threshold": 0.01, "initial_temperature": 2.0})
+    config.search.watch.update(
+        {"images": 0, "eigenvalue": True, "eigenvalue_every": 1, "eigenvalue_from": 0}
+    )
+    config.search.early_stop = True
+    values = iter([1.0] * 6 + [1.4] * 20)
+    told = lambda *parts: lambda state, held: jnp.float32(0)  # noqa: E731
+    monkeypatch.setattr(search_loop, "_eigenvalue", told)
+    note = search_loop._Stage._note_eigenvalue
+    cells = []
+
+    def by_hand(stage, state, progress, value):
+        back = note(stage, state, progress, next(values))
+        cells.append((progress.epoch, progress.history["eigenvalue_cells"][-1]))
+        return back
+
+    monkeypatch.setattr(search_loop._Stage, "_note_eigenvalue", by_hand)
+    seen = []
+    found = asap_jax.search(config, on_epoch=seen.append)
+    grace = sum("eigenvalue" not in record for record in seen)
+    assert grace > 0
+    assert len(seen) == grace + 10 < 14
+    assert cells[0][0] == grace
+    back = dict(cells)[grace + 3]
+    assert found.genotype == Genotype.from_json(back[config.search.edges])

@@ -409,6 +409,7 @@ def test_presets():
         "learning_rate": 0.025,
         "final_learning_rate": 0.001,
         "momentum": 0.9,
+        "nesterov": False,
         "weight_decay": 3e-4,
         "clip": 5.0,
     }

@@ -6,9 +6,19 @@ import numpy as np
 import optax
 import pytest
 
-from asap_jax import STRATEGIES, SearchSpace, Supernet, costs, inputs, optim, presets, search_loop
+from asap_jax import (
+    STRATEGIES,
+    Context,
+    SearchSpace,
+    Supernet,
+    costs,
+    inputs,
+    optim,
+    presets,
+    search_loop,
+)
 from asap_jax.errors import UserError
-from asap_jax.relaxation import Mixture
+from asap_jax.relaxation import Dropout, Mixture
 from asap_jax.search_step import Batch, Optimizers, init_state, make_search_step, step_keys
 from asap_jax.spaces import DARTS
 
@@ -93,6 +103,35 @@ def test_a_step_adds_the_costs_gradient_to_the_alphas_own(name):
     assert np.isfinite(metrics["cost"])
 
 
+@pytest.mark.slow
+def test_a_step_drops_paths_by_a_key_apart_from_the_samples():
+    """SNAS' one pass: the loss is that of the same sample with these samples dropped."""
+    strategy = STRATEGIES["snas"](SPACE, 4, 3)
+    optimizers = Optimizers(optim.sgd(optax.constant_schedule(0.05)), optax.sgd(1.0))
+    state = init_state(NETWORK, strategy, optimizers, jax.random.key(0), (8, 8, 1))
+    rng = np.random.default_rng(0)
+    images = jnp.asarray(rng.normal(size=(4, 8, 8, 1)), jnp.float32)
+    batch = Batch(images, jnp.asarray(rng.integers(0, 3, 4)))
+    step = jax.jit(make_search_step(NETWORK, strategy, optimizers, drop_path=0.3))
+    _, metrics = step(state, batch, batch)
+    key = step_keys(state.key, 0).alpha
+
+    @jax.jit
+    def loss(rate):
+        mixtures = {
+            cell: mix._replace(drop_path=Dropout(jax.random.fold_in(key, 0x0D), rate))
+            for cell, mix in strategy.mixture(state.arch, jnp.int32(0), key).items()
+        }
+        variables = {"params": state.params, "batch_stats": state.batch_stats}
+        logits, _ = NETWORK.apply(
+            variables, images, mixtures, Context(train=True), mutable=["batch_stats"]
+        )
+        return optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels).mean()
+
+    assert float(metrics["train_loss"]) == pytest.approx(float(loss(0.3)), rel=1e-4)
+    assert abs(float(loss(0.0)) - float(loss(0.3))) > 1e-3
+
+
 def test_the_cost_alone_makes_cheap_cells():
     expected = costs.expected_log_cost(Supernet(DARTS, 10, 16, 8), (32, 32, 3))
     alphas = jnp.zeros(DARTS.shape)
@@ -107,8 +146,16 @@ def test_the_cost_alone_makes_cheap_cells():
     assert (alphas.argmax(-1) == DARTS.candidates.index("none")).all()
 
 
-def test_a_method_without_alphas_has_no_use_for_a_cost():
-    config = presets.get_config("tiny,random")
-    config.search.cost_weight = 0.01
-    with pytest.raises(UserError, match="random has no alphas"):
+@pytest.mark.parametrize(
+    ("name", "key", "value", "message"),
+    [
+        ("random", "cost_weight", 0.01, "random has no alphas"),
+        ("nap", "early_stop", True, "nap has no distribution"),
+        ("p_darts", "drop_path", 0.3, "P-DARTS has dropout of its own"),
+    ],
+)
+def test_what_a_method_has_no_use_for_is_refused(name, key, value, message):
+    config = presets.get_config(f"tiny,{name}")
+    config.search[key] = value
+    with pytest.raises(UserError, match=message):
         search_loop.check(config.search, inputs.load_data(config))

@@ -6,7 +6,17 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from asap_jax import GENOTYPES, Context, EvalNetwork, Genotype, count_parameters, multiply_adds
+from asap_jax import (
+    GENOTYPES,
+    Context,
+    EvalNetwork,
+    Genotype,
+    count_parameters,
+    inputs,
+    multiply_adds,
+    presets,
+)
+from asap_jax.errors import UserError
 from asap_jax.networks import side_multiple
 
 # Parameters at CIFAR-10 C=36 L=20 and ImageNet C=48 L=14, auxiliary head apart; then the head's.
@@ -158,3 +168,92 @@ def test_bad_genotypes_are_named(change, message):
 def test_genotypes_are_never_evaluated():
     with pytest.raises(ValueError, match="has to be JSON"):
         Genotype.from_json("Genotype(normal=[], normal_concat=[], reduce=[], reduce_concat=[])")
+
+
+def printed(genotype, style):
+    """The cells as others print them."""
+    flat = {cell: [pair for node in nodes for pair in node] for cell, (nodes, _) in cells(genotype)}
+    ranges = {cell: f"range({min(c)}, {max(c) + 1})" for cell, (_, c) in cells(genotype)}
+    fields = {
+        "normal": flat["normal"],
+        "normal_concat": ranges["normal"],
+        "reduce": flat["reduce"],
+        "reduce_concat": ranges["reduce"],
+    }
+    if style == "a source file":
+        fields |= {f"{cell}_concat": list(c) for cell, (_, c) in cells(genotype)}
+        return "DARTS = Genotype(\n" + ",\n".join(f"  {k} = {v}" for k, v in fields.items()) + ")\n"
+    call = f"Genotype({', '.join(f'{k}={v}' for k, v in fields.items())})"
+    if style == "in order":
+        return f"Genotype({', '.join(map(str, fields.values()))})"
+    return {
+        "printed": call,
+        "a line of a log": f"11/12 10:33:01 AM genotype = {call}\n",
+        "ours": repr(genotype),
+        "JSON": genotype.to_json(),
+    }[style]
+
+
+def cells(genotype):
+    return genotype.cells.items()
+
+
+STYLES = ("printed", "a line of a log", "a source file", "in order", "ours", "JSON")
+NB201 = "|nor_conv_3x3~0|+|none~0|skip_connect~1|+|avg_pool_3x3~0|nor_conv_1x1~1|none~2|"
+
+
+@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("name", ["DARTS_V2", "PC_DARTS_cifar", "PDARTS"])
+def test_cells_are_taken_as_others_print_them_wherever_cells_are_taken(name, style, tmp_path):
+    taken_everywhere(printed(GENOTYPES[name], style), GENOTYPES[name], tmp_path)
+
+
+def test_nas_bench_201s_names_are_taken_wherever_cells_are_taken(tmp_path):
+    genotype = Genotype.from_architecture_string(NB201)
+    assert genotype.architecture_string() == NB201
+    taken_everywhere(NB201, genotype, tmp_path)
+
+
+def taken_everywhere(text, genotype, folder):
+    assert Genotype.parse(text) == genotype
+    (folder / "genotype.json").write_text(text)
+    assert Genotype.load(folder / "genotype.json") == genotype
+    config = presets.get_config("digits")
+    for given in (text, str(folder), str(folder / "genotype.json")):
+        config.genotype = given
+        assert inputs.find_genotype(config, None) == genotype
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Genotype(normal=[__import__('os').abort()], normal_concat=[2])",
+        "Genotype(normal=[('skip_connect', 0)], normal_concat=exit(3))",
+        "Genotype(normal=open('x', 'w'), normal_concat=range(2, 3))",
+        "Genotype(normal=[('skip_connect', 0), ('skip_connect', 1)], normal_concat=range(10**9))",
+        "Genotype(normal=[('skip_connect', 0), ('skip_connect', 1)], normal_concat=range(0, 9, 0))",
+        "Genotype(**{'normal': []})",
+        "Genotype(normal=[('skip_connect', 0)], normal_concat=[2], reduce=[], reduce_concat=[])",
+        "Genotype(normal=[('skip_connect', 0), ('skip_connect', 1)], normal_concat=[2])",
+        "Genotype(norm=[])",
+        "Genotype(1)",
+        "Genotype(" + "[" * 5000 + "]" * 5000 + ")",
+        "Genotype(normal=[",
+        "Genotype()() + Genotype()",
+        "a = Genotype(normal=[])\nb = Genotype(normal=[])",
+        "Genotype(normal=[]).save('x')",
+        "|nor_conv_3x3~0|+|",
+        "|nor_conv_9x9~0|",
+        "",
+    ],
+)
+def test_what_is_no_cell_is_an_error_and_never_run(text, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError):
+        Genotype.parse(text)
+    (tmp_path / "genotype.json").write_text(text)
+    config = presets.get_config("digits")
+    config.genotype = str(tmp_path)
+    with pytest.raises(UserError, match="holds no genotype that a network can be built from"):
+        inputs.find_genotype(config, None)
+    assert [path.name for path in tmp_path.iterdir()] == ["genotype.json"]

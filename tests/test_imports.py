@@ -30,7 +30,7 @@ LAYERS = [
         "losses",
     },
     {"depthwise", "pooling", "checkpoint", "memory", "workdir", "interruption", "data.operations"},
-    {"ops", "loop", "precisions", "data.autoaugment", "data.jitter"},
+    {"ops", "lock", "loop", "precisions", "data.autoaugment", "data.jitter"},
     {"spaces"},
     {"genotypes"},
     {"benchmarks", "relaxation", "edge_scan", "report.cells"},

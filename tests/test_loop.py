@@ -33,10 +33,13 @@ class Run:
     """`loop.run` on a state that counts its steps; `told` is what happened, in order.
 
     finish, nan: the number of the step that says `finished`, or whose loss is not a number.
+    also: {number of a step: metrics that it tells besides}.
+    spoils: the number of a step after which the state holds what is no number.
     """
 
-    def __init__(self, folder=None, finish=None, nan=None, **saving):
+    def __init__(self, folder=None, finish=None, nan=None, also=None, spoils=None, **saving):
         self.told, self.finish, self.nan = [], finish, nan
+        self.also, self.spoils = also or {}, spoils
         self.saving = folder and loop.Saving(folder, **saving)
 
     def step(self, state, number):
@@ -45,7 +48,8 @@ class Run:
         metrics = {"train_loss": Value(loss, number, self.told)}
         if self.finish:
             metrics["finished"] = np.bool_(number == self.finish)
-        return {"steps": state["steps"] + 1}, metrics
+        weight = state["weight"] * (np.nan if number == self.spoils else 1)
+        return {"steps": state["steps"] + 1, "weight": weight}, metrics | self.also.get(number, {})
 
     def batches(self, epoch, step):
         yield from ((i,) for i in range(epoch * STEPS + step + 1, EPOCHS * STEPS + 1))
@@ -64,7 +68,7 @@ class Run:
             session = loop.Session(log, interruption, self.saving, callbacks)
             return loop.run(
                 "train",
-                {"steps": jnp.int32(0)},
+                {"steps": jnp.int32(0), "weight": jnp.float32(1)},
                 self.step,
                 self.batches,
                 self.summary,
@@ -127,6 +131,58 @@ def test_a_state_whose_loss_is_not_a_number_is_never_saved(nan, tmp_path):
     assert all(step < nan for step in saved(tmp_path))
 
 
+BAD = {
+    "training loss": {"train_loss": np.float32(np.inf)},
+    "loss of the alpha half": {
+        "val_loss": np.float32(np.nan),
+        "alphas_learned": np.bool_(True),
+    },
+    "infinite loss of the alpha half": {"val_loss": np.float32(-np.inf)},
+    "alpha": {"alphas_finite": np.bool_(False)},
+}
+
+
+@pytest.mark.parametrize("step", [3, 4, 8])
+@pytest.mark.parametrize("what", BAD)
+def test_a_step_that_says_finished_on_what_is_not_finite_is_an_error(what, step, tmp_path):
+    bad = {step: {**BAD[what], "finished": np.bool_(True)}}
+    run = Run(tmp_path, also=bad, every_steps=1)
+    with pytest.raises(UserError, match=f"in epoch {1 + (step - 1) // STEPS} of the train"):
+        run()
+    assert all(number < step for number in saved(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("phase", "lower"),
+    [
+        ("search", r"lower config\.search\.omega\.learning_rate, in another --workdir$"),
+        ("train", r"lower config\.train\.learning_rate, in another --workdir$"),
+        ("select", r"lower config\.train\.learning_rate, in another --workdir$"),
+        ("fine-tune", "lower learning_rate$"),
+    ],
+)
+def test_what_diverged_is_told_what_to_lower(phase, lower):
+    with pytest.raises(UserError, match=f"in epoch 1 of the {phase}: {lower}"):
+        loop._check_metrics({"train_loss": np.float32(np.nan)}, phase, loop.Progress())
+
+
+@pytest.mark.parametrize("saving", [{}, {"every_steps": 1}])
+@pytest.mark.parametrize("step", [2, 4, 8])
+def test_a_state_with_what_is_no_number_is_neither_saved_nor_measured(step, saving, tmp_path):
+    """Though the loss of the step that made it was finite still."""
+    run = Run(tmp_path, spoils=step, finish=step, **saving)
+    with pytest.raises(UserError, match="a weight or a statistic became infinite or nan"):
+        run()
+    assert f"epoch {1 + (step - 1) // STEPS}" not in run.told
+    assert all(number < step for number in saved(tmp_path))
+
+
+def test_a_step_in_which_the_alphas_rest_has_no_loss_of_them():
+    rest = {"val_loss": np.float32(np.nan), "alphas_learned": np.bool_(False)}
+    _, progress = Run(also={3: rest, 6: {"val_loss": np.float32(2)}})()
+    assert progress.epoch == EPOCHS
+
+
 @pytest.mark.parametrize("every_steps", [1, 2, 3])
 def test_state_and_progress_are_saved_of_one_step(every_steps, tmp_path):
     """Each checkpoint, by `every_steps` and of the epochs' ends."""
@@ -164,6 +220,15 @@ def test_an_interruption_saves_all_that_was_begun(after, tmp_path):
     ]
     assert (int(state["steps"]), progress.epoch) == (8, 2)
     assert [r["mean"] for r in run.records + again.records] == [2.5, 6.5]
+
+
+@pytest.mark.parametrize("signum", Interruption.SIGNALS)
+def test_each_signal_saves(signum, tmp_path):
+    run = Run(tmp_path)
+    with pytest.raises(Interrupted) as stop:
+        run(on_step=lambda record: record["step"] == 3 and os.kill(os.getpid(), signum))
+    assert stop.value.signum == signum
+    assert saved(tmp_path) == [3]
 
 
 def saved(folder):

@@ -189,6 +189,39 @@ def test_gdas_samples_one_candidate_with_straight_through_gradients():
     np.testing.assert_allclose(share, jax.nn.softmax(alphas["normal"]), atol=0.035)
 
 
+def test_gdas_takes_the_strongest_pairs_which_may_share_a_source():
+    """Node 3's two strongest pairs lie on its edge from node 0; DARTS' rule takes two sources."""
+    alphas = np.zeros((EDGES, CANDIDATES), np.float32)
+    alphas[2] = [3.0, 0.0, 2.9]  # 0 -> 3: 0.51 and 0.46 of its softmax
+    alphas[3] = [0.4, 0.0, 0.0]  # 1 -> 3: 0.43
+    alphas[4] = [0.0, 0.2, 0.0]  # 2 -> 3: 0.38
+    alphas[1] = [0.0, 9.0, 0.0]
+    found = {}
+    for pairs in (True, False):
+        strategy = STRATEGIES["gdas"](SPACE, 11, 5, pairs=pairs)
+        arch = strategy.init(KEY)._replace(alphas=dict.fromkeys(CELLS, jnp.asarray(alphas)))
+        found[pairs] = strategy.derive(arch, 2, KEY, None)
+        every = strategy.derive(arch, None, KEY, None)
+        assert [len(node) for node in every.normal] == [2, 3]
+    assert found[True].normal[1] == (("dil_conv_3x3", 0), ("skip_connect", 0))
+    assert found[False].normal[1] == (("dil_conv_3x3", 0), ("dil_conv_3x3", 1))
+    assert found[True].normal[0] == (("dil_conv_3x3", 0), ("max_pool_3x3", 1))
+    mixture = one_hot_mixture(found[True], SPACE)["normal"]
+    assert mixture.weights[2].tolist() == [1, 0, 1]
+
+
+def test_gdas_pairs_leave_none_and_nas_bench_201_to_the_rule_of_edges():
+    strategy = STRATEGIES["gdas"](DARTS, 11, 5)
+    alphas = {c: a.at[:, 0].set(9.0) for c, a in random_alphas(DARTS).items()}
+    found = strategy.derive(strategy.init(KEY)._replace(alphas=alphas), 2, KEY, None)
+    assert all(op != "none" for node in found.normal for op, _ in node)
+    space = presets.SPACES["nasbench201"]
+    strategy = STRATEGIES["gdas"](space, 11, 5)
+    arch = strategy.init(KEY)
+    want = derive.strongest(arch.alphas, arch.masks, space, 2)
+    assert strategy.derive(arch, 2, KEY, None) == want
+
+
 # EDAS
 
 
@@ -508,10 +541,24 @@ def test_asap_pac_compares_logarithms():
     temperature = float(strategy.readings(step)["temperature"])
     limit = temperature * (200 + np.log(3))
     logs = jnp.tile(jnp.asarray([0.0, -1.02 * limit, -0.98 * limit]), (EDGES, 1))
-    pruned = strategy.prune(arch._replace(alphas=dict.fromkeys(CELLS, logs)), None, step)
+    gradients = dict.fromkeys(CELLS, jnp.zeros((EDGES, 3)))
+    pruned = strategy.prune(arch._replace(alphas=dict.fromkeys(CELLS, logs)), gradients, step)
     np.testing.assert_array_equal(pruned.masks["normal"], np.tile([True, False, True], (EDGES, 1)))
     assert not bool(STRATEGIES["asap_pac"](SPACE, 10, 5, grace=0.2).learns(jnp.int32(9)))
     assert bool(STRATEGIES["asap_pac"](SPACE, 10, 5, grace=0.2).learns(jnp.int32(10)))
+
+
+def test_asap_pac_counts_the_gradients_that_its_bound_cuts():
+    """Of living alphas only: 2 of 3 candidates are over L in the first step, 1 of 2 in the next."""
+    strategy = STRATEGIES["asap_pac"](SPACE, 1000, 1, gradient_bound=0.01, grace=0.0)
+    arch = strategy.init(KEY)
+    assert float(strategy.measured(arch)["clipped_share"]) == 0
+    gradients = dict.fromkeys(CELLS, jnp.tile(jnp.asarray([0.02, -0.011, 0.009]), (EDGES, 1)))
+    arch = strategy.prune(arch, gradients, jnp.int32(0))
+    assert float(strategy.measured(arch)["clipped_share"]) == pytest.approx(2 / 3)
+    dead = {cell: mask.at[:, 0].set(False) for cell, mask in arch.masks.items()}
+    arch = strategy.prune(arch._replace(masks=dead), gradients, jnp.int32(1))
+    assert float(strategy.measured(arch)["clipped_share"]) == pytest.approx(3 / 5)
 
 
 @pytest.mark.parametrize(("arms", "gap", "delta"), [(2, 0.8, 0.1), (7, 0.8, 0.1), (7, 1.2, 0.3)])

@@ -2,7 +2,9 @@
 
 import json
 import re
+from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -300,3 +302,44 @@ def test_a_set_whose_sizes_are_not_known_is_opened(place, tmp_path):
     message = "no_such_set|has to be another split|is not prepared"
     with pytest.raises(UserError, match=message):
         asap.describe(config, None)
+
+
+def test_224_pixels_enter_the_first_cell_as_28():
+    """The paper's "from 224 to 56 (3 reductions)" cannot be: three halvings make 28."""
+    config = recipes.get_config("imagenet")
+    network = train_loop.make_network(config.train, GENOTYPES["ASAP"], 1000)
+
+    def run(key, x):
+        _, kept = network.init_with_output(
+            key, x, capture_intermediates=lambda module, name: module.name == "cell0"
+        )
+        return kept["intermediates"]["cell0"]["__call__"]
+
+    x = jnp.zeros((1, 224, 224, 3))
+    (seen,) = jax.eval_shape(run, jax.random.key(0), x)
+    assert seen.shape == (1, 28, 28, 4 * config.train.channels)
+
+
+def test_the_readme_names_every_choice_that_the_config_says_it_does():
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    rows = {line.split("|")[1].strip(): line for line in readme.splitlines() if line[:2] == "| "}
+    for point, words in (
+        ("other data sets", ("4.3", "6.2.2", "600")),
+        ("ImageNet's stem", ("224 to 56", "28")),
+        ('"PC-DARTS DL2" of table 1', ("Prune and Replace",)),
+        ('"SNAS" of tables 1 and 2', ("moderate",)),
+        ("gradual pruning (4.4)", ("softmax weights", "each cell type")),
+        ("L of Theorem 2", ("0.01",)),
+    ):
+        assert all(word in rows[point] for word in words), point
+    assert recipes.get_config("cifar100").train.epochs == 600
+    assert presets.get_config("asap_pac").search.strategy.gradient_bound == 0.01
+
+
+def test_the_papers_sections_that_the_code_cites_exist():
+    sections = set("3.1 3.2 3.3 4.1 4.2 4.3 4.4 4.5 6.1 6.2 6.2.1 6.2.2".split())
+    cited = set()
+    for path in (Path(__file__).parents[1] / "asap_jax").rglob("*.py"):
+        for found in re.findall(r"[Ss]ections? ((?:\d(?:\.\d)+(?:, | and )?)+)", path.read_text()):
+            cited |= set(re.findall(r"\d(?:\.\d)+", found))
+    assert {"3.2", "4.1", "6.2.2"} <= cited <= sections

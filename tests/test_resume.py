@@ -43,7 +43,7 @@ def search_epochs(workdir):
     return [r["epoch"] for r in records(workdir) if r["phase"] == "search"]
 
 
-def cut_run(workdir, phase="", step=0, name="SIGTERM", every_steps=0):
+def cut_run(workdir, phase="", step=0, name="SIGTERM", every_steps=0, **environment):
     """Starts the run in a process of its own; returns its exit code."""
     arguments = [str(workdir), phase, str(step), name, str(every_steps)]
     done = subprocess.run(
@@ -51,6 +51,7 @@ def cut_run(workdir, phase="", step=0, name="SIGTERM", every_steps=0):
         capture_output=True,
         text=True,
         timeout=300,
+        env=os.environ | environment,
     )
     assert "Traceback" not in done.stderr, done.stderr
     return done.returncode
@@ -98,6 +99,11 @@ def test_cut_by_signals_at_random_steps(cuts, whole, tmp_path):
     assert cut_run(tmp_path, "train", training, "SIGTERM") == 128 + signal.SIGTERM, told
     assert not (tmp_path / "results.json").exists(), told
     assert cut_run(tmp_path) == 0, told
+    assert_equal_runs(tmp_path, whole)
+
+
+def test_a_run_where_jax_knows_64_bits_is_one_where_it_does_not(whole, tmp_path):
+    assert cut_run(tmp_path, JAX_ENABLE_X64="1") == 0
     assert_equal_runs(tmp_path, whole)
 
 
@@ -181,6 +187,9 @@ def test_more_epochs_of_training_may_be_asked_for_fewer_not(copy):
     epochs = [(r["phase"], r["epoch"]) for r in records(copy)]
     assert epochs[-3:] == [("train", 1), ("train", 2), ("train", 3)]
     assert epochs[:-3] == [("search", i) for i in before]
+    # The test images were read at both lengths, and the results say so.
+    assert json.loads((copy / "results.json").read_text())["test_readings"] == 2
+    assert json.loads((copy / "stages/train-0.json").read_text())["test_readings"] == 2
     config.train.epochs = 1
     with pytest.raises(UserError, match="training of 3 epochs that is done"):
         job.run(config, copy, quiet=True)

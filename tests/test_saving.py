@@ -39,6 +39,18 @@ def test_other_paths_are_written_to_and_read(name, tmp_path):
     assert saved(tmp_path / name) == [8]
 
 
+@pytest.mark.parametrize("name", UNREADABLE)
+def test_what_was_moved_to_such_a_path_is_read_or_told_of_in_one_error(name, tmp_path):
+    checkpoint.save(tmp_path / "network", TREE)
+    (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "network").rename(tmp_path / name / "network")
+    if "\\" in name:
+        with pytest.raises(OSError, match="with a backslash in its path it has to be moved"):
+            checkpoint.restore(tmp_path / name / "network")
+    else:
+        np.testing.assert_equal(checkpoint.restore(tmp_path / name / "network"), TREE)
+
+
 def damage(folder, how):
     """Spoils a checkpoint that stands in `folder`."""
     if how == "manifest gone":

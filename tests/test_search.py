@@ -15,11 +15,15 @@ from asap_jax import (
     EvalNetwork,
     SearchSpace,
     Supernet,
+    derive,
+    loop,
     optim,
     parallel,
+    presets,
     train_step,
 )
 from asap_jax.checkpoint import Checkpoints
+from asap_jax.errors import UserError
 from asap_jax.networks import live_parameters
 from asap_jax.relaxation import masked_softmax, one_hot_mixture
 from asap_jax.search_step import Batch, Optimizers, init_state, make_search_step, step_keys
@@ -176,6 +180,57 @@ def test_the_entropy_is_that_of_the_methods_own_distribution(history):
         assert metrics[-1][f"entropy_{cell}"] == pytest.approx(entropy.mean(), abs=1e-5)
 
 
+@pytest.mark.parametrize("where", ["omega half", "alpha half", "alphas", "weights"])
+def test_nothing_is_decided_by_numbers_that_are_none(history, where):
+    """What is nan in a step prunes nothing, and ends the search with an error."""
+    strategy, step, states, _ = history
+    before = states[8]
+    train, val = BATCHES[0], BATCHES[3]
+    nan = {"images": train.images * jnp.nan}
+    if where == "omega half":
+        train = train._replace(**nan)
+    elif where != "weights" and (
+        strategy.alpha_gradient is None or (where == "alpha half" and strategy.single_level)
+    ):
+        pytest.skip("it makes no use of them")
+    elif where == "alpha half":
+        val = val._replace(**nan)
+    elif where == "alphas":
+        alphas = jax.tree.map(lambda leaf: leaf * jnp.nan, before.arch.alphas)
+        before = before.replace(arch=before.arch._replace(alphas=alphas))
+    else:
+        before = before.replace(params=jax.tree.map(lambda leaf: leaf * jnp.nan, before.params))
+    after, metrics = step(before, train, val)
+    if not (where == "omega half" and strategy.alpha_first):  # whose alphas went before it
+        jax.tree.map(np.testing.assert_array_equal, after.arch.masks, before.arch.masks)
+    with pytest.raises(UserError, match=r"in epoch 1 of the search: lower config\.search\.omega"):
+        loop._check_metrics(jax.device_get(metrics), "search", loop.Progress())
+    with pytest.raises(UserError, match="a weight or a statistic became infinite or nan"):
+        loop._check_state(after, "search", loop.Progress())
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("rule", [derive.strongest, derive.of_weights, derive.most_probable])
+def test_no_cells_follow_from_numbers_that_are_none(rule, bad):
+    masks = {cell: np.ones(SPACE.shape, bool) for cell in CELLS}
+    alphas = {cell: np.zeros(SPACE.shape) for cell in CELLS}
+    alphas["reduce"][-1, -1] = bad
+    rest = () if rule is derive.most_probable else (masks,)
+    tail = () if rule is derive.most_probable else (2,)
+    with pytest.raises(ValueError, match="not finite: the search has diverged"):
+        rule(alphas, *rest, SPACE, *tail)
+
+
+def test_a_step_says_whether_its_alphas_learned(history):
+    """So that a `val_loss` of nan can be told from that of a step in which they rest."""
+    strategy, _, states, metrics = history
+    for state, measured in zip(states, metrics, strict=False):
+        apart = strategy.alpha_gradient is not None and not strategy.single_level
+        assert bool(measured["alphas_learned"]) == (apart and bool(strategy.learns(state.step)))
+        assert bool(measured["alphas_learned"]) == np.isfinite(measured["val_loss"])
+        loop._check_metrics(measured, "search", loop.Progress())
+
+
 def test_a_search_that_is_saved_and_restored_goes_on_bit_for_bit(history, tmp_path):
     strategy, step, states, metrics = history
     options = {"keep": 2, "every_steps": 0, "every_seconds": 0}
@@ -198,7 +253,7 @@ def test_derivation_gives_a_network(history, request):
     name = request.node.callspec.params["history"]
     seen = []
 
-    def evaluate(mixtures):
+    def evaluate(mixtures, images=None):
         seen.append(mixtures)
         return float(len(seen))
 
@@ -319,20 +374,36 @@ def test_random_samples_uniformly_two_inputs_a_node():
         np.testing.assert_allclose(share, 2 / len(rows) / 3, atol=0.08)
 
 
-def test_random_takes_the_best_of_its_sample():
-    strategy = STRATEGIES["random"](SPACE, EPOCHS, STEPS, samples=8)
+def test_random_ranks_in_rounds_and_the_best_on_the_whole_half():
+    """The few images see the skips of the normal cell, the whole half those of both cells."""
+    options = {"samples": 30, "images": 64, "best": 5, "rounds": 2}
+    strategy = STRATEGIES["random"](SPACE, EPOCHS, STEPS, **options)
     arch = strategy.init(jax.random.key(0))
     skip = SPACE.candidates.index("skip_connect")
-    scores = []
+    asked = []
 
-    def skips(mixtures):
-        scores.append(sum(float(m.weights[:, skip].sum()) for m in mixtures.values()))
-        return scores[-1]
+    def skips(mixtures, images=None):
+        count = {cell: float(mix.weights[:, skip].sum()) for cell, mix in mixtures.items()}
+        score = count["normal"] if images else count["normal"] + count["reduce"]
+        asked.append((images, score))
+        return score
 
     best = strategy.derive(arch, 2, jax.random.key(3), skips)
-    assert len(scores) == 8
-    assert min(scores) < max(scores)
-    assert skips(one_hot_mixture(best, SPACE)) == max(scores)
+    assert [images for images, _ in asked] == [64] * 60 + [None] * 10
+    few = [score for images, score in asked[:60]]
+    assert min(few) < max(few)
+    whole = [score for images, score in asked[60:]]
+    assert skips(one_hot_mixture(best, SPACE)) == max(whole) > min(whole)
+    # The finalists of each round are the five with most skips in the normal cell.
+    for i in (0, 1):
+        top = sorted(few[30 * i : 30 * (i + 1)], reverse=True)[:5]
+        assert sum(whole[5 * i : 5 * (i + 1)]) >= sum(top)
+
+
+def test_randoms_rounds_are_the_published_ones_at_the_papers_size():
+    options = presets.get_config("random").search.strategy
+    assert (options.samples, options.images, options.best, options.rounds) == (1000, 640, 10, 3)
+    assert presets.get_config("digits,random").search.strategy.samples == 100
 
 
 def assert_trees_close(got, want):

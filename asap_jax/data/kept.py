@@ -21,7 +21,7 @@ import numpy as np
 import PIL
 from PIL import features
 
-from asap_jax import memory
+from asap_jax import compile_cache, memory
 from asap_jax.errors import UserError
 
 LIMIT = 10 * 1000**3  # bytes that are kept in all; those used longest ago make room
@@ -54,13 +54,17 @@ def stamp(paths: Iterable[str | Path]) -> Stamp:
 
 
 def folder() -> Path | None:
-    """The user's cache, or the folder that ASAP_JAX_DATA_CACHE names; None if that is "off"."""
+    """The user's cache, or the folder that ASAP_JAX_DATA_CACHE names.
+
+    None if that is "off", or for a user without a home.
+    """
     place = os.environ.get(VARIABLE, "")
     if place == "off":
         return None
     if place:
         return Path(place).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "asap_jax" / "images"
+    root = compile_cache.users_cache()
+    return root and root / "images"
 
 
 class Kept:

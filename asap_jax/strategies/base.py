@@ -29,7 +29,7 @@ from asap_jax.genotypes import Genotype
 from asap_jax.relaxation import Mixture, masked_softmax
 from asap_jax.spaces import SearchSpace
 
-Evaluate = Callable[[dict[str, Mixture]], float]
+Evaluate = Callable[..., float]  # (mixtures, images=None), see `Strategy.derive`
 
 
 class Architecture(NamedTuple):
@@ -53,8 +53,10 @@ class Strategy(NamedTuple):
     prune: (Architecture, gradients of the alphas, step) -> Architecture. After every alpha step.
     finished: Architecture -> scalar bool: stop before the epochs are over.
     derive: (Architecture, inputs per node or None for all, key, evaluate) -> Genotype. Runs on the
-      host; evaluate(mixtures) is the supernet's accuracy on the alpha half.
+      host; evaluate(mixtures) is the supernet's accuracy on the alpha half, evaluate(mixtures, n)
+      on n images of it, the same at each call (all if it has fewer).
     readings: step -> {name: scalar}, logged with each epoch.
+    measured: Architecture -> {name: scalar}, what the method has counted; logged as well.
     alpha_gradient: one of `bilevel`, or None if there is nothing to learn.
     learns: step -> scalar bool: whether this step has an alpha step.
     alpha_first: the alpha step comes before the omega step (DARTS), or after it (Algorithm 1).
@@ -85,6 +87,7 @@ class Strategy(NamedTuple):
     prune: Callable[[Architecture, Any, jax.Array], Architecture] = lambda arch, g, step: arch
     finished: Callable[[Architecture], jax.Array] = lambda arch: jnp.bool_(False)
     readings: Callable[[jax.Array], dict[str, jax.Array]] = lambda step: {}
+    measured: Callable[[Architecture], dict[str, jax.Array]] = lambda arch: {}
     alpha_gradient: Callable | None = bilevel.first_order
     learns: Callable[[jax.Array], jax.Array] = lambda step: jnp.bool_(True)
     alpha_first: bool = False

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from asap_jax import schedules
+from asap_jax import derive, schedules
 from asap_jax.relaxation import Mixture, gumbel_softmax
-from asap_jax.spaces import SearchSpace
+from asap_jax.spaces import SKELETONS, SearchSpace
 from asap_jax.strategies.base import (
     Strategy,
     cell_keys,
@@ -27,6 +27,7 @@ def gdas(
     *,
     initial_temperature: float = 10.0,
     final_temperature: float = 0.1,
+    pairs: bool = True,
 ) -> Strategy:
     """One sampled candidate an edge, by a hard Gumbel-softmax; straight-through gradients.
 
@@ -40,6 +41,10 @@ def gdas(
       epochs: over which the temperature falls, by a constant difference an epoch.
       steps_per_epoch: omega steps in an epoch.
       initial_temperature, final_temperature: tau in the first and in the last epoch.
+      pairs: where a node keeps a number of inputs (`edges=top2`), these are its strongest pairs of
+        an operation and a source, two of which may share the source, as in the authors' code for
+        DARTS' space; False for DARTS' rule, of each edge the strongest candidate alone. With
+        `edges=all`, and in NAS-Bench-201's cells, it is always the latter.
     """
     if not 0 < final_temperature <= initial_temperature:
         raise ValueError(
@@ -58,10 +63,17 @@ def gdas(
             mixtures[cell] = Mixture(hard + (soft - lax.stop_gradient(soft)), hard > 0)
         return mixtures
 
+    by_edge, of_edges = derive_strongest(space), SKELETONS[space.skeleton].derives_none
+
+    def derive_pairs(arch, inputs, key, evaluate):
+        if not pairs or inputs is None or of_edges:
+            return by_edge(arch, inputs, key, evaluate)
+        return derive.strongest_pairs(arch.alphas, arch.masks, space, inputs)
+
     return Strategy(
         init=partial(normal_alphas, space),
         mixture=mixture,
-        derive=derive_strongest(space),
+        derive=derive_pairs,
         readings=lambda step: {"temperature": jnp.float32(temperature(step))},
         distribution=distribution_of_alphas,
     )

@@ -1,0 +1,133 @@
+"""The presets' settings beside those the methods' authors used, and the table of them in the docs.
+
+    python tests/test_presets.py
+
+prints the table that docs/methods.md has to hold.
+"""
+
+from pathlib import Path
+
+import pytest
+
+from asap_jax import presets
+from asap_jax.errors import UserError
+
+DOCS = Path(__file__).parents[1] / "docs" / "methods.md"
+# The authors' searches on CIFAR-10, from their public code (ASAP's own from its paper): batch,
+# epochs, omega's learning rate from and to, its weight decay, alpha's learning rate; what else
+# belongs to them; and why ours is another.
+PUBLISHED = {
+    "asap": ("96", "50", "0.025 to 0.001", "3e-4", "1e-3", "", ""),
+    "asap_pac": ("-", "-", "-", "-", "-", "", "a schedule for a proof; never searched with"),
+    "darts": ("64", "50", "0.025 to 0.001", "3e-4", "3e-4", "", ""),
+    "snas": (
+        *("64", "150", "0.025 to 0.001", "3e-4", "3e-4"),
+        "drop-path 0.3, cost 0.01",
+        "0.01 is the code's value for the logarithmic penalty by samples, and the one that its "
+        "README's name of the run has; the README's command says 0.0015. On one GPU that code "
+        "moves the alphas by SGD, on several by Adam, as here",
+    ),
+    "gdas": ("256", "250", "0.025 to 0.001", "5e-4", "3e-4", "Nesterov", ""),
+    "edas": ("?", "?", "?", "?", "?", "", "not public: ASAP's"),
+    "magnitude": ("96", "50 to 70", "0.025 to 0.001", "3e-4", "1e-3", "", "the shortest of them"),
+    "accum_grad": ("96", "50 to 70", "0.025 to 0.001", "3e-4", "1e-3", "", "the shortest of them"),
+    "nap": ("?", "?", "?", "?", "?", "", "not public: ASAP's"),
+    "pc_darts": (
+        *("256", "50", "0.1 to 0", "3e-4", "6e-4", ""),
+        "the paper's cosine ends at 0, the code's at 0.001",
+    ),
+    "p_darts": ("96", "75", "0.025 to 0", "3e-4", "6e-4", "", "three stages of 25"),
+    "random": (
+        *("64", "100", "0.025 to 0.001", "3e-4", "-", ""),
+        "the code clips at 0.25 unless told otherwise, here at 5; it searches DARTS' space, here "
+        "ASAP's",
+    ),
+}
+
+
+def number(value: float) -> str:
+    """0.025, 3e-4, 0: as the table writes it."""
+    if 0 < value < 0.001 or value == 0.001:
+        mantissa, exponent = f"{value:.0e}".split("e")
+        return f"{mantissa}e{int(exponent)}"
+    return f"{value:g}"
+
+
+def settings(name: str) -> tuple[str, ...]:
+    """The first six columns of PUBLISHED, of the preset."""
+    search = presets.get_config(name).search
+    omega, extra = search.omega, []
+    if omega.nesterov:
+        extra.append("Nesterov")
+    if search.drop_path:
+        extra.append(f"drop-path {search.drop_path:g}")
+    if search.cost_weight:
+        extra.append(f"cost {search.cost_weight:g}")
+    return (
+        str(search.batch_size),
+        str(search.epochs),
+        f"{omega.learning_rate:g} to {omega.final_learning_rate:g}",
+        number(omega.weight_decay),
+        "-" if name == "random" else number(search.alpha.learning_rate),
+        ", ".join(extra),
+    )
+
+
+def table() -> str:
+    """Markdown: a row a method."""
+
+    def told(batch, epochs, rate, decay, alpha, extra):
+        if batch in "?-":
+            return {"?": "not public", "-": "none"}[batch]
+        more = f"; {extra}" if extra else ""
+        return f"{batch}; {epochs}; {rate}; {decay}; {alpha}{more}"
+
+    lines = [
+        "| preset | here: batch; epochs; omega's rate; its decay; alpha's rate | the authors | "
+        "remarks |",
+        "|---|---|---|---|",
+    ]
+    for name, (*published, remark) in PUBLISHED.items():
+        ours = told(*settings(name))
+        theirs = told(*published)
+        same = "the same" if ours == theirs else theirs
+        lines.append(f"| `{name}` | {ours} | {same} | {remark} |")
+    return "\n".join(lines)
+
+
+def test_the_docs_hold_the_table():
+    assert table() in DOCS.read_text(), f"run python {Path(__file__).name} and put its table there"
+
+
+@pytest.mark.parametrize("name", list(presets.METHODS))
+def test_a_method_at_the_papers_size_has_its_authors_settings(name):
+    *published, remark = PUBLISHED[name]
+    for ours, theirs in zip(settings(name), published, strict=True):
+        assert ours == theirs or remark, (name, ours, theirs)
+
+
+@pytest.mark.parametrize("size", ["paper", "digits", "cifar10_small", "nb201"])
+@pytest.mark.parametrize("name", list(presets.METHODS))
+def test_fair_is_one_budget_for_all(size, name):
+    asap = presets.get_config(size).search
+    fair = presets.get_config(f"{size},{name},fair").search
+    assert fair.omega.to_dict() == asap.omega.to_dict()
+    assert fair.batch_size == asap.batch_size
+    assert (fair.drop_path, fair.cost_weight) == (0, 0)
+    most = 3 * -(-asap.epochs // 3)  # P-DARTS has three stages of equal length
+    assert asap.epochs <= fair.epochs <= (most if name == "p_darts" else asap.epochs)
+    if size != "paper":  # smaller sizes know no other
+        assert fair.to_dict() == presets.get_config(f"{size},{name}").search.to_dict()
+
+
+def test_the_word_stands_anywhere_and_alone():
+    for name in ("gdas,fair", "fair,gdas", "paper,fair,gdas"):
+        assert presets.get_config(name).search.batch_size == 96
+    assert presets.get_config("fair") == presets.get_config("paper")
+    assert presets.get_config("gdas").search.batch_size == 256
+    with pytest.raises(UserError, match=r"did you mean 'fair'"):
+        presets.get_config("gdas,fare")
+
+
+if __name__ == "__main__":
+    print(table())
