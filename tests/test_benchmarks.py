@@ -92,7 +92,7 @@ def test_the_kernels_of_a_step_are_read_off_its_trace(monkeypatch):
         (Path(folder) / "a.trace.json.gz").write_bytes(packed)
 
     monkeypatch.setattr("jax.profiler.trace", trace)
-    told = measure.kernels(lambda: None)
+    told = measure.kernels(lambda: lambda: None)
     assert told["kernels"] == 3
     assert told["busy_seconds"] == pytest.approx(90e-6)
     assert [(name, count) for name, count, _ in told["top"]] == [("sum", 2), ("conv", 1)]
