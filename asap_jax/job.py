@@ -167,11 +167,15 @@ def _validating(config, mode, dataset) -> data.Dataset:
             f"config.train.validation_share={share} of {len(labels)} training images leaves "
             f"{held} to validate on and {len(labels) - held} to train on: choose another share"
         )
-    kept, held_out = data.stratified(labels, [len(labels) - held, held], config.data.split_seed)
+    kept, held_out = data.hold_out(
+        labels, share, config.data.split_seed, dataset.train_groups, "train.validation_share"
+    )
+    groups = dataset.train_groups
     return dataclasses.replace(
         dataset,
         train_images=dataset.train_images[kept],
         train_labels=labels[kept],
+        train_groups=None if groups is None else groups[kept],
         test_images=dataset.train_images[held_out],
         test_labels=labels[held_out],
     )
