@@ -111,6 +111,8 @@ def run(
     dataset = _begin_with(start, dataset)
     if config.train.validation_share:
         dataset = _validating(config, mode, dataset)
+    if config.data.at_most:
+        config, dataset = _in_batches_that_there_are(config, dataset)
     _check_data(config, dataset, mode, given)
     if config.check_memory:
         _check_memory(config, dataset, mode, given)
@@ -167,14 +169,34 @@ def _validating(config, mode, dataset) -> data.Dataset:
             f"config.train.validation_share={share} of {len(labels)} training images leaves "
             f"{held} to validate on and {len(labels) - held} to train on: choose another share"
         )
-    kept, held_out = data.stratified(labels, [len(labels) - held, held], config.data.split_seed)
+    kept, held_out = data.hold_out(
+        labels, share, config.data.split_seed, dataset.train_groups, "train.validation_share"
+    )
+    groups = dataset.train_groups
     return dataclasses.replace(
         dataset,
         train_images=dataset.train_images[kept],
         train_labels=labels[kept],
+        train_groups=None if groups is None else groups[kept],
         test_images=dataset.train_images[held_out],
         test_labels=labels[held_out],
     )
+
+
+def _in_batches_that_there_are(config, dataset) -> tuple[ConfigDict, data.Dataset | data.Stream]:
+    """The config with batches that the images fill, and the data with a note of it."""
+    config, notes = config.copy_and_resolve_references(), []
+    half = dataset.train_count // 2
+    for part, most in (("search", half), ("train", half if config.searches > 1 else 2 * half)):
+        size = config[part].batch_size
+        fitting = max(most - most % config.train.accumulate, 1) if part == "train" else max(most, 1)
+        if size > fitting:
+            config[part].batch_size = fitting
+            notes.append(
+                f"config.{part}.batch_size is {size}, but there are only {dataset.train_count} "
+                f"training images: it is {fitting}"
+            )
+    return config, dataclasses.replace(dataset, notes=(*dataset.notes, *notes))
 
 
 def _check_data(config, dataset, mode, given) -> None:

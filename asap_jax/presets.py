@@ -41,7 +41,7 @@ def paper() -> ConfigDict:
             "prepare": False,  # let tfds download and prepare what is not there
             "train_examples": 0,  # 0 is all
             "test_examples": 0,
-            "at_most": False,  # take all where there are fewer than train_ or test_examples
+            "at_most": False,  # fewer than train_ and test_examples will do, smaller batches too
             "image_size": 0,  # side to resize to; 0 is the images' own, or 64 where they differ
             "color": "",  # "rgb", "grey"; "" is the images' own
             "resize": "stretch",  # each side on its own; or "crop", "random_crop": docs/data.md

@@ -356,6 +356,35 @@ def test_tiny_takes_what_there_is(parts, images, tmp_path):
             inputs.load_data(config)
 
 
+@pytest.mark.parametrize("images", [8, 30, 59, 400])
+@pytest.mark.parametrize("accumulate", [1, 4])
+@pytest.mark.parametrize("searches", [1, 2])
+def test_tiny_makes_batches_that_there_are(searches, accumulate, images, monkeypatch):
+    config = presets.get_config("tiny")
+    config.train.update({"batch_size": 32, "accumulate": accumulate})
+    config.searches, config.check_memory = searches, False
+    seen = []
+
+    def stop(self, config, *rest):
+        seen.append(config)
+        raise Reached
+
+    monkeypatch.setattr(job._Run, "__init__", stop)
+    x = (np.arange(images * 64) % 251).astype(np.uint8).reshape(images, 8, 8)
+    dataset = data.from_arrays(x, np.arange(images) % 2, x[:4], [0, 1, 0, 1])
+    with pytest.raises(Reached):
+        job.run(config, None, dataset=dataset, quiet=True)
+    half = images // 2
+    most = half if searches > 1 else 2 * half
+    assert seen[0].search.batch_size == min(30, half)
+    assert seen[0].train.batch_size == min(32, most - most % accumulate)
+    assert (config.search.batch_size, config.train.batch_size) == (30, 32)  # the caller's
+    config.data.at_most = False
+    if images < 60:
+        with pytest.raises(UserError, match=r"search.batch_size is 30"):
+            job.run(config, None, dataset=dataset, quiet=True)
+
+
 def test_a_refused_run_exits_with_2_outside_the_checkout(tmp_path):
     """Where there is no configs/ folder, the package's own presets serve."""
     done = command(

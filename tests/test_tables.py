@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 import asap_jax
-from asap_jax import data, inspection, presets
+from asap_jax import data, inspection, job, presets
 from asap_jax.data import splits
 from asap_jax.errors import UserError
 
@@ -301,6 +301,25 @@ def test_groups_stay_whole_in_every_split(how, seed, tmp_path):
     ungrouped = data.load(place)
     assert ungrouped.train_groups is None
     assert ungrouped.digest() != loaded.digest()
+
+
+@pytest.mark.parametrize("share", [0.1, 0.25, 0.5])
+def test_a_validation_share_keeps_groups_whole(share):
+    config = presets.get_config("small")
+    config.train.validation_share = share
+    rng = np.random.default_rng(0)
+    x, groups = rng.integers(0, 256, (200, 8, 8), dtype=np.uint8), np.arange(200) // 5
+    x[:, 0, 0] = groups  # tells them apart afterwards
+    given = data.from_arrays(x, groups % 2, x[:4], [0, 1, 0, 1], groups=groups)
+    split = job._validating(config, "train", given)
+    kept, held = (set(part[:, 0, 0, 0]) for part in (split.train_images, split.test_images))
+    assert not kept & held
+    assert len(kept | held) == 40
+    assert abs(split.test_count - 200 * share) <= 10
+    assert len(split.train_groups) == split.train_count
+    one = data.from_arrays(x, groups % 2, x[:4], [0, 1, 0, 1], groups=np.zeros(200, int))
+    with pytest.raises(UserError, match=r"1 group, which cannot be split for .*validation_share"):
+        job._validating(config, "train", one)
 
 
 @pytest.mark.parametrize("shape", ["even", "uneven", "many classes", "two a class"])

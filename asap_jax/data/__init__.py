@@ -1,7 +1,7 @@
 """From a config to arrays: sources, splits, batches; `augment` runs on the device."""
 
 from asap_jax.data.batches import epoch_order, evaluation_batches, onwards
-from asap_jax.data.dataset import Dataset, balanced_weights
+from asap_jax.data.dataset import Dataset, balanced_weights, hold_out
 from asap_jax.data.sources import (
     assemble,
     describe_source,
@@ -55,6 +55,7 @@ __all__ = [
     "evaluation_batches",
     "from_arrays",
     "halves",
+    "hold_out",
     "load",
     "onwards",
     "open_source",

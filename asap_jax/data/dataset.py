@@ -121,15 +121,18 @@ def balanced_weights(labels, classes: int) -> np.ndarray:
     return (len(labels) / (classes * counts)).astype(np.float32)
 
 
-def hold_out(labels, share: float, seed: int, groups=None) -> list[np.ndarray]:
+def hold_out(
+    labels, share: float, seed: int, groups=None, key: str = "data.test_share"
+) -> list[np.ndarray]:
     """Indices of the rest and of a share of the images, every class in proportion.
 
-    With `groups` [N], each stays whole, and the share is as near as they allow.
+    With `groups` [N], each stays whole, and the share is as near as they allow. `key` is the one
+    of the config that asked for the share.
     """
     count = round(share * len(labels))
     if not 0 < count < len(labels):
         raise UserError(
-            f"config.data.test_share is {share}: of {len(labels)} images that leaves none to train "
+            f"config.{key} is {share}: of {len(labels)} images that leaves none to train "
             "on or none to test; choose a share between 0 and 1"
         )
     if groups is None:
@@ -138,7 +141,7 @@ def hold_out(labels, share: float, seed: int, groups=None) -> list[np.ndarray]:
     if not len(rest) or not len(held):
         raise UserError(
             f"config.data.group puts all images into {len(np.unique(groups))} group, which cannot "
-            "be split into training and test images: name what tells objects apart, or leave it out"
+            f"be split for config.{key}: name what tells objects apart, or leave it out"
         )
     return rest, held
 
