@@ -268,6 +268,7 @@ def test_a_network_whose_parts_do_not_belong_together_is_refused(trained, tmp_pa
 
 def test_evaluate_measures_on_any_split_or_source(trained, tmp_path, capsys):
     folder, outcome, dataset = trained
+    (folder / "evaluations.jsonl").unlink(missing_ok=True)  # other tests measure it too
     on_test = asap_jax.evaluate(folder, quiet=True)
     assert on_test["accuracy"] == pytest.approx(outcome.results["test_accuracy"])
     assert on_test["confusion"] == outcome.results["confusion"]
@@ -328,7 +329,7 @@ def test_evaluate_prints_names_that_the_terminal_has_no_letters_for(
     workdir.write_json(tmp_path / "network.json", record | {"class_names": names})
     split = [(dataset.test_images, dataset.test_labels)], ()
     opened = mock.Mock(splits={"test": None}, class_names=names)
-    monkeypatch.setattr(inspection.data, "open_source", lambda *_: opened)
+    monkeypatch.setattr(inspection.data, "open_source", lambda *_, **__: opened)
     monkeypatch.setattr(inspection.data, "split_batches", lambda *_: split)
     printed = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
     monkeypatch.setattr(sys, "stdout", printed)

@@ -145,7 +145,8 @@ def in_here(monkeypatch):
 
     def start(name, *options):
         monkeypatch.syspath_prepend(str(BENCHMARKS))
-        monkeypatch.setattr(presets, "get_config", lambda name: config)
+        copy = config.copy_and_resolve_references
+        monkeypatch.setattr(presets, "get_config", lambda name="": copy())
         monkeypatch.setattr(sys, "argv", [name, *options])
         importlib.import_module(name).main()
 

@@ -74,7 +74,7 @@ def test_every_strategy_works_in_a_space_of_one_cell_type(name):
     mixtures = strategy.mixture(arch, jnp.int32(11), KEY)
     assert mixtures.keys() == arch.masks.keys() == {"normal"}
     assert mixtures["normal"].active.shape == (6, 5)
-    genotype = strategy.derive(arch, None, KEY, lambda mixed: 0.0)
+    genotype = strategy.derive(arch, None, KEY, lambda mixed, images=None: 0.0)
     assert genotype.skeleton == "nasbench201"
     decided = one_hot_mixture(genotype, NASBENCH201)["normal"]
     assert decided.active.sum() == sum(len(node) for node in genotype.normal)
