@@ -44,7 +44,7 @@ class Genotype:
                     for node in getattr(self, cell)
                 )
                 concat = tuple(int(node) for node in getattr(self, f"{cell}_concat"))
-            except (TypeError, ValueError) as error:
+            except (TypeError, ValueError, OverflowError) as error:
                 raise ValueError(
                     f"{cell} has to be a list of nodes, each a list of pairs (operation, source), "
                     f"and {cell}_concat a list of node numbers: {error}"
@@ -125,7 +125,7 @@ class Genotype:
         """Reads `to_json`'s text; raises ValueError on anything else."""
         try:
             record = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, RecursionError) as error:
             raise ValueError(
                 f"a genotype has to be JSON ({error}), what DARTS prints (Genotype(normal=[...], "
                 "...)), or the name of a cell in NAS-Bench-201 (|nor_conv_3x3~0|+|...|)"
@@ -142,6 +142,8 @@ class Genotype:
         if missing:
             raise ValueError(f"the genotype lacks {', '.join(missing)}")
         skeleton = record.get("skeleton", "darts")
+        if not isinstance(skeleton, str):
+            raise ValueError(f"the genotype's skeleton is {skeleton!r}, expected a name")
         return cls(**{field: record[field] for field in fields}, skeleton=skeleton)
 
     @classmethod
@@ -170,7 +172,14 @@ class Genotype:
                 if any(each and isinstance(each[0], str) for each in fields.get(cell, ())):
                     fields[cell] = _in_pairs(fields[cell])  # DARTS' flat form
             return cls(**fields)
-        except (ArithmeticError, LookupError, SyntaxError, TypeError, RecursionError) as error:
+        except (
+            ArithmeticError,
+            LookupError,
+            MemoryError,
+            RecursionError,
+            SyntaxError,
+            TypeError,
+        ) as error:
             raise ValueError(f"not cells as DARTS prints them: {error}") from error
 
     @classmethod

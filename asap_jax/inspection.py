@@ -112,21 +112,21 @@ def _open(folder, source, data_dir, known) -> Source:
     """
     opened = data.open_source(source, data_dir, choices=_choices(folder, source))
     if source.startswith("folder:") and not set(opened.class_names) <= set(known):
-        plain = data.open_source(source, choices=Choices(train="."))
+        plain = data.open_source(source, choices=_choices(folder, source)._replace(train="."))
         if set(plain.class_names) <= set(known):
             return plain
     return opened
 
 
 def _choices(folder, source) -> Choices:
-    """The columns of the run's own CSV file, for another one."""
-    path = Path(folder) / "config.json"
-    if not source.startswith("csv:") or not path.exists():
+    """What the run's own config says of images: their bound, and for a CSV file the columns."""
+    if not (Path(folder) / "config.json").exists():
         return Choices()
     told = workdir.read_config(folder)["data"]
-    keys = ("images", "path_column", "label_column", "split_column")
-    own = told["source"].startswith("csv:")
-    return Choices(**{key: told.get(key, "") for key in keys}) if own else Choices()
+    keys = ["max_pixels"]
+    if source.startswith("csv:") and told["source"].startswith("csv:"):
+        keys += ["images", "path_column", "label_column", "split_column"]
+    return Choices(**{key: told[key] for key in keys if key in told})
 
 
 def _write_down(folder: Path, result: dict) -> None:

@@ -276,17 +276,24 @@ class _Run:
         if self.folder is not None:
             genotype.save(self.folder / "genotype.json")
             draw_cells(genotype, [self.folder / "cells.svg", self.folder / "cells.png"])
-            page.write(self.folder)
+            self.write_page()
         if mode == "search":
             self.say(table(_search_rows(self.config, search)) + self.files())
             return Outcome(genotype, search, None, {})
         network, results = self.train(genotype, search)
         if self.folder is not None:
             self.keep_mistakes(network)
-            page.write(self.folder)
+            self.write_page()
         rows = [*_search_rows(self.config, search), *_train_rows(results)]
         self.say(table(rows) + self.files())
         return Outcome(genotype, search, network, results)
+
+    def write_page(self) -> None:
+        """Writes report.html; a run does not end for want of it."""
+        try:
+            page.write(self.folder)
+        except UserError as error:
+            self.say(f"warning: {error}")
 
     def keep_samples(self) -> None:
         """Leaves a few training images for the page, if they are in memory."""

@@ -38,13 +38,24 @@ def export(network, folder: str | Path, platforms: Sequence[str] = ("cpu", "cuda
       platforms: for which ones StableHLO is written; their devices need not be there.
 
     Raises:
-      UserError: a platform that there is not, or a package that this needs is not installed.
+      UserError: a platform that there is not, a package that this needs is not installed, or the
+        folder cannot be written to.
     """
     for name in platforms:
         if name not in PLATFORMS:
             raise UserError(f"platforms: {name!r} is none of {', '.join(PLATFORMS)}")
     folder = workdir.locate(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return _write(network, folder, platforms)
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be written to: {error}; in Python asap_jax.load(...).export(FOLDER) "
+            "takes another folder"
+        ) from error
+
+
+def _write(network, folder, platforms) -> list[Path]:
     files = []
     for name in platforms:
         path = folder / f"network.{name}.jaxexport"

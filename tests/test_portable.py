@@ -100,3 +100,9 @@ def test_both_ways_of_writing_give_the_same(network):
 def test_a_platform_that_there_is_not(network, tmp_path):
     with pytest.raises(UserError, match="'gpu' is none of cpu, cuda, rocm, tpu"):
         network.export(tmp_path, ("gpu",))
+
+
+def test_a_folder_that_cannot_be_made(network, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"cannot be written to: .* takes another folder"):
+        network.export(tmp_path / "file", ("cpu",))

@@ -195,3 +195,53 @@ def test_a_browser_has_nothing_to_complain_of(folder):
     )
     assert "CONSOLE" not in told.stderr
     assert told.stdout.count("<section") == path.read_text().count("<section")
+
+
+def test_a_training_that_was_judged_by_held_out_images(folder):
+    finish(folder)
+    results = workdir.read_json(folder / "results.json")
+    results["val_accuracy"] = results.pop("test_accuracy")
+    workdir.write_json(folder / "results.json", results)
+    assert "validation accuracy" in " ".join(Page(page.render(folder)).words)
+
+
+def test_a_search_alone_is_told_as_done(folder):
+    assert "under way" in page.render(folder)
+    GENOTYPES["ASAP"].save(folder / "genotype.json")
+    words = " ".join(Page(page.render(folder)).words)
+    assert "is done; nothing is trained yet" in words and "under way" not in words
+
+
+def test_names_that_are_no_text(folder):
+    """Bytes of file names that are not UTF-8, as Python hands them on."""
+    page.keep_command(folder, ["--workdir=caf\udce9"])
+    finish(folder)
+    results = workdir.read_json(folder / "results.json")
+    results["class_accuracy"] = {"caf\udce9": 1.0, "b": None}
+    workdir.write_json(folder / "results.json", results)
+    assert "caf" in page.write(folder).read_text()
+
+
+def test_a_later_start_adds_its_command_to_the_first(folder):
+    for arguments in (["--config=a"], ["--mode=train", "--config=a"], ["--config=a"]):
+        page.keep_command(folder, arguments)
+    lines = (folder / "command.txt").read_text().splitlines()
+    assert [line.split("asap_jax.main ")[1] for line in lines] == [
+        "--config=a",
+        "--mode=train --config=a",
+    ]
+
+
+def test_a_space_that_is_not_known_here(folder):
+    config = json.loads((folder / "config.json").read_text())
+    config["search"]["space"] = "mine"
+    (folder / "config.json").write_text(json.dumps(config))
+    assert "The space &#x27;mine&#x27; is not known here" in page.render(folder)
+
+
+def test_every_column_of_the_numbers_is_there(folder):
+    with open(folder / "metrics.jsonl", "a") as metrics:
+        metrics.write(
+            "\n" + json.dumps({"phase": "search", "run": 0, "stage": 1, "epoch": 1}) + "\n"
+        )
+    assert "<th>stage</th>" in page.render(folder)

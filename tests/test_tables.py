@@ -167,7 +167,24 @@ REFUSED = {
         {},
         r"1 of the 11 images in .* are missing, first images/77.png \(line 12\)",
     ),
-    "listed twice": (("path", "label"), lambda r: [*r, r[0]], {}, "twice, in lines 2 and 12"),
+    "listed twice": (
+        ("path", "label"),
+        lambda r: [*r, r[0]],
+        {},
+        "line 12: .* is listed already in line 2",
+    ),
+    "listed by two names": (
+        ("path", "label"),
+        lambda r: [*r, (f"./{r[0][0]}", r[0][1])],
+        {},
+        "line 12: .* is listed already in line 2",
+    ),
+    "in two splits": (
+        ("path", "label", "split"),
+        lambda r: [*((*x, "train") for x in r), (*r[0], "test")],
+        {},
+        "line 12: .* is listed already in line 2 .* belongs to one split",
+    ),
     "no label": (("path", "label"), lambda r: [*r[:9], (r[9][0], "")], {}, "line 11: .* no label"),
     "a short line": (
         ("path", "label", "x"),
@@ -191,6 +208,15 @@ REFUSED = {
         "line 11: 'c' is no class of the training images, which are a, b",
     ),
 }
+
+
+def test_a_column_without_a_name_is_no_group(tmp_path):
+    """As pandas writes its index."""
+    rows = [(i % 3, *row) for i, row in enumerate(listed(tmp_path))]
+    place = write(tmp_path, ("", "path", "label"), rows)
+    loaded = data.load(place)
+    assert not any("group" in note for note in loaded.notes)
+    assert loaded.train_groups is None
 
 
 @pytest.mark.parametrize("kind", REFUSED)

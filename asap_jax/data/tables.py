@@ -79,8 +79,10 @@ def table(place: Path, choices: Choices = Choices()) -> Source:
             del parts[name]
     class_names = _class_names(parts.get("train") or [row for p in parts.values() for row in p])
     grouping = Grouping()
+    seen: dict[str, str] = {}
     splits = {
-        name: _split(read, rows, class_names, choices, grouping) for name, rows in parts.items()
+        name: _split(read, rows, class_names, choices, grouping, seen)
+        for name, rows in parts.items()
     }
     if choices.test:
         if "test" in splits:
@@ -89,20 +91,30 @@ def table(place: Path, choices: Choices = Choices()) -> Source:
                 "one out"
             )
         other = place.parent / Path(choices.test).expanduser()
-        splits["test"], said = test(other, choices, class_names, grouping)
+        splits["test"], said = test(other, choices, class_names, grouping, seen)
         notes += said
     return Source(splits, class_names, notes=tuple(notes))
 
 
-def test(place: Path, choices: Choices, class_names, grouping: Grouping) -> tuple[Split, list[str]]:
-    """(the test images that a second CSV file lists, notes)."""
+def test(
+    place: Path,
+    choices: Choices,
+    class_names,
+    grouping: Grouping,
+    seen: dict[str, str] | None = None,
+) -> tuple[Split, list[str]]:
+    """(the test images that a second CSV file lists, notes).
+
+    `seen`: {path: where it is listed} of the images that are listed elsewhere.
+    """
     if not place.is_file():
         raise UserError(
             f"config.data.test is {choices.test!r}, but there is no file {place}: name a CSV file "
             "of test images"
         )
     read = _read(place, choices._replace(split_column=""))
-    return _split(read, read.rows, class_names, choices, grouping), [read.note]
+    seen = {} if seen is None else seen
+    return _split(read, read.rows, class_names, choices, grouping, seen), [read.note]
 
 
 def class_number(label: str, numbers: dict[str, int]) -> int | None:
@@ -146,7 +158,7 @@ def _read(place, choices) -> _Table:
     if not base.is_dir():
         raise UserError(f"config.data.images is {choices.images!r}, but there is no folder {base}")
     columns = _columns(place, _Finder(base), header, rows[0][1], choices)
-    if choices.group in header:
+    if choices.group and choices.group in header:
         columns["group"] = choices.group
     at = {use: header.index(name) for use, name in columns.items()}
     made = []
@@ -220,11 +232,12 @@ def _class_names(rows) -> tuple[str, ...]:
     return tuple(sorted(labels))
 
 
-def _split(read, rows, class_names, choices, grouping) -> Split:
+def _split(read, rows, class_names, choices, grouping, seen) -> Split:
+    """`seen`: {path: where it is listed} so far; gets these images too."""
     place, base, finder = read.place, read.base, _Finder(read.base)
     numbers = {name: number for number, name in enumerate(class_names)}
     number_of = functools.cache(lambda label: class_number(label, numbers))
-    files, labels, gone, lines = [], [], [], {}
+    files, labels, gone = [], [], []
     for row in rows:
         if not row.label:
             raise UserError(f"{place}, line {row.line}: {row.path} has no label")
@@ -238,20 +251,23 @@ def _split(read, rows, class_names, choices, grouping) -> Split:
         if name is None:
             gone.append(row)
             continue
-        if name in lines:
+        real = os.path.realpath(base / name)
+        if real in seen:
             raise UserError(
-                f"{place} lists {row.path} twice, in lines {lines[name]} and {row.line}: an image "
+                f"{place}, line {row.line}: {row.path} is listed already in {seen[real]}: an image "
                 "has one label here and belongs to one split"
             )
-        lines[name] = row.line
+        seen[real] = f"line {row.line} of {place.name}"
         files.append(base / name)
         labels.append(label)
     if gone:
         near = [
-            folder for folder in layouts.subfolders(base)[0] if (folder / gone[0].path).exists()
+            folder
+            for folder in layouts.subfolders(base)[0]
+            if os.path.exists(folder / gone[0].path)
         ]
         hint = (
-            f"--config.data.images={near[0]} is where it lies"
+            f"--config.data.images={near[0].resolve()} is where it lies"
             if near
             else ("--config.data.images=FOLDER names the folder that the paths begin at")
         )

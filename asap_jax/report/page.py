@@ -8,6 +8,7 @@ the network got wrong, it leaves in the folder `report` by `keep_samples` and `k
 import base64
 import html
 import json
+import os
 import re
 import shlex
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ from asap_jax.data.augment import augment
 from asap_jax.errors import UserError
 from asap_jax.report import charts, pictures
 from asap_jax.search_loop import make_space
+from asap_jax.spaces import SPACES
 
 SAMPLES, MISTAKES = 24, 12
 _CELLS = {"normal": "Normal cell", "reduce": "Reduction cell"}
@@ -60,9 +62,12 @@ def keep_mistakes(folder: Path, images, labels, probabilities, class_names) -> N
 
 
 def keep_command(folder: Path, arguments: Sequence[str]) -> None:
-    """Leaves the command line in the workdir, as a shell takes it."""
-    text = shlex.join(["python", "-m", "asap_jax.main", *arguments])
-    (Path(folder) / "command.txt").write_text(text + "\n", encoding="utf-8")
+    """Adds the command line to those that made the workdir, as a shell takes it."""
+    text, path = shlex.join(["python", "-m", "asap_jax.main", *arguments]), folder / "command.txt"
+    before = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    text = text.encode("utf-8", "backslashreplace").decode()  # of names that are no text
+    if text not in before:
+        path.write_text("\n".join([*before, text]) + "\n", encoding="utf-8")
 
 
 def _keep(folder, name, images, told):
@@ -79,12 +84,12 @@ def write(folder: str | Path) -> Path:
     Raises:
       UserError: the folder is no run's, or cannot be written to.
     """
-    folder = Path(folder)
+    folder = workdir.locate(folder)
     path = folder / "report.html"
     text = render(folder)
-    beside = path.with_name(path.name + ".part")
+    beside = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        beside.write_text(text, encoding="utf-8")
+        beside.write_text(text, encoding="utf-8", errors="backslashreplace")
         beside.replace(path)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error}") from error
@@ -97,7 +102,7 @@ def render(folder: Path) -> str:
     results = _json(folder / "results.json")
     records = _lines(folder / "metrics.jsonl")
     sections = [
-        ("Result", _summary(config, results, records)),
+        ("Result", _summary(config, results, records, (folder / "genotype.json").exists())),
         ("Cells", _cells(folder)),
         ("How the edges were decided", _edges(config, _lines(folder / "weights.jsonl"))),
         ("Search", _search(records)),
@@ -139,14 +144,15 @@ def _percent(value) -> str:
     return "-" if value is None else f"{100 * value:.2f} %"
 
 
-def _summary(config, results, records) -> str:
+def _summary(config, results, records, searched) -> str:
     tiles = [("data", config["data"]["source"])]
     if results:
-        accuracy = _percent(results["test_accuracy"])
-        if "test_accuracy_deviation" in results:
-            accuracy += f" ± {100 * results['test_accuracy_deviation']:.2f}"
+        part, name = ("test", "test") if "test_accuracy" in results else ("val", "validation")
+        accuracy = _percent(results[f"{part}_accuracy"])
+        if f"{part}_accuracy_deviation" in results:
+            accuracy += f" ± {100 * results[f'{part}_accuracy_deviation']:.2f}"
         tiles += [
-            ("test accuracy", accuracy),
+            (f"{name} accuracy", accuracy),
             ("parameters", f"{results['parameters']:,}"),
             ("multiply-adds", f"{results['multiply_adds']:,}"),
             ("search", _seconds(results["search_seconds"])),
@@ -157,6 +163,12 @@ def _summary(config, results, records) -> str:
         gap = results.get("gap", {}).get(config["search"]["edges"])
         if gap:
             tiles.append(("gap supernet to derived", f"{100 * gap['gap']:+.2f} points"))
+        if "selected" in results:
+            chosen = results["selected"]
+            told = f"seed {chosen['seed']} of {chosen['searches']}"
+            tiles.append(("chosen search", f"{told}, {_percent(chosen['val_accuracy'])}"))
+    elif searched and all(record["phase"] == "search" for record in records):
+        tiles.append(("the search", "is done; nothing is trained yet"))
     elif records:
         last = records[-1]
         tiles.append(("under way", f"{last['phase']} {last['run']}, epoch {last['epoch']}"))
@@ -200,6 +212,9 @@ def _edges(config, records) -> str:
         return ""
     whole = presets.get_config()
     presets.update(whole, config)
+    if whole.search.space not in SPACES:
+        name = html.escape(repr(whole.search.space))
+        return f'<p class="note">The space {name} is not known here, nor are its edges.</p>'
     space = make_space(whole.search)
     parts = [charts.legend(space.candidates)]
     for (run, stage), group in _by_run(records).items():
@@ -332,7 +347,8 @@ def _charts(records, wanted, what) -> str:
 
 
 def _numbers(records) -> str:
-    keys = [key for key in records[0] if not isinstance(records[0][key], dict | list)]
+    plain = [(k, v) for record in records for k, v in record.items()]
+    keys = list(dict.fromkeys(k for k, v in plain if not isinstance(v, dict | list)))
     head = "".join(f"<th>{html.escape(key)}</th>" for key in keys)
     rows = "".join(
         "<tr>" + "".join(f"<td>{_cell(record.get(key))}</td>" for key in keys) + "</tr>"
