@@ -9,6 +9,7 @@ XLA_FLAGS="--xla_backend_optimization_level=3 --xla_cpu_use_fusion_emitters=true
 """
 
 import os
+import signal
 from importlib import metadata
 
 os.environ["XLA_FLAGS"] = (
@@ -16,6 +17,9 @@ os.environ["XLA_FLAGS"] = (
     + "--xla_cpu_use_fusion_emitters=false " * metadata.version("jaxlib").startswith("0.10.")
     + os.environ.get("XLA_FLAGS", "")
 )
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell has it for background jobs
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 os.environ["ASAP_JAX_DATA_CACHE"] = "off"  # the user's cache is no place for what tests read
 
