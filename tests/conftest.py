@@ -18,8 +18,11 @@ os.environ["XLA_FLAGS"] = (
     + os.environ.get("XLA_FLAGS", "")
 )
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell has it for background jobs
+# What a shell has background jobs ignore, and nohup its own.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 os.environ["ASAP_JAX_DATA_CACHE"] = "off"  # the user's cache is no place for what tests read
 
