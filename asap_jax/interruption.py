@@ -16,18 +16,22 @@ class Interrupted(KeyboardInterrupt):
         self.signum, self.where = signum, where
 
 
+NOBODY_READS = 13  # SIGPIPE, which not every system has
+
+
 class Interruption:
     """While it is open, the first of its signals is noted; a second one acts as usual.
 
-    They are SIGTERM, SIGINT (Ctrl-C), SIGHUP (a terminal that is closed) unless it is ignored as
-    under nohup, and SIGPIPE, which `metrics.say` raises when nobody reads any more.
+    They are SIGTERM, SIGINT (Ctrl-C), and SIGHUP (a terminal that is closed) unless it is ignored
+    as under nohup. That nobody reads any more what is printed is noted like them, by `ask`; not by
+    SIGPIPE, which any pipe or socket of the process may raise.
 
     Outside the main thread, where Python takes no signals, it stays silent.
     """
 
     SIGNALS = tuple(
         getattr(signal, name)
-        for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGPIPE")
+        for name in ("SIGTERM", "SIGINT", "SIGHUP")
         if hasattr(signal, name)  # Windows has two of them
     )
 
@@ -48,6 +52,11 @@ class Interruption:
         """Raises Interrupted if a signal came; `where` tells the user what is safe."""
         if self._signum is not None:
             raise Interrupted(self._signum, where)
+
+    def ask(self, signum: int) -> None:
+        """Notes a wish to end as if this signal had come."""
+        if self._signum is None:
+            self._signum = signum
 
     @property
     def wanted(self) -> bool:

@@ -11,6 +11,7 @@ import json
 import statistics
 import time
 from collections.abc import Sequence
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
@@ -36,7 +37,7 @@ from asap_jax import (
 from asap_jax.errors import UserError
 from asap_jax.genotypes import Genotype
 from asap_jax.inputs import check_size, find_genotype, load_data
-from asap_jax.interruption import Interruption
+from asap_jax.interruption import NOBODY_READS, Interruption
 from asap_jax.metrics import RunLog, table
 from asap_jax.networks import count_parameters, multiply_adds
 from asap_jax.report import page
@@ -127,7 +128,8 @@ def run(
             if command:
                 page.keep_command(folder, command)
         saving = folder and loop.Saving(folder / "checkpoints", **config.checkpoint)
-        session = loop.Session(RunLog(folder, quiet), interruption, saving, callbacks)
+        log = RunLog(folder, quiet, partial(interruption.ask, NOBODY_READS))
+        session = loop.Session(log, interruption, saving, callbacks)
         return _Run(config, folder, dataset, session, start, started).go(mode, given)
 
 

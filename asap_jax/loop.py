@@ -136,8 +136,8 @@ def run(
       state: as the stage begins.
       step: (state, *batch) -> (state, metrics), metrics a dict of scalars with `train_loss`; a true
         `finished` among them ends the stage, a false `alphas_finite` is an error, and so is a
-        `val_loss` of nan where `alphas_learned`. One that may end the stage has to leave its
-        state's memory alone (no donation): the step after it has begun when its word is heard.
+        `val_loss` of nan where `alphas_learned`. The step after it has begun when its word is
+        heard, and may have its state's memory: after `finished` a step changes nothing.
       batches: (epochs, steps of the next one that are done) -> the batches from there to the end
         of the last epoch; closed when the loop ends.
       summary: (state, progress, last metrics) -> (record, line) of an epoch.
@@ -181,7 +181,7 @@ def run(
 
     def count(reached, measured):
         """Adds a step to the progress: its state and its metrics, which are waited for here."""
-        nonlocal state, metrics
+        nonlocal metrics
         metrics = jax.device_get(measured)
         _check_metrics(metrics, phase, progress)
         progress.add(metrics)
@@ -195,8 +195,7 @@ def run(
         elif any(ends):
             progress.ended = "stopped"
         if progress.ended:
-            state = reached  # without the step that is under way
-            under_way.clear()
+            under_way.clear()  # a step after the end, which changed nothing
 
     def may_run_ahead():
         """Whether the newest step's metrics can wait until another one is under way."""

@@ -31,9 +31,9 @@ from asap_jax import (
     workdir,
 )
 from asap_jax.errors import UserError
-from asap_jax.interruption import Interrupted, is_ignored_hangup
+from asap_jax.interruption import NOBODY_READS, Interrupted, is_ignored_hangup
 
-NOBODY_READS = 128 + 13  # as a shell has it for SIGPIPE
+UNREAD = 128 + NOBODY_READS  # the exit code, as a shell has it
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
     help_string="FILE:PRESET, search:PRESET or train:RECIPE.",
@@ -103,7 +103,7 @@ def _main(argv) -> None:
         where = "at once, so what was saved before is all there is"
         if isinstance(stop, Interrupted):
             where = f"{stop.where}, all saved"
-        if _exit_code(stop) != NOBODY_READS:
+        if _exit_code(stop) != UNREAD:
             _complain(f"interrupted; {where}. To go on:\n  {_again(folder)}")
         _leave(_exit_code(stop))
 
@@ -187,7 +187,7 @@ def run() -> None:
             sys.stdout.flush()
         except OSError:  # nobody reads any more, which is no error
             metrics.mute()
-            sys.exit(NOBODY_READS)
+            sys.exit(UNREAD)
 
 
 def _run() -> None:
@@ -201,7 +201,7 @@ def _run() -> None:
         sys.exit(_exit_code(stop))
     except BrokenPipeError:
         metrics.mute()
-        sys.exit(NOBODY_READS)
+        sys.exit(UNREAD)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ import errno
 import json
 import math
 import os
-import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -22,13 +21,16 @@ class RunLog:
     Args:
       workdir: where metrics.jsonl stands, gone on with if it is there; None writes no file.
       quiet: print nothing.
+      unread: called once when nobody reads any more what is printed (`| head`); None for nothing.
     """
 
-    def __init__(self, workdir: Path | None, quiet: bool = False):
+    def __init__(
+        self, workdir: Path | None, quiet: bool = False, unread: Callable[[], None] | None = None
+    ):
         self._path = workdir and workdir / "metrics.jsonl"
         self._weights = workdir and workdir / "weights.jsonl"
         self._warnings = workdir and workdir / "warnings.txt"
-        self._quiet = quiet
+        self._quiet, self._unread = quiet, unread
 
     def bar(self, phase: str, steps: int, done: int = 0) -> tqdm:
         """A progress bar over `steps`, with the time left; silent where nobody watches."""
@@ -73,26 +75,27 @@ class RunLog:
         self.say(f"warning: {words}")
 
     def say(self, line: str) -> None:
-        if not self._quiet:
-            say(line)
+        if not self._quiet and not say(line) and self._unread:
+            self._unread()
 
 
-def say(line: str) -> None:
+def say(line: str) -> bool:
     """Prints a line, with what the terminal's encoding lacks as escapes.
 
-    A reader that has gone (`| head`) is a wish to end, which `interruption.Interruption` notes like
-    a signal. Without a terminal, as after a hang-up, nothing is printed any more.
+    False if nobody reads it (`| head`). Then, and without a terminal, as after a hang-up, nothing
+    is printed any more.
     """
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     try:
         tqdm.write(line.encode(encoding, "backslashreplace").decode(encoding))
     except BrokenPipeError:
         mute()
-        signal.raise_signal(signal.SIGPIPE)  # which Python ignores where nobody takes it
+        return False
     except OSError as error:
         if error.errno != errno.EIO:
             raise
         mute()
+    return True
 
 
 def mute() -> None:

@@ -13,13 +13,14 @@ from asap_jax.compiling import Compiler, shapes_of
 from asap_jax.data.augment import Augmentation, augment
 from asap_jax.search_step import (
     Batch,
+    Parts,
     Pass,
-    in_turn,
+    SearchState,
     make_passes,
     make_search_step,
-    only_changes,
+    of_programs,
+    program,
     step_keys,
-    with_changes,
 )
 
 WORTH = 1.0  # seconds that compiling anew has to save for each second it takes
@@ -33,6 +34,10 @@ class PlannedStep:
     compiled side by side, and those for fewer candidates while the search goes on with the wider
     ones.
 
+    The state's memory is given to the next one: on a GPU a step's kernels are then started as one
+    graph, which holds as long as all arrays lie where they lay. The loop asks for a step while it
+    does not know yet what the last one said; one that follows "finished" changes nothing.
+
     The live candidates that it computes stand in `Progress.history`, so that a search that goes on
     computes as it did before.
     """
@@ -42,6 +47,7 @@ class PlannedStep:
         self._plan, self._coming, self._shapes = stage.network.plan, None, None
         self._programs: dict[str, Future] = {}  # by the names of passes
         self._step, self._refused = 0, False
+        self._over = np.bool_(False)  # what the last step said: whether the search is finished
         self._began, self._waited = None, 0.0  # of the epoch; seconds of it that compiling took
 
     def follow(self, progress) -> None:
@@ -53,18 +59,20 @@ class PlannedStep:
     def prepare(self, state) -> None:
         """Begins to compile the programs that are needed, for this state's shapes."""
         held, batch = self._stage.held, np.zeros(self._stage.config.batch_size, int)
-        self._shapes = shapes_of((state, held.images, held.labels, batch, batch))
+        self._shapes = shapes_of((state, np.bool_(False), held.images, held.labels, batch, batch))
         self._programs = self._compile(self._plan)
 
     def __call__(self, state, *indices):
         operands = (self._stage.held.images, self._stage.held.labels, *indices)
         begin = time.monotonic()
         self._began = self._began or begin
-        names = [each.name for each in self.passes(self._plan)[self._learns[self._step]]]
-        programs = [(name, self._programs[name].result().run) for name in names]
+        passes = self.passes(self._plan)[self._learns[self._step]]
+        programs = [(each, self._programs[each.name].result().run) for each in passes]
         self._waited += time.monotonic() - begin
         self._step += 1
-        return in_turn([Pass(name, with_changes(run)) for name, run in programs])(state, *operands)
+        state, metrics = of_programs(programs)(state, self._over, *operands)
+        self._over = metrics["finished"]
+        return state, metrics
 
     @cached_property
     def _learns(self) -> list[bool]:
@@ -83,26 +91,29 @@ class PlannedStep:
         options["drop_path"] = stage.config.drop_path
         if plan.name == "unrolled":
             return make_passes(*parts, **options)
-        step = Pass("step", make_search_step(*parts, **options))
+        step = Pass("step", SearchState.CHANGING, make_search_step(*parts, **options))
         return dict.fromkeys((False, True), (step,))
 
     def _compile(self, plan) -> dict[str, Future]:
         """Has the programs compiled that are still to come, those for the next step first."""
         passes = self.passes(plan)
         needed = dict.fromkeys(self._learns[self._step :])
-        jitted = {each.name: self.jitted(each) for learns in needed for each in passes[learns]}
+        wanted = {each.name: each for learns in needed for each in passes[learns]}
+        state, *operands = self._shapes
         return {
-            name: self._compiler.submit(function, *self._shapes)
-            for name, function in jitted.items()
+            name: self._compiler.submit(self.jitted(each), *Parts.of(state, each), *operands)
+            for name, each in wanted.items()
         }
 
     def jitted(self, each: Pass):
-        """A pass as a program, jitted: (state, images, labels, indices of both batches) -> (what it
-        changes of the state {field: value}, metrics)."""
+        """A pass as a `search_step.program`, jitted; its operands are images, labels, and the
+        indices of both batches."""
         stage, augmentation = self._stage, self._stage.config.augmentation
         mean, std = stage.dataset.mean, stage.dataset.std
         run = precisions.computed_in(stage.config.precision, each.run)
-        return _with_data(run, Augmentation(mean, std, augmentation.pad, augmentation.flip))
+        run = _with_data(run, Augmentation(mean, std, augmentation.pad, augmentation.flip))
+        options = compile_cache.options()
+        return jax.jit(program(each._replace(run=run)), donate_argnums=0, compiler_options=options)
 
     def lap(self) -> float:
         """Seconds since the epoch's first step began, without what compiling took."""
@@ -147,11 +158,7 @@ class PlannedStep:
 
 
 def _with_data(run, augmentation):
-    """The jitted pass that takes the batches out of the data on the device and augments them.
-
-    It donates nothing: when a step says that the search is finished, the one after it has begun,
-    and the search ends with the state between them.
-    """
+    """The pass that takes the batches out of the data on the device and augments them."""
 
     def with_data(state, images, labels, omega_indices, alpha_indices):
         keys = step_keys(state.key, state.step)
@@ -162,4 +169,4 @@ def _with_data(run, augmentation):
         train = batch(omega_indices, keys.augment_train)
         return run(state, train, batch(alpha_indices, keys.augment_val))
 
-    return jax.jit(only_changes(with_data), compiler_options=compile_cache.options())
+    return with_data

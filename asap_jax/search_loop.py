@@ -240,8 +240,7 @@ def _stage_estimate(config, dataset, parts) -> memory.Estimate:
         out, _ = parts.network.apply(variables, images, mixtures, context, mutable=["batch_stats"])
         return out.sum()
 
-    before_and_after = (state, state)  # nothing is donated, see `planned_step`
-    return memory.estimate(loss, state.params, before_and_after, dataset.train_images.nbytes)
+    return memory.estimate(loss, state.params, state, dataset.train_images.nbytes)
 
 
 def search(

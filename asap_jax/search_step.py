@@ -1,6 +1,5 @@
 """One step of a search: a pure function of the state and two batches."""
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -56,6 +55,8 @@ class SearchState:
     omega_opt: Any
     alpha_opt: Any
     key: jax.Array
+
+    CHANGING = "step", "params", "batch_stats", "arch", "omega_opt", "alpha_opt"
 
 
 class StepKeys(NamedTuple):
@@ -129,10 +130,12 @@ class Pass(NamedTuple):
     """A part of a step.
 
     name: by which it is told from the other parts.
+    changes: the fields of the state that it changes.
     run: (state, omega batch, alpha batch) -> (state, its part of the metrics).
     """
 
     name: str
+    changes: tuple[str, ...]
     run: Callable[[SearchState, Batch, Batch], tuple[SearchState, dict[str, jax.Array]]]
 
 
@@ -168,28 +171,54 @@ def in_turn(passes) -> Callable[..., tuple[SearchState, dict]]:
     return step
 
 
-def only_changes(run: Callable) -> Callable:
-    """run(state, *operands) -> (state, metrics) as one that gives just what it changes.
+class Parts(NamedTuple):
+    """A state as a pass takes it: what it changes, whose memory it may have, and the rest.
 
-    {field: value} stands for the state: a program copies what it hands on as it got it.
+    changing: {field: value}.
+    resting: the state without those fields, None in their places.
     """
 
-    def changes(state, *operands):
-        after, metrics = run(state, *operands)
-        fields = [(f.name, getattr(after, f.name)) for f in dataclasses.fields(state)]
-        return {name: new for name, new in fields if new is not getattr(state, name)}, metrics
+    changing: dict[str, Any]
+    resting: SearchState
 
-    return changes
+    @classmethod
+    def of(cls, state: SearchState, each: Pass) -> "Parts":
+        changing = {name: getattr(state, name) for name in each.changes}
+        return cls(changing, state.replace(**dict.fromkeys(each.changes)))
+
+    @property
+    def state(self) -> SearchState:
+        return self.resting.replace(**self.changing)
 
 
-def with_changes(changes: Callable) -> Callable:
-    """The function that `only_changes` was given, of what it gave."""
+def program(each: Pass) -> Callable:
+    """A pass as a program: (*Parts, over, *operands) -> (what it changes {field: value}, metrics).
 
-    def run(state, *operands):
-        changed, metrics = changes(state, *operands)
-        return state.replace(**changed), metrics
+    It gives nothing that it does not change, since a program copies what it hands on as it got it.
+    Where the bool scalar `over` is true, all stays as it was: a search that has ended may be asked
+    for one step more, and its state's memory be given to that.
+    """
+
+    def run(changing, resting, over, *operands):
+        after, metrics = each.run(Parts(changing, resting).state, *operands)
+        changed = {name: getattr(after, name) for name in changing}
+        return jax.tree.map(lambda new, old: jnp.where(over, old, new), changed, changing), metrics
 
     return run
+
+
+def of_programs(passes) -> Callable[..., tuple[SearchState, dict]]:
+    """The step (state, over, *operands) of programs: [(pass, what `program` made of it)]."""
+
+    def whole(each, run):
+        def after(state, *operands):
+            parts = Parts.of(state, each)
+            changed, metrics = run(*parts, *operands)
+            return Parts(changed, parts.resting).state, metrics
+
+        return each._replace(run=after)
+
+    return in_turn([whole(each, run) for each, run in passes])
 
 
 def _drop_key(key):
@@ -393,12 +422,17 @@ def _passes(
         return state.replace(step=state.step + 1), metrics
 
     alphas_apart = strategy.alpha_gradient is not None and not strategy.single_level
-    omega, end = Pass("omega", omega_step), Pass("close", close)
+    statistics, of_omega = ("batch_stats",), ("params", "omega_opt")
+    of_alphas = "arch", "alpha_opt"
+    omega = Pass("omega", of_omega + statistics, omega_step)
+    end = Pass("close", ("step",), close)
     if strategy.single_level:
-        return Pass("joint, alphas at rest" if learns is False else "joint", joint_step), end
+        if learns is False:
+            return Pass("joint, alphas at rest", of_omega + statistics, joint_step), end
+        return Pass("joint", of_omega + of_alphas + statistics, joint_step), end
     if learns is None and halves_are_turns(network, strategy):
-        return Pass("halves", halves), end
+        return Pass("halves", of_omega + of_alphas + statistics, halves), end
     if strategy.alpha_gradient is None or learns is False:
         return omega, end
-    alpha = Pass("alpha", maybe_alpha_step)
+    alpha = Pass("alpha", of_alphas + statistics, maybe_alpha_step)
     return (alpha, omega, end) if strategy.alpha_first else (omega, alpha, end)

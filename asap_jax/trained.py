@@ -17,7 +17,7 @@ from asap_jax.data.dataset import as_array, as_bytes, check_images, check_labels
 from asap_jax.data.images import Preparation, prepare, why
 from asap_jax.errors import UserError
 from asap_jax.genotypes import Genotype
-from asap_jax.interruption import Interruption
+from asap_jax.interruption import NOBODY_READS, Interruption
 from asap_jax.metrics import RunLog
 from asap_jax.networks import EvalNetwork
 
@@ -134,7 +134,9 @@ class TrainedNetwork:
         presets.check(config)
         with Interruption() as interruption:
             session = loop.Session(
-                RunLog(None, quiet), interruption, callbacks=loop.Callbacks(on_step, on_epoch)
+                RunLog(None, quiet, partial(interruption.ask, NOBODY_READS)),
+                interruption,
+                callbacks=loop.Callbacks(on_step, on_epoch),
             )
             outcome = train_loop.train(
                 config.train,

@@ -250,10 +250,13 @@ def search(
     )
     passes = planned.passes(plan)[learns]
     chosen = [each for each in passes if part in (None, each.name)]
-    whole = search_step.Pass("step", search_step.in_turn(chosen))
+    changes = tuple(dict.fromkeys(name for each in chosen for name in each.changes))
+    whole = search_step.Pass("step", changes, search_step.in_turn(chosen))
     batch = integers(found.config.batch_size)
     turns = (2, 2) if search_step.halves_are_turns(parts.network, parts.strategy) else (0, 1)
-    operands = (found.state, *on_device(found.dataset), batch, batch)
+    over = jax.ShapeDtypeStruct((), bool)
+    parts = search_step.Parts.of(found.state, whole)
+    operands = (*parts, over, *on_device(found.dataset), batch, batch)
     return Program(planned.jitted(whole), operands, turns)
 
 

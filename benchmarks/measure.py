@@ -256,17 +256,20 @@ def arguments(description: str, **defaults) -> argparse.ArgumentParser:
     return parser
 
 
-def build(programs: dict[str, Any], *operands) -> tuple[dict, dict[str, Callable]]:
-    """(what compiling jitted functions took and what they need, {name: compiled}).
+def build(programs: dict[str, tuple[Any, tuple]]) -> tuple[dict, dict[str, Callable]]:
+    """(what compiling took and what the programs need, {name: compiled}).
 
     They are compiled side by side, as a search does.
+
+    Args:
+      programs: {name: (jitted function, its operands)}.
     """
     import jax
 
     from asap_jax.compiling import Compiler
 
     begin, compiler = time.perf_counter(), Compiler()
-    coming = {name: compiler.submit(each, *operands) for name, each in programs.items()}
+    coming = {name: compiler.submit(each, *given) for name, (each, given) in programs.items()}
     compiled = {name: each.result().run for name, each in coming.items()}
     took = {"device": jax.devices()[0].device_kind, "build_seconds": time.perf_counter() - begin}
     compiler.close()

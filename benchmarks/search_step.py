@@ -64,18 +64,20 @@ def ours(options):
     if plan == "unrolled":  # as a search runs it
         passes = search_step.make_passes(*parts, dtype=dtype)[options.masks != "grace"]
     else:
-        passes = [search_step.Pass("step", search_step.make_search_step(*parts, dtype=dtype))]
-    jitted = {
-        each.name: jax.jit(
-            search_step.only_changes(precisions.computed_in(options.precision, each.run)),
+        step_function = search_step.make_search_step(*parts, dtype=dtype)
+        passes = [search_step.Pass("step", state.CHANGING, step_function)]
+    programs = {}
+    for each in passes:
+        run = precisions.computed_in(options.precision, each.run)
+        jitted = jax.jit(
+            search_step.program(each._replace(run=run)),
+            donate_argnums=0,
             compiler_options=compiler_options(options),
         )
-        for each in passes
-    }
-    took, compiled = build(jitted, state, *batches)
-    step_function = search_step.in_turn(
-        [search_step.Pass(name, search_step.with_changes(run)) for name, run in compiled.items()]
-    )
+        parted = search_step.Parts.of(state, each)
+        programs[each.name] = jitted, (*parted, np.bool_(False), *batches)
+    took, compiled = build(programs)
+    step_function = search_step.of_programs([(each, compiled[each.name]) for each in passes])
     took |= {"plan": plan, "precision": precisions.resolve(options.precision)}
 
     def run(masks=""):
@@ -84,7 +86,7 @@ def ours(options):
         if masks:
             given = {cell: jnp.asarray(mask, bool) for cell, mask in json.loads(masks).items()}
             state = state.replace(arch=state.arch._replace(masks=given))
-        state, metrics = step_function(state, *batches)
+        state, metrics = step_function(state, np.bool_(False), *batches)
         state = state.replace(step=jnp.int32(step))
         return lambda: jax.block_until_ready((state, metrics))
 

@@ -38,7 +38,7 @@ def ours(options):
     )
     step = precisions.computed_in(options.precision, step)
     jitted = jax.jit(step, donate_argnums=0, compiler_options=compiler_options(options))
-    took, compiled = build({"step": jitted}, state, batch)
+    took, compiled = build({"step": (jitted, (state, batch))})
     took["precision"] = precisions.resolve(options.precision)
 
     def run():

@@ -49,6 +49,8 @@ class Run:
         if self.finish:
             metrics["finished"] = np.bool_(number == self.finish)
         weight = state["weight"] * (np.nan if number == self.spoils else 1)
+        if self.finish and number > self.finish:
+            return state, metrics  # as the contract has it
         return {"steps": state["steps"] + 1, "weight": weight}, metrics | self.also.get(number, {})
 
     def batches(self, epoch, step):

@@ -12,7 +12,7 @@ from command import without_plugin
 
 from asap_jax import compile_cache, metrics
 from asap_jax.data import kept
-from asap_jax.interruption import Interruption
+from asap_jax.interruption import NOBODY_READS, Interrupted, Interruption
 
 LETTERS = ("plain", "caf\u00e9", "\u732b", "\U0001f600", "caf\udce9")
 
@@ -39,10 +39,23 @@ def closed_pipe():
 def test_a_reader_that_has_gone_is_a_wish_to_end(monkeypatch):
     monkeypatch.setattr(sys, "stdout", closed_pipe())
     with Interruption() as interruption:
-        metrics.say("somebody?")
+        log = metrics.RunLog(None, unread=lambda: interruption.ask(NOBODY_READS))
+        log.say("somebody?")
         assert interruption.wanted
-        metrics.say("nobody.")
+        with pytest.raises(Interrupted) as stop:
+            interruption.check("here")
+        log.say("nobody.")
+    assert stop.value.signum == signal.SIGPIPE
     sys.stdout.close()
+
+
+def test_another_broken_pipe_of_the_process_is_none():
+    """A worker's, a socket's: whoever writes to it hears of it, and the run goes on."""
+    with Interruption() as interruption:
+        signal.raise_signal(signal.SIGPIPE)
+        with pytest.raises(BrokenPipeError), closed_pipe() as pipe:
+            pipe.write("a line\n")
+        assert not interruption.wanted
 
 
 def test_a_hang_up_that_is_ignored_stays_so():
