@@ -85,7 +85,7 @@ class Progress:
     seconds, epoch_seconds: time spent in the stage and in the epoch, over all starts.
     ended: "" while it goes on or ran its epochs; "finished" if the step said so, "stopped" if a
       callback did.
-    history: {name: list}, what `summary` and `begin` want to look back on.
+    history: {name: list}, what `summary`, `begin` and `after_epoch` want to look back on.
     """
 
     epoch: int = 0
@@ -127,6 +127,7 @@ def run(
     stage: int = 0,
     watch: Callable[[Any], Callable[[Any, dict], bool]] | None = None,
     begin: Callable[[Progress], None] | None = None,
+    after_epoch: Callable[[Any, Progress, float], None] | None = None,
 ) -> tuple[Any, Progress]:
     """Runs `step` over the batches of all epochs, from the last checkpoint on if there is one.
 
@@ -147,6 +148,8 @@ def run(
       watch: the state at this start -> a function that is called after each step with (state,
         record of the step) and says whether to end.
       begin: called with the progress before the first step at this start.
+      after_epoch: called with (state, progress, seconds of the epoch's steps) when the epoch is
+        recorded and before it is saved; what it notes in `progress.history` is saved with it.
 
     Returns:
       (state, progress) at the end.
@@ -231,6 +234,7 @@ def run(
         coming = contextlib.closing(batches(progress.epoch, progress.step))
         with coming as batch, session.log.bar(phase, epochs * steps, done()) as bar:
             while progress.epoch < epochs and not progress.ended:
+                stepping = Stopwatch()
                 while progress.step < steps and not progress.ended:
                     if not (under_way and interruption.wanted):
                         state, measured = step(state, *next(batch))
@@ -242,6 +246,7 @@ def run(
                         clock.tick()
                         save_if_need_be()
                 _check_state(state, phase, progress)
+                seconds = stepping.seconds
                 record, line = summary(state, progress, metrics)
                 clock.tick()
                 record = {
@@ -254,12 +259,33 @@ def run(
                 session.log.epoch(record, f"{line}  {progress.epoch_seconds:.1f} s")
                 if callbacks.on_epoch and callbacks.on_epoch(record):
                     progress.ended = progress.ended or "stopped"
+                if after_epoch:
+                    after_epoch(state, progress, seconds)
                 progress.next_epoch()
                 save_if_need_be(over=progress.ended or progress.epoch == epochs)
         return state, progress
     finally:
         if checkpoints:
             checkpoints.close()
+
+
+class Stopwatch:
+    """Counts seconds from its making on, but for those spent in `paused`."""
+
+    def __init__(self):
+        self._began, self._paused = time.monotonic(), 0.0
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._began - self._paused
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        begin = time.monotonic()
+        try:
+            yield
+        finally:
+            self._paused += time.monotonic() - begin
 
 
 class _Clock:

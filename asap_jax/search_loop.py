@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import time
 from functools import partial
 from typing import NamedTuple
 
@@ -24,7 +23,7 @@ from asap_jax import (
 )
 from asap_jax.benchmarks import NASBench201
 from asap_jax.compiling import Compiler
-from asap_jax.data.augment import normalise
+from asap_jax.data.augment import Augmentation, normalise
 from asap_jax.derive import EDGES
 from asap_jax.errors import UserError
 from asap_jax.evaluation import Accuracy
@@ -34,11 +33,7 @@ from asap_jax.networks import STAGES, Supernet
 from asap_jax.ops import Context
 from asap_jax.planned_step import PlannedStep
 from asap_jax.relaxation import one_hot_mixture
-from asap_jax.search_step import (
-    Optimizers,
-    init_state,
-    step_keys,
-)
+from asap_jax.search_step import Optimizers, SearchStep, init_state, step_keys
 from asap_jax.spaces import SPACES, SearchSpace
 from asap_jax.strategies import STRATEGIES, Strategy
 
@@ -172,6 +167,18 @@ class Parts(NamedTuple):
     steps: int
     constraint: costs.Constraint | None
 
+    def step(self, config, class_weights=None) -> SearchStep:
+        """The step of the search that `config` (the `search` part) asks for."""
+        return SearchStep(
+            self.network,
+            self.strategy,
+            self.optimizers,
+            class_weights=class_weights,
+            dtype=precisions.map_dtype(config.precision),
+            constraint=self.constraint,
+            drop_path=config.drop_path,
+        )
+
 
 def build(config, dataset: data.Dataset, strategy: Strategy | None = None) -> Parts:
     """The parts of the search, or of the stage that a `strategy` of it belongs to."""
@@ -205,6 +212,12 @@ def build(config, dataset: data.Dataset, strategy: Strategy | None = None) -> Pa
         steps,
         _constraint(config, network, dataset.preparation.shape),
     )
+
+
+def make_augmentation(config, dataset: data.Dataset) -> Augmentation:
+    """What a search does to its training images."""
+    options = config.augmentation
+    return Augmentation(dataset.mean, dataset.std, options.pad, options.flip)
 
 
 def stages(config, dataset: data.Dataset) -> list[Parts]:
@@ -264,7 +277,7 @@ def search(
       identity: what its checkpoints have to belong to.
       class_weights: [classes], weights of both losses, or None.
     """
-    started = time.monotonic()
+    watch = loop.Stopwatch()
     check(config, dataset)
     omega_half, alpha_half = data.halves(dataset.train_labels, seed, dataset.train_groups)
     if config.batch_size > min(len(omega_half), len(alpha_half)):
@@ -277,15 +290,14 @@ def search(
     shuffled = np.random.default_rng([seed, 3]).permutation(alpha_half)
     images, labels = jnp.asarray(dataset.train_images), jnp.asarray(dataset.train_labels)
     held = _Images(images, labels, omega_half, shuffled)
-    strategy, epochs, seconds, inside, number, warned = None, 0, 0.0, 0.0, 0, []
+    strategy, epochs, seconds, number, warned = None, 0, 0.0, 0, []
     while True:
         parts = build(config, dataset, strategy)
         if parts.strategy.updates.joint:
             held = held._replace(omega=np.arange(len(dataset.train_labels)))
         stage = _Stage(config, dataset, parts, held, seed, session, warned)
-        state, progress = stage.run(number, epochs, index, identity or {}, class_weights)
+        state, progress = stage.run(number, epochs, index, identity or {}, class_weights, watch)
         warned = progress.history.get("warned", warned)
-        inside += time.monotonic() - stage.entered
         epochs, seconds = epochs + progress.epoch, seconds + progress.seconds
         if stage.strategy.next_stage is None or progress.ended == "stopped":
             break
@@ -295,7 +307,7 @@ def search(
         derived[config.edges],
         gaps,
         epochs,
-        seconds + time.monotonic() - started - inside,
+        seconds + watch.seconds,
         int(sum(mask.sum() for mask in state.arch.masks.values())),
         progress.ended,
         stage.benchmark.get(derived[config.edges], {}) if stage.benchmark else {},
@@ -320,8 +332,9 @@ class _Stage:
 
     def __init__(self, config, dataset, parts, held, seed, session, warned):
         self.config, self.dataset, self.held, self.seed = config, dataset, held, seed
-        self.space, self.strategy, self.network, self.optimizers = parts[:4]
-        self.epochs, self.steps, self.constraint = parts[4:]
+        self.space, self.strategy = parts.space, parts.strategy
+        self.network, self.optimizers = parts.network, parts.optimizers
+        self.epochs, self.steps, self.parts = parts.epochs, parts.steps, parts
         self.session, self.benchmark, self.warned = session, _benchmark(config), warned
         # By the stage's own plan for all candidates: one compilation serves every mask.
         self.accuracy, self.accuracy_by_batch = (
@@ -340,15 +353,18 @@ class _Stage:
         eigenvalue = _eigenvalue(self.network, self.strategy, dataset, config.batch_size, seed)
         self.eigenvalue = jax.jit(precisions.computed_in(config.precision, eigenvalue))
 
-    def run(self, number, before, index, identity, class_weights):
-        """Runs its epochs; `number` and `before` are the stages and epochs that came before it."""
+    def run(self, number, before, index, identity, class_weights, watch):
+        """Runs its epochs; `number` and `before` are the stages and epochs that came before it.
+
+        The loop counts its own time; the stopwatch `watch` is paused meanwhile.
+        """
         config, held, staged = self.config, self.held, number or self.strategy.next_stage
         key = jax.random.key(self.seed)
         key = jax.random.fold_in(key, number) if number else key
         shape = self.dataset.preparation.shape
         state = init_state(self.network, self.strategy, self.optimizers, key, shape)
         compiler = Compiler()
-        planned = PlannedStep(self, class_weights, compiler)
+        planned = self.planned_step(class_weights, compiler)
 
         def order(epoch):
             size, epoch = config.batch_size, before + epoch
@@ -362,9 +378,7 @@ class _Stage:
             ]
 
         def summary(state, progress, last):
-            seconds = planned.lap()
             record = self.summary(state, progress, last)
-            planned.consider(state, progress, seconds)
             name = f"search {number + 1}:" if staged else "search "
             return record, _epoch_line(name, progress.epoch, record, self.epochs)
 
@@ -374,25 +388,42 @@ class _Stage:
                 planned.prepare(state)
                 self.prepare(state, compiler)
 
-        self.entered = time.monotonic()
         try:
-            return loop.run(
-                "search",
-                state,
-                planned,
-                partial(data.onwards, order, self.epochs),
-                summary,
-                epochs=self.epochs,
-                steps=self.steps,
-                session=self.session,
-                identity=identity,
-                index=index,
-                stage=number,
-                watch=_prune_watch(self.session.callbacks.on_prune, self.space),
-                begin=begin,
-            )
+            with watch.paused():
+                return loop.run(
+                    "search",
+                    state,
+                    planned,
+                    partial(data.onwards, order, self.epochs),
+                    summary,
+                    epochs=self.epochs,
+                    steps=self.steps,
+                    session=self.session,
+                    identity=identity,
+                    index=index,
+                    stage=number,
+                    watch=_prune_watch(self.session.callbacks.on_prune, self.space),
+                    begin=begin,
+                    after_epoch=planned.consider,
+                )
         finally:
             compiler.close()
+
+    def planned_step(self, class_weights, compiler) -> PlannedStep:
+        """The step of its epochs, on the images that it holds."""
+        config = self.config
+        return PlannedStep(
+            self.parts.step(config, class_weights),
+            make_augmentation(config, self.dataset),
+            self.held.images,
+            self.held.labels,
+            batch_size=config.batch_size,
+            epochs=self.epochs,
+            steps_per_epoch=self.steps,
+            precision=config.precision,
+            compiler=compiler,
+            say=self.session.log.say,
+        )
 
     def prepare(self, state, compiler) -> None:
         """Has compiled what the end of an epoch asks."""

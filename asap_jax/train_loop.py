@@ -1,6 +1,5 @@
 """The host's side of training a derived network; the mathematics is in `train_step`."""
 
-import time
 from functools import partial
 from typing import NamedTuple
 
@@ -14,6 +13,7 @@ from asap_jax import (
     checkpoint,
     compile_cache,
     data,
+    feed,
     loop,
     memory,
     optim,
@@ -21,13 +21,12 @@ from asap_jax import (
     schedules,
 )
 from asap_jax.compiling import Compiler
-from asap_jax.data.augment import Augmentation, augment
+from asap_jax.data.augment import Augmentation
 from asap_jax.errors import UserError
 from asap_jax.evaluation import Answers, Questions, streamed_answers
 from asap_jax.genotypes import Genotype
 from asap_jax.networks import STAGES, EvalNetwork
 from asap_jax.ops import Context
-from asap_jax.search_step import Batch
 from asap_jax.train_step import from_variables, init_state, make_train_step, step_keys
 
 # Steps of a training. A network of 20 cells takes 42 s to begin with cuDNN's depthwise kernels
@@ -146,7 +145,11 @@ def make_step(config, network: EvalNetwork, optimizer, dataset, class_weights=No
         dtype=precisions.map_dtype(config.precision),
         folded=folds(steps * config.epochs),
     )
-    return _augmented(step, make_augmentation(config, dataset))
+
+    def keys(state):
+        return (step_keys(state.key, state.step)[1],)
+
+    return feed.augmented(step, make_augmentation(config, dataset), keys)
 
 
 def make_augmentation(config, dataset: data.Dataset | data.Stream) -> Augmentation:
@@ -220,7 +223,7 @@ def train(
       start: {"params", "batch_stats"} of a trained network of the same cells to begin with. The
         classifiers begin anew.
     """
-    started = time.monotonic()
+    watch = loop.Stopwatch()
     check(config, dataset)
     steps = dataset.train_count // config.batch_size
     network = make_network(config, genotype, len(dataset.class_names))
@@ -230,9 +233,9 @@ def train(
     if start is not None:
         fresh = {"params": state.params, "batch_stats": state.batch_stats}
         state = from_variables(_transplanted(start, fresh), optimizer, state.key, average)
-    feed = _streamed if isinstance(dataset, data.Stream) else _resident
+    source = _streamed if isinstance(dataset, data.Stream) else _resident
     step = make_step(config, network, optimizer, dataset, class_weights)
-    step, batches = feed(config, dataset, seed, step)
+    step, batches = source(config, dataset, seed, step)
 
     def summary(state, progress, last):
         record = {key: progress.mean(key) for key in ("train_loss", "train_accuracy")}
@@ -245,29 +248,27 @@ def train(
 
     compiler = Compiler()
     test = _make_test(config, network, dataset, state.variables, compiler)
-    entered = time.monotonic()
     try:
-        state, progress = loop.run(
-            phase,
-            state,
-            step,
-            batches,
-            summary,
-            epochs=config.epochs,
-            steps=steps,
-            session=session,
-            identity=identity or {},
-            index=index,
-        )
-        left = time.monotonic()
+        with watch.paused():
+            state, progress = loop.run(
+                phase,
+                state,
+                step,
+                batches,
+                summary,
+                epochs=config.epochs,
+                steps=steps,
+                session=session,
+                identity=identity or {},
+                index=index,
+            )
         answers = test(state.variables)
     finally:
         compiler.close()
-    outside = time.monotonic() - left + entered - started
     return TrainOutcome(
         answers,
         progress.epoch,
-        progress.seconds + outside,
+        progress.seconds + watch.seconds,
         network,
         state.variables,
         progress.ended,
@@ -313,16 +314,6 @@ def _transplanted(start, fresh):
     return jax.tree.map(jnp.array, begun)  # copies: a step reuses its state's memory
 
 
-def _augmented(step, augmentation):
-    """step(state, images uint8, labels), which augments its batch."""
-
-    def run(state, images, labels):
-        _, key = step_keys(state.key, state.step)
-        return step(state, Batch(augment(images, augmentation, key), labels))
-
-    return run
-
-
 def _resident(config, dataset, seed, step):
     """(jitted step, batches) for `loop.run`: the images stay on the device, a batch is indices."""
     images, labels = jnp.asarray(dataset.train_images), jnp.asarray(dataset.train_labels)
@@ -346,7 +337,7 @@ def _streamed(config, dataset, seed, step):
 
 def jit_resident(step, precision: str):
     """The jitted step(state, all images, all labels, indices of the batch)."""
-    return jit_streamed(lambda state, x, y, indices: step(state, x[indices], y[indices]), precision)
+    return jit_streamed(feed.indexed(step), precision)
 
 
 def jit_streamed(step, precision: str):

@@ -12,7 +12,6 @@ chooses by the backend as it does on a GPU.
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -32,6 +31,7 @@ from asap_jax import (
     Layer,
     SearchSpace,
     evaluation,
+    planned_step,
     plans,
     precisions,
     presets,
@@ -46,7 +46,6 @@ from asap_jax.data.images import Preparation
 from asap_jax.losses import cross_entropy
 from asap_jax.ops import chain, norm, pointwise, relu
 from asap_jax.passes import Parts, Pass, in_turn
-from asap_jax.planned_step import PlannedStep
 from asap_jax.plans import PLANS
 from asap_jax.strategies import STRATEGIES
 
@@ -246,20 +245,19 @@ def search(
     parts, plan = found.parts, found.network.plan
     if live != "full":
         plan = plans.Plan("unrolled", plans.freeze(masks_of(parts.space, live)))
-    planned = PlannedStep(
-        SimpleNamespace(**parts._asdict(), config=found.config, dataset=found.dataset), None, None
-    )
-    passes = planned.passes(plan)[learns]
+    step = parts.step(found.config)
+    passes = planned_step.passes_by_plan(step, plan)[learns]
     chosen = [each for each in passes if part in (None, each.name)]
     changes = tuple(dict.fromkeys(name for each in chosen for name in each.changes))
     whole = Pass("step", changes, in_turn(chosen))
     batch = integers(found.config.batch_size)
-    step = search_step.SearchStep(parts.network, parts.strategy, parts.optimizers)
     turns = (2, 2) if step.takes_turns else (0, 1)
     over = jax.ShapeDtypeStruct((), bool)
     parts = Parts.of(found.state, whole)
     operands = (*parts, over, *on_device(found.dataset), batch, batch)
-    return Program(planned.jitted(whole), operands, turns)
+    augmentation = search_loop.make_augmentation(found.config, found.dataset)
+    jitted = planned_step.jit_pass(whole, augmentation, found.config.precision)
+    return Program(jitted, operands, turns)
 
 
 def on_device(dataset):

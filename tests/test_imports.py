@@ -58,6 +58,7 @@ LAYERS = [
     {"data", *(f"strategies.{name}" for name in METHODS)},
     {"strategies", "report"},
     {"search_step"},
+    {"feed"},
     {"train_step", "presets", "planned_step"},
     {"search_loop", "train_loop", "recipes"},
     {"portable"},
