@@ -112,9 +112,7 @@ class Kept:
             return None
         except UserError:
             raise
-        except (
-            Exception
-        ) as error:  # archive readers may raise anything on a broken file
+        except Exception as error:  # archive readers may raise anything on a broken file
             self.notes.append(
                 f"the images kept in {self._path} cannot be used ({error}): they are read anew"
             )
