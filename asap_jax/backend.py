@@ -1,4 +1,4 @@
-"""The kind of device that programs are traced for: some of them are written one way for CPUs."""
+"""The platform that programs are traced for; some have a separate version for CPU."""
 
 import contextlib
 from collections.abc import Iterator
@@ -10,25 +10,25 @@ _PLATFORM: ContextVar[str | None] = ContextVar("platform", default=None)
 
 
 def platform() -> str:
-    """The platform that what is traced now is for: "cpu", "gpu", "tpu"; JAX' default backend."""
+    """The platform currently traced for: "cpu", "gpu", "tpu"; defaults to JAX' default backend."""
     return _PLATFORM.get() or jax.default_backend()
 
 
 def on_cpu() -> bool:
-    """Whether what is traced now is for a CPU.
+    """Whether the current trace is for a CPU.
 
-    `lax.platform_dependent` would ask when a program is lowered; it traces, and differentiates,
-    every way of writing it, which takes twice the time. Each way is right on each device, and the
-    fast one there; functions in a `jit` of their own take the answer as a static argument.
+    `lax.platform_dependent` would decide at lowering; it traces and differentiates every version,
+    which takes twice the time. Each version is correct on every device, and the chosen one is fast;
+    functions with their own `jit` take the result as a static argument.
     """
     return platform() == "cpu"
 
 
 @contextlib.contextmanager
 def traced_for(name: str) -> Iterator[None]:
-    """Has programs that are traced within written for a platform, of which no device need be there.
+    """Traces programs within the context for a platform, whose devices need not be present.
 
-    Only functions that are not traced yet: a `jit` remembers what it has traced.
+    Affects only functions that are not traced yet: `jit` caches its traces.
     """
     token = _PLATFORM.set(name)
     try:

@@ -1,12 +1,12 @@
-"""Batch normalisation by PyTorch's convention, as a pure function.
+"""Batch normalization by PyTorch's convention, as a pure function.
 
-Two things differ from `flax.linen.BatchNorm`: the variance is centred (the mean of squared
-deviations, which does not cancel in float32), and the running variance is the unbiased one.
-Momentum counts the old value: 0.9 here is 0.1 in PyTorch. A norm gives the batch's statistics;
-whoever holds the running ones blends the two.
+There are two differences from `flax.linen.BatchNorm`: the variance is the mean of squared
+deviations, which avoids cancellation in float32, and the running variance is unbiased. Momentum
+weighs the old value: 0.9 here is 0.1 in PyTorch. The norm returns batch statistics; the caller
+blends them into the running ones.
 
-The gradient is written out: it saves autodiff's detours over mean and variance, consists of
-differentiable primitives, and means two averages over the devices that share a batch.
+The gradient is explicit: it is cheaper than autodiff's through mean and variance, consists of
+differentiable primitives, and takes two averages over the devices that share a batch.
 """
 
 from functools import partial
@@ -18,25 +18,25 @@ from jax import lax
 
 from asap_jax.backend import on_cpu
 
-MOMENTUM = 0.9  # of the running statistics; counts the old value
+MOMENTUM = 0.9  # of the running statistics; the weight of the old value
 EPSILON = 1e-5  # added to the variance
 
 
 def batch_norm(x, stats, *, train, known=False, scale=None, bias=None, axis_name=None):
-    """Normalises each channel.
+    """Normalizes each channel.
 
     Args:
-      x: [N, H, W, C]; one of 16 bits is normalised in float32.
-      stats: {"mean": [C], "var": [C]}, what to normalise by if not `train`: running statistics.
-      train: normalise by the batch's own statistics.
-      known: in training, `stats` are those of this very batch: they are not computed again. The
-        gradient goes through them all the same; it cannot be differentiated once more.
+      x: [N, H, W, C]; 16-bit floats are normalized in float32.
+      stats: {"mean": [C], "var": [C]}, running statistics, used if not `train`.
+      train: normalize by batch statistics.
+      known: in training, `stats` are those of this batch and are not recomputed. The gradient still
+        flows through them, but cannot be differentiated again.
       scale, bias: [C], or None for a norm without parameters.
-      axis_name: mapped axis over which the batch is spread; its statistics are then global.
+      axis_name: mapped axis over which the batch is sharded; its statistics are then global.
 
     Returns:
-      (y [N, H, W, C], statistics): the batch's own in training (the variance unbiased), for `blend`
-      to join with the running ones; else `stats`.
+      (y [N, H, W, C], statistics): in training the batch statistics (with unbiased variance), to be
+      joined with the running ones by `blend`; else `stats`.
     """
     given, x = x.dtype, x.astype(jnp.promote_types(x.dtype, jnp.float32))
     if train:
@@ -57,16 +57,16 @@ def batch_norm(x, stats, *, train, known=False, scale=None, bias=None, axis_name
 
 
 def unbiased(var, count):
-    """The variance of `count` values, as the running statistics take it."""
+    """Unbiased variance of `count` values, as used in the running statistics."""
     return var * (count / max(count - 1, 1))
 
 
 def moments(maps, axis_name=None, cpu=None):
-    """[(mean [C], variance [C])] of maps [N, H, W, C], over the mapped axis too if there is one.
+    """[(mean [C], variance [C])] of maps [N, H, W, C], also over the mapped axis if given.
 
-    A GPU waits for memory, so there both sums come out of one reading: of the distances from one
-    pixel of the map, which is near enough to the mean that nothing cancels. A CPU reads twice.
-    `cpu` says which it is; None for `backend.on_cpu`.
+    A GPU is memory bound and computes both sums in one pass, over distances from one pixel of the
+    map, which is close enough to the mean to avoid cancellation. A CPU makes two passes. `cpu`
+    selects the version; None uses `backend.on_cpu`.
     """
     cpu = on_cpu() if cpu is None else cpu
     return (_moments_by_two if cpu else _moments_at_once)(axis_name, list(maps))
@@ -93,9 +93,9 @@ def _moments_at_once(axis_name, maps):
 
 
 def sums_over_pixels(maps):
-    """[...] of each map [N, H, W, ...], in two passes: each image; the images, all maps at once.
+    """[...] of each map [N, H, W, ...], in two passes: per image, then over images for all maps.
 
-    Left to itself XLA makes up to three kernels of each sum.
+    Otherwise XLA makes up to three kernels of each sum.
     """
     by_image = lax.optimization_barrier([each.sum((1, 2)) for each in maps])
     shapes = [each.shape[1:] for each in by_image]
@@ -105,7 +105,7 @@ def sums_over_pixels(maps):
 
 
 def _means(maps, axis_name, cpu):
-    """[[C], ...] of each map, over the mapped axis too; see `moments`."""
+    """[[C], ...], the mean of each map, also over the mapped axis; see `moments`."""
     if cpu:
         return [_mean(each, axis_name) for each in maps]
     means = [s / (x.size // x.shape[-1]) for s, x in zip(sums_over_pixels(maps), maps, strict=True)]
@@ -113,17 +113,17 @@ def _means(maps, axis_name, cpu):
 
 
 def blend(running, batch):
-    """The running statistics after a batch: a tree of arrays, and the batch's own like it."""
+    """Updates running statistics, a tree of arrays, with the batch statistics."""
     return jax.tree.map(lambda old, new: MOMENTUM * old + (1 - MOMENTUM) * new, running, batch)
 
 
-# By `jit`, so that the norms of a supernet, hundreds of a few shapes, share their traces.
+# Wrapped in jit, so that a supernet's norms, hundreds with a few shapes, share their traces.
 
 
 @partial(jax.jit, static_argnums=(1, 2))
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def _normalise(x, axis_name, cpu):
-    """(y, mean [C], variance [C]); the gradient takes the latter two for constants."""
+    """(y, mean [C], variance [C]); the gradient treats the latter two as constants."""
     return _forward(x, axis_name, cpu)[0]
 
 
@@ -150,7 +150,7 @@ _normalise.__wrapped__.defvjp(_forward, _backward)
 @partial(jax.jit, static_argnums=(3, 4))
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def _normalise_by(x, mean, inverse, axis_name, cpu):
-    """The same by the batch's mean and 1 / standard deviation, computed before."""
+    """Same as `_normalise`, with the batch's mean and 1 / standard deviation precomputed."""
     return _standardise(x, mean, inverse)
 
 
@@ -165,6 +165,6 @@ def _standardise(x, mean, inverse):
 
 
 def _mean(x, axis_name):
-    """[C], over images and pixels, and over the mapped axis if there is one."""
+    """[C], over images and pixels, and over the mapped axis if given."""
     mean = jnp.mean(x, (0, 1, 2))
     return mean if axis_name is None else lax.pmean(mean, axis_name)

@@ -1,4 +1,4 @@
-"""Cells as Flax modules: of the supernet, and of the network built from a genotype."""
+"""Cells as Flax modules, for the supernet and for networks built from a genotype."""
 
 import flax.linen as nn
 import jax
@@ -25,7 +25,7 @@ from asap_jax.spaces import SKELETONS, SearchSpace
 
 
 def run_layer(module: nn.Module, name: str, layer: Layer, x, context: Context):
-    """Runs `layer` with parameters and running statistics that `module` holds under `name`."""
+    """Applies `layer` with parameters and running statistics stored in `module` under `name`."""
     params, stats = {}, {}
     if layer.weights:
         params = module.param(name, lambda key: draw(layer.weights, key))
@@ -40,7 +40,7 @@ def run_layer(module: nn.Module, name: str, layer: Layer, x, context: Context):
 
 
 def _preprocess(module, s0, s1, channels, reduction_prev, affine, context):
-    """Brings both inputs of a cell to its width, and the older one to the size of the newer."""
+    """Projects both inputs to the cell's width, and the older one to the size of the newer."""
     bring = factorized_reduce if reduction_prev else relu_conv_norm
     s0 = run_layer(module, "preprocess0", bring(s0.shape[-1], channels, affine), s0, context)
     s1 = run_layer(
@@ -52,11 +52,11 @@ def _preprocess(module, s0, s1, channels, reduction_prev, affine, context):
 class SearchCell(nn.Module):
     """A cell whose edges are mixtures of all candidates.
 
-    Parameters and statistics of the edges stand under `stride1` and `stride2`, each
-    {candidate: tree of [edges, ...]}, the edges in the space's order.
+    Parameters and statistics of the edges are stored under `stride1` and `stride2`, each
+    {candidate: tree of [edges, ...]}, with edges in the space's order.
 
     Attributes:
-      partial_channels: K: the candidates see the first 1 / K of an edge's channels.
+      partial_channels: K; the candidates process the first 1 / K of an edge's channels.
       plan: how the edges are computed.
     """
 
@@ -69,17 +69,17 @@ class SearchCell(nn.Module):
 
     @nn.compact
     def __call__(self, states, mixture: Mixture, context: Context, learn=None):
-        """Maps the outputs of the cells before to this cell's.
+        """Maps the outputs of the previous cells to this cell's output.
 
         Args:
           states: in the "darts" skeleton (s0, s1), each [N, H, W, C_i], s0 of twice the size after
-            a reduction; else the one map [N, H, W, channels] that enters.
-          mixture: of the cell's type.
-          context: how to run the layers.
-          learn: scalar bool, of the cell's kernels, see `Context`; or None.
+            a reduction; else a single input map [N, H, W, channels].
+          mixture: the mixture of the cell's type.
+          context: how to apply the layers.
+          learn: scalar bool for the cell's kernels, see `Context`; or None.
 
         Returns:
-          "darts": [N, H, W, nodes * channels], half the size if this is a reduction cell;
+          "darts": [N, H, W, nodes * channels], half the size for a reduction cell;
           "nasbench201": [N, H, W, channels].
         """
         if self.space.skeleton == "darts":
@@ -125,12 +125,12 @@ class SearchCell(nn.Module):
             whole=whole,
         )
         if self.is_initializing():
-            return nodes  # the shapes are known: nothing to compute for a start
+            return nodes  # shapes are known, so initialization computes nothing
         rows, wide = jnp.asarray(indices), jnp.promote_types(inputs.dtype, jnp.float32)
         edge_weights = None
         if self.partial_channels > 1:
             edge_weights = mixture.edge_weights
-            if edge_weights is None:  # an edge on which nothing is active is not there
+            if edge_weights is None:  # an edge without active candidates is absent
                 edge_weights = mixture.active.any(-1)
             edge_weights = edge_weights[rows].astype(wide)
         if dropout is not None:
@@ -154,14 +154,14 @@ class SearchCell(nn.Module):
 
 
 class EvalCell(nn.Module):
-    """A cell with just the operations of a genotype; parameters stand under `edge<i>`, in order.
+    """A cell with only a genotype's operations; parameters are stored under `edge<i>`, in order.
 
     Attributes:
       nodes, concat: of the genotype's cell type.
-      skeleton: the genotype's.
-      convolve: end with ReLU, a 1 x 1 convolution to `channels` and a norm, in place of the bare
+      skeleton: the genotype's skeleton.
+      convolve: end with ReLU, a 1 x 1 convolution to `channels` and a norm, instead of the plain
         concatenation.
-      squeeze: scale the output's channels by a gate whose inner layer is so many times narrower; 0
+      squeeze: scale the output's channels by a gate whose inner layer is narrower by this factor; 0
         for none.
     """
 
@@ -176,7 +176,7 @@ class EvalCell(nn.Module):
 
     @nn.compact
     def __call__(self, states, drop_path, context: Context):
-        """As `SearchCell`; `drop_path` is the probability that an edge drops a sample (scalar).
+        """Like `SearchCell`; `drop_path` (scalar) is the probability that an edge drops a sample.
 
         Returns [N, H, W, len(concat) * channels], or [N, H, W, channels] with `convolve`.
         """

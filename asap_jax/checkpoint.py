@@ -1,4 +1,4 @@
-"""Orbax, wrapped once: trees of arrays to a folder and back, and the last few states of a loop."""
+"""Orbax wrapper: saves and restores trees of arrays, and the last few states of a loop."""
 
 import contextlib
 import os
@@ -16,16 +16,16 @@ import tensorstore
 
 from asap_jax.errors import UserError
 
-ROOM = 8 * 1024**2  # bytes beside the arrays that a checkpoint may take
+ROOM = 8 * 1024**2  # bytes that a checkpoint may take in addition to its arrays
 
 
 def save(path: str | Path, tree) -> None:
-    """Writes a tree of arrays to the folder `path`; what was there is replaced when all is done.
+    """Writes a tree of arrays to the folder `path`; an existing one is replaced at the end.
 
-    It is read again before it counts.
+    The new files are verified by reading them before they replace the old ones.
 
     Raises:
-      UserError: it cannot be written, or what was written does not read as it was.
+      UserError: writing fails, or what was written does not match when read.
     """
     path, tree = Path(path).absolute(), _host_copy(tree)
     check_place(path)
@@ -42,10 +42,10 @@ def save(path: str | Path, tree) -> None:
 
 
 def restore(path: str | Path, like=None):
-    """Reads a tree of arrays; with `like`, arrays or shapes, in its form and placement.
+    """Reads a tree of arrays; with `like` (arrays or shapes), in its structure and placement.
 
     Raises:
-      OSError, ValueError: it is not there, or not whole.
+      OSError, ValueError: the checkpoint is missing or incomplete.
     """
     path = Path(path).absolute()
     _read_through(path)
@@ -54,10 +54,10 @@ def restore(path: str | Path, like=None):
 
 
 def check_place(path: str | Path) -> None:
-    """Raises UserError for a path under which nothing could be saved and read again.
+    """Raises UserError for a path whose checkpoints could not be read again.
 
-    Orbax takes a `[` in a path for a pattern when it merges its files, and TensorStore a backslash
-    for a separator.
+    Orbax treats a `[` in a path as a pattern when it merges its files, and TensorStore treats a
+    backslash as a separator.
     """
     spoilt = [sign for sign in "[\\" if sign in str(path) and sign != os.sep]
     if spoilt:
@@ -68,10 +68,10 @@ def check_place(path: str | Path) -> None:
 
 
 def _read_through(path: Path) -> None:
-    """Reads each key of a checkpoint, one after another; OSError or ValueError if one is broken.
+    """Reads each key of a checkpoint in turn; raises OSError or ValueError if one is broken.
 
-    Orbax reads all of them at once, and where one fails, each of the others ends in a traceback
-    that nobody can catch.
+    Orbax reads all of them concurrently, and if one fails, each of the others prints a traceback
+    that cannot be caught.
     """
     if not path.is_dir():
         raise FileNotFoundError(f"{path} is not there")
@@ -89,7 +89,7 @@ def _read_through(path: Path) -> None:
 
 
 def _check_written(path: Path, tree) -> None:
-    """Raises ValueError if `tree` is not what can be read at `path`."""
+    """Raises ValueError if the checkpoint at `path` does not match `tree`."""
     got = {_name(p): np.asarray(leaf) for p, leaf in _leaves(restore(path, tree))}
     for p, leaf in _leaves(tree):
         found = got[_name(p)]
@@ -100,7 +100,7 @@ def _check_written(path: Path, tree) -> None:
 
 
 def _check_room(folder: Path, tree) -> None:
-    """Raises OSError if a tree of NumPy arrays would not fit there, before orbax has begun."""
+    """Raises OSError before orbax starts if a tree of NumPy arrays would not fit on the disk."""
     needed, left = ROOM + sum(leaf.nbytes for leaf in jax.tree.leaves(tree)), _room(folder)
     if left < needed:
         raise OSError(
@@ -109,19 +109,19 @@ def _check_room(folder: Path, tree) -> None:
 
 
 def _room(folder: Path) -> int:
-    """The bytes that are left for what stands in `folder`; no end of them where nobody can tell."""
+    """Free bytes on the disk of `folder`; unlimited if unknown."""
     usage = shutil.disk_usage(folder)
     return usage.free if usage.total else sys.maxsize
 
 
 @contextlib.contextmanager
 def _writing(where: Path):
-    """Tells what goes wrong in it as one UserError."""
+    """Turns errors while writing into a single UserError."""
     try:
         yield
     except UserError:
         raise
-    except (OSError, ValueError, RuntimeError) as error:  # orbax' threads raise all of these
+    except (OSError, ValueError, RuntimeError) as error:  # orbax' threads may raise any of these
         raise UserError(
             f"{where} cannot be saved ({' '.join(str(error).split())[:300]}): see that there is "
             "room and that the folder can be written to; the same command then goes on from what "
@@ -132,16 +132,15 @@ def _writing(where: Path):
 class Checkpoints:
     """The last few states of one stage of a run, written in the background.
 
-    Each stands in a folder named by its step, with two items: `state`, a tree of arrays, and
-    `progress`, JSON. Folders appear whole or not at all, so a process that dies while it writes
-    loses that one state.
+    Each is a folder named by its step, with two items: `state`, a tree of arrays, and `progress`,
+    JSON. Folders appear atomically, so a process that dies while writing loses only that state.
 
     Args:
-      folder: of this stage.
-      identity: what the state belongs to (cells, shapes, data), plain JSON. A state that belongs to
-        something else is refused by name.
-      keep: how many states to keep.
-      every_steps, every_seconds: how often one is due; 0 for never by that count.
+      folder: folder of this stage.
+      identity: what the state belongs to (cells, shapes, data), plain JSON. Restoring a state with
+        another identity raises an error that names the differences.
+      keep: number of states to keep.
+      every_steps, every_seconds: save intervals; 0 disables either one.
     """
 
     def __init__(
@@ -160,16 +159,16 @@ class Checkpoints:
             )
 
     def due(self, step: int) -> bool:
-        """Whether it is time to save, after `step` steps of the stage."""
+        """Whether to save now, after `step` steps of the stage."""
         by_steps = self._every_steps and step % self._every_steps == 0
         waited = time.monotonic() - self._written
         return bool(by_steps or (self._every_seconds and waited >= self._every_seconds))
 
     def save(self, step: int, state, progress: dict) -> None:
-        """Copies the state and has it written while the caller goes on.
+        """Copies the state and writes it in the background.
 
         Raises:
-          UserError: this state, or the one before, cannot be written.
+          UserError: this state, or the previous one, cannot be written.
         """
         with _writing(self._folder / str(step)):
             if step not in self._manager.all_steps():
@@ -187,7 +186,7 @@ class Checkpoints:
         self._written = time.monotonic()
 
     def settle(self) -> None:
-        """Waits until all is written; UserError if what was saved last cannot be read again."""
+        """Waits for all writes; raises UserError if the last saved state cannot be read again."""
         if self._last is None:
             return
         where = self._folder / str(self._last)
@@ -197,10 +196,10 @@ class Checkpoints:
         self._last = None
 
     def latest(self, like) -> tuple[Any, dict] | None:
-        """The newest (state, progress), or None if there is none.
+        """The latest (state, progress), or None if there is none.
 
         Raises:
-          UserError: the state belongs to something else, or cannot be read.
+          UserError: the state has another identity, or cannot be read.
         """
         step = self._manager.latest_step()
         if step is None:
@@ -224,7 +223,7 @@ class Checkpoints:
         return _placed(state, like), progress
 
     def close(self) -> None:
-        """Waits until everything is written; UserError if it could not be."""
+        """Waits for all writes and closes; raises UserError if a write failed."""
         with _writing(self._folder):
             try:
                 self._manager.wait_until_finished()
@@ -233,7 +232,7 @@ class Checkpoints:
 
 
 def check_identity(where: Path, identity: dict, expected: dict) -> None:
-    """Raises UserError if what stands at `where` belongs to something else than expected."""
+    """Raises UserError if the identity of the state at `where` is not the expected one."""
     changed = [
         f"{key}: {identity.get(key)} there, {expected.get(key)} here"
         for key in {**identity, **expected}
@@ -247,7 +246,7 @@ def check_identity(where: Path, identity: dict, expected: dict) -> None:
 
 
 def check_shapes(what: str, tree, expected) -> None:
-    """Raises UserError if `tree` has not the names and shapes of `expected`; `what` names it."""
+    """Raises UserError if names or shapes of `tree` differ from `expected`; `what` names it."""
     got, want = ({_name(p): leaf.shape for p, leaf in _leaves(t)} for t in (tree, expected))
     wrong = [
         f"{name} is {got.get(name, 'missing')}, expected {want.get(name, 'nothing')}"
@@ -275,7 +274,7 @@ def _is_key(leaf) -> bool:
 
 
 def _host_copy(tree):
-    """NumPy copies: the next step may reuse the arrays' memory while they are being written."""
+    """NumPy copies, since the next step may reuse the arrays' memory during the write."""
 
     def copy(leaf):
         leaf = jax.random.key_data(leaf) if hasattr(leaf, "dtype") and _is_key(leaf) else leaf

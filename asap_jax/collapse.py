@@ -1,7 +1,7 @@
-"""Signs that a search collapses: what is watched after each epoch, and when to warn.
+"""Signs of a collapsing search: what to measure after each epoch, and when to warn.
 
-A collapsed search ends with a cell of skip connections that does badly once trained. No sign is a
-proof: five of the eight normal operations of ASAP's published cell are skips.
+A collapsed search ends with a cell of skip connections that performs badly once trained. No sign is
+conclusive: five of the eight normal operations in ASAP's published cell are skips.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +17,7 @@ from asap_jax.genotypes import Genotype
 
 SKIP_SHARE = 0.75  # of a normal cell's operations
 GAP = 0.3  # of accuracy, supernet minus derived
-WINDOW, BACK, GROWTH = 5, 4, 1.3  # RobustDARTS': see `points_back_to`
+WINDOW, BACK, GROWTH = 5, 4, 1.3  # RobustDARTS' values, see `points_back_to`
 
 
 def dominant_eigenvalue(
@@ -25,18 +25,18 @@ def dominant_eigenvalue(
 ):
     """The eigenvalue of largest magnitude of the Hessian of `loss` at `alphas`, with its sign.
 
-    Power iteration on Hessian-vector products, taken reverse over reverse (the supernet's own
-    gradient rules forbid forward mode).
+    Uses power iteration with reverse-over-reverse Hessian-vector products (the supernet's custom
+    gradients do not support forward mode).
 
     Args:
       loss: tree of alphas -> scalar.
       alphas: any tree of arrays.
-      key: of the first vector.
-      iterations: at most.
+      key: PRNG key for the initial vector.
+      iterations: maximum number of iterations.
       tolerance: relative change of the Rayleigh quotient at which to stop.
 
     Returns:
-      (eigenvalue, iterations done), scalars.
+      (eigenvalue, number of iterations), scalars.
     """
     flat, unravel = ravel_pytree(alphas)
 
@@ -61,17 +61,18 @@ def dominant_eigenvalue(
 
 
 def points_back_to(values: Sequence[float], epochs: Sequence[int], start: int = 10) -> int | None:
-    """RobustDARTS' sign to stop: the epoch whose cells it would return, None if it does not show.
+    """RobustDARTS' stopping criterion: the epoch whose cells it returns, None if it is not met.
 
-    The mean over 5 measurements exceeds that of 4 measurements before by a factor of 1.3. The sign
-    points back to the middle of the earlier window, and counts only if that lies `start` epochs or
-    more after the first measurement. (Zela et al., 2020, arXiv:1909.09656, and their code.)
+    The criterion is met if the mean of 5 measurements exceeds the mean 4 measurements earlier by a
+    factor of 1.3. It points back to the middle of the earlier window, and counts only if that lies
+    at least `start` epochs after the first measurement. (Zela et al., 2020, arXiv:1909.09656, and
+    their code.)
 
     Args:
       values: the eigenvalues measured so far.
-      epochs: in which each was measured; the authors measure every second epoch from the first on
-        in which the alphas learn, so that epoch 22 of 50 is the first that can tell.
-      start: the authors' 10.
+      epochs: epoch of each measurement; the authors measure every second epoch from the first one
+        in which the alphas learn, so the earliest decision is in epoch 22 of 50.
+      start: the authors use 10.
     """
     if len(values) < WINDOW + BACK:
         return None
@@ -83,13 +84,13 @@ def points_back_to(values: Sequence[float], epochs: Sequence[int], start: int = 
 
 
 def warnings(genotype: Genotype, record: Mapping, back: int | None, final: bool) -> dict[str, str]:
-    """{sign: what to say} of the signs that show now.
+    """{sign: message} for the signs that currently show.
 
     Args:
-      genotype: what would be derived now.
-      record: of the epoch: `gap` (of accuracy) if it was measured.
-      back: what `points_back_to` says now.
-      final: the search ends here; before, most methods' mixtures are far from their cells.
+      genotype: the genotype that would currently be derived.
+      record: of the epoch; contains `gap` (in accuracy) if it was measured.
+      back: the current result of `points_back_to`.
+      final: the search ends here; before that, most methods' mixtures are far from their cells.
     """
     said = {}
     count = sum(len(node) for node in genotype.normal)

@@ -1,4 +1,4 @@
-"""absl's flags and ml_collections' config flags, each mistake as one UserError."""
+"""Parses absl flags and ml_collections config flags, with each mistake as one UserError."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ PACKAGED = {"search": presets, "train": recipes}
 
 
 def parse(argv) -> list[str]:
-    """Parses the flags; returns what is left, as absl does."""
+    """Parses the flags; returns the remaining arguments, like absl."""
     argv = ordered(argv)
     _check_file(argv)
     try:
@@ -19,17 +19,17 @@ def parse(argv) -> list[str]:
     except flags.UnrecognizedFlagError as error:
         known = presets.nearest(error.flagname, flags.FLAGS)
         raise UserError(f"unknown option --{error.flagname}{known}") from error
-    except (AttributeError, KeyError) as error:  # ml_collections names the nearest key itself
+    except (AttributeError, KeyError) as error:  # ml_collections suggests the nearest key itself
         text = _one_line(error.args[0]).replace("\\n", " ").replace("\\'", "'").strip("'")
         raise UserError(f"unknown config key '{text}") from error
     except (flags.Error, TypeError, ValueError, OSError) as error:
         while isinstance(error.__cause__ or error.__context__, UserError):
-            error = error.__cause__ or error.__context__  # wrapped around what a preset raises
+            error = error.__cause__ or error.__context__  # unwrap errors raised by a preset
         raise UserError(_one_line(error)) from error
 
 
 def ordered(argv) -> list[str]:
-    """The arguments as ml_collections needs them: --config=FILE first, its values after it."""
+    """Orders the arguments as ml_collections requires: --config=FILE first, then its values."""
     program, *rest = [packaged(argument) for argument in _joined(argv)]
     return [program, *sorted(rest, key=lambda each: _name(each) != "config")]
 
@@ -65,7 +65,7 @@ def _joined(argv) -> list[str]:
 
 
 def packaged(argument: str) -> str:
-    """--config=search:NAME -> the presets inside the package, train:NAME -> the recipes."""
+    """--config=search:NAME -> the package's presets, train:NAME -> its recipes."""
     name, equals, value = argument.partition("=")
     file, _, preset = value.partition(":")
     if name.lstrip("-") == "config" and file in PACKAGED:

@@ -1,4 +1,4 @@
-"""How programs are compiled: once a machine, by a persistent cache; and with which options."""
+"""The persistent compilation cache, and compiler options."""
 
 import gc
 import os
@@ -9,10 +9,10 @@ import jax
 
 
 def enable() -> None:
-    """Keeps compiled programs in the user's cache, or in JAX_COMPILATION_CACHE_DIR if set.
+    """Caches compiled programs in the user's cache, or in JAX_COMPILATION_CACHE_DIR if set.
 
-    Also has Python look for cyclic garbage less often, in the whole process: a step's trace is many
-    objects that all live, and to walk them again and again takes a third of the time to trace.
+    Also makes Python's garbage collection less frequent in the whole process: a step's trace
+    consists of many live objects, and scanning them repeatedly takes a third of the tracing time.
     """
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         root = users_cache()
@@ -31,22 +31,21 @@ def enable() -> None:
 
 
 def users_cache() -> Path | None:
-    """This package's folder in the user's cache; None for a user without a home."""
+    """This package's folder in the user's cache; None if the user has no home directory."""
     if place := os.environ.get("XDG_CACHE_HOME"):
         return Path(place) / "asap_jax"
     try:
         return Path.home() / ".cache" / "asap_jax"
-    except RuntimeError:  # neither HOME nor an entry in the list of users
+    except RuntimeError:  # neither HOME nor an entry in the user database
         return None
 
 
 def options() -> dict:
-    """`compiler_options` of the steps that run thousands of times.
+    """`compiler_options` for steps that run thousands of times.
 
-    On CPUs that have them, vectors of 512 bits make a step of the supernet a tenth faster; XLA's
-    own choice is 256. On GPUs a step's convolutions are started with its other kernels as one
-    graph, which XLA by itself leaves out of it: starting them one by one takes the host longer than
-    they run.
+    On CPUs that support them, 512-bit vectors make a supernet step a tenth faster; XLA defaults to
+    256. On GPUs a step's convolutions become part of its CUDA graph, from which XLA excludes them
+    by default: launching them one by one takes the host longer than they run.
     """
     if jax.default_backend() == "gpu":
         kinds = "FUSION", "CUBLAS", "CUBLASLT", "CUSTOM_CALL", "CUDNN", "CONVOLUTION"

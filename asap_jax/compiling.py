@@ -1,4 +1,4 @@
-"""Programs that are compiled in threads, several at a time, while the host does something else."""
+"""Compiles programs in background threads, several at a time."""
 
 import threading
 import time
@@ -14,8 +14,8 @@ from jax import dtypes
 class Program(NamedTuple):
     """A compiled function.
 
-    run: called with arrays of the shapes that it was compiled for.
-    seconds: what tracing and compiling took.
+    run: to be called with arrays of the shapes it was compiled for.
+    seconds: time for tracing and compiling.
     """
 
     run: Callable
@@ -23,10 +23,10 @@ class Program(NamedTuple):
 
 
 def shapes_of(tree) -> Any:
-    """The tree with shapes and types in place of its arrays."""
+    """The tree with each array replaced by its shape and dtype."""
 
     def shape(leaf):
-        if isinstance(leaf, np.ndarray):  # its 64 bits are as many as JAX takes them for
+        if isinstance(leaf, np.ndarray):  # NumPy's 64 bits become JAX' default width
             return jax.ShapeDtypeStruct(leaf.shape, dtypes.canonicalize_dtype(leaf.dtype))
         return jax.eval_shape(lambda leaf: leaf, leaf)
 
@@ -34,22 +34,22 @@ def shapes_of(tree) -> Any:
 
 
 class Compiler:
-    """Traces and compiles what it is given, in its order as far as its threads reach.
+    """Traces and compiles programs in the order of submission, in a few threads.
 
-    Compiling runs outside of Python, so that programs are compiled side by side; they are traced
-    one after another, for that is Python's own work, of which it does one thing at a time.
+    Compilation releases the GIL, so programs compile in parallel; tracing is Python code and runs
+    one program at a time.
     """
 
     def __init__(self, threads: int = 3):
         self._threads, self._tracing = ThreadPoolExecutor(threads), threading.Lock()
 
     def submit(self, jitted, *operands) -> Future:
-        """A future `Program` of what `jax.jit` gave.
+        """A future `Program` for a function returned by `jax.jit`.
 
         Args:
           operands: trees of arrays, or of their shapes.
         """
-        device = jax.config.jax_default_device  # a thread has defaults of its own
+        device = jax.config.jax_default_device  # defaults are thread-local
         wide = jax.config.jax_enable_x64
 
         def build():
@@ -62,18 +62,18 @@ class Compiler:
         return self._threads.submit(build)
 
     def close(self) -> None:
-        """Drops what is not begun; what is being compiled ends by itself."""
+        """Cancels programs that have not started; those in progress finish by themselves."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
 
 class Prepared:
-    """A jitted function that may be compiled before it is called, by `prepare`."""
+    """A jitted function that `prepare` can compile ahead of the first call."""
 
     def __init__(self, jitted):
         self._jitted, self._program = jitted, None
 
     def prepare(self, compiler: Compiler, *operands) -> None:
-        """Has it compiled for operands of these shapes; it is then called with no others."""
+        """Compiles for operands of these shapes; later calls must use the same shapes."""
         self._program = compiler.submit(self._jitted, *shapes_of(operands))
 
     def __call__(self, *operands):

@@ -1,13 +1,13 @@
-"""Dense convolutions with gradients of their own, and gradients that are left out.
+"""Dense convolutions with custom gradients that can be skipped.
 
-XLA's gradient of a kernel is a convolution with a window as large as the map. Within a loop its CPU
-backend computes that without its fast kernels, some twenty times slower than a matrix product a
-tap: `conv` takes the products. A kernel that does not learn, as all while the alphas are trained,
-costs no gradient: `product`, `if_it_learns`.
+XLA computes a kernel's gradient as a convolution with a window as large as the map. Inside a loop
+its CPU backend does not use its fast kernels for that and is some twenty times slower than one
+matrix product per tap, which `conv` uses. A kernel that does not learn, like all kernels while the
+alphas are trained, skips its gradient: `product`, `if_it_learns`.
 
-Of a GPU's products XLA (jax before 0.12) makes kernels that compute their operands as well, and its
-compiler aborts the process on some of those, the sums of a cell's nodes among them. `product` gives
-its operands as they are, which costs a pass over a map where it is a ReLU's.
+On GPU, XLA (jax before 0.12) fuses the computation of operands into matrix product kernels, and its
+compiler aborts the process on some of these, including the sums of a cell's nodes. `product`
+prevents this fusion, at the cost of one pass over the map if it is the output of a ReLU.
 """
 
 from functools import partial
@@ -21,7 +21,7 @@ from asap_jax.windows import Window
 
 
 def conv_reference(x, kernel, stride, padding):
-    """The same as `conv`, by XLA's convolution and autodiff."""
+    """Same as `conv`, with XLA's convolution and autodiff."""
     return lax.conv_general_dilated(
         x,
         kernel,
@@ -33,10 +33,10 @@ def conv_reference(x, kernel, stride, padding):
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def conv(x, kernel, stride, padding):
-    """x [N, H, W, C] convolved with kernel [kh, kw, C, C'].
+    """Convolves x [N, H, W, C] with kernel [kh, kw, C, C'].
 
     Args:
-      stride, padding: (rows, columns); as many zeros on each side.
+      stride, padding: (rows, columns); zero padding is the same on both sides.
 
     Returns:
       [N, h, w, C'].
@@ -77,7 +77,7 @@ def product(x, kernel, learn=None):
     """x [M, C] @ kernel [C, C'].
 
     Args:
-      learn: scalar bool; if it is False, zeros stand for the kernel's gradient. None for True.
+      learn: scalar bool; if False, the kernel's gradient is zeros. None means True.
     """
     return _product_forward(x, kernel, learn)[0]
 
@@ -97,18 +97,18 @@ product.defvjp(_product_forward, _product_backward)
 
 
 def whole(maps):
-    """The maps, which a GPU computes once and before what uses them, their cotangents as well.
+    """Makes a GPU compute the maps, and their cotangents, once and before their uses.
 
-    Left to itself XLA computes a map anew within each kernel that reads it, dozens of inputs at a
-    time where it is the sum of a cell's candidates.
+    Otherwise XLA recomputes a map inside each kernel that reads it, with dozens of inputs if it is
+    the sum of a cell's candidates.
     """
     return maps if on_cpu() else lax.optimization_barrier(maps)
 
 
 def convolve(x, kernel, window, groups=1):
-    """x [N, H, W, C] with kernel [k, k, C / groups, C'], by XLA's convolution.
+    """Convolves x [N, H, W, C] with kernel [k, k, C / groups, C'], by XLA's convolution.
 
-    The gradients are XLA's too, but for the kernel's of a dilated window, see `pieces`.
+    Gradients are XLA's too, except for the kernel gradient of a dilated window, see `pieces`.
     """
     step = window.dilation
     if step == 1 or window.padding % step or window.stride not in (1, step):
@@ -131,7 +131,7 @@ def _convolve(x, kernel, window, groups):
 
 
 def _undilated(window):
-    """The window as it is within a piece."""
+    """The equivalent undilated window within a piece."""
     return Window(window.size, padding=window.padding // window.dilation)
 
 
@@ -157,9 +157,9 @@ _dilated.defvjp(
 def pieces(x, step):
     """[step * step * N, H / step, W / step, C]: the pixels by row and column modulo `step`.
 
-    Pixels that a convolution dilated by `step` brings together lie in one piece, where it is not
-    dilated; cuDNN takes ten times as long for the kernel's gradient of a dilated one. Maps that
-    `step` does not divide are filled up with zeros.
+    All pixels that a window dilated by `step` covers lie in one piece, where the window is not
+    dilated; cuDNN takes ten times as long for the kernel gradient of a dilated convolution. Maps
+    not divisible by `step` are padded with zeros.
     """
     batch, height, width, channels = x.shape
     rows, columns = -(-height // step), -(-width // step)

@@ -1,8 +1,8 @@
-"""What a cell is expected to cost, as a differentiable function of the mixtures (SNAS, eq. 11-13).
+"""Expected cost of a cell as a differentiable function of the mixtures (SNAS, eq. 11-13).
 
-Three measures of a candidate on an edge, for one image: its parameters, its multiply-adds, and its
-memory traffic, the values that its convolutions and pools read and write. An edge's expected cost
-is the mean over its candidates, by their weights.
+A candidate on an edge has three measures, for one image: parameters, multiply-adds and memory
+traffic, the number of values its convolutions and pools read and write. An edge's expected cost is
+the mean over its candidates, weighted by the mixture.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,7 +18,7 @@ from asap_jax.relaxation import Mixture
 
 
 class Constraint(NamedTuple):
-    """A cost that is added to the loss of the alphas.
+    """A cost term in the loss of the alphas.
 
     weight: its factor, lambda.
     expected: {cell type: Mixture} -> scalar.
@@ -31,7 +31,7 @@ class Constraint(NamedTuple):
 def measures(name: str, channels: int, stride: int, shape: tuple[int, int]) -> tuple[int, int, int]:
     """(parameters, multiply-adds, memory traffic) of an operation on a map [H, W, channels].
 
-    A pool counts nine operations an output value; what only hands a map on, reading and writing it;
+    A pool counts as nine operations per output value, an identity as reading and writing its map;
     `none` costs nothing. Norms and ReLUs are not counted.
     """
     if name == "none":
@@ -60,13 +60,13 @@ def measures(name: str, channels: int, stride: int, shape: tuple[int, int]) -> t
 def expected_log_cost(network: Supernet, image_shape) -> Callable:
     """{cell type: Mixture} -> the sum over edges of the mean logarithm of the three measures.
 
-    As `--resource_efficient --log_penalty` of SNAS' code: of every edge the logarithm of its
-    expected parameters, multiply-adds and traffic, each at least 1, and their mean; summed over the
-    edges, averaged over the cells of a type, and added up over the types. The logarithm weighs a
-    saving by what is left: widths and image sizes only add a constant.
+    As in SNAS' code with `--resource_efficient --log_penalty`: for each edge the mean of the logs
+    of its expected parameters, multiply-adds and traffic, each at least 1; summed over the edges,
+    averaged over the cells of a type, and summed over the types. With the logarithm only relative
+    savings count: widths and image sizes only add a constant.
 
     Args:
-      network: the supernet; of its candidates the full width is counted, `partial_channels` or not.
+      network: the supernet; candidates are counted at full width, regardless of `partial_channels`.
       image_shape: [H, W, C].
     """
     space, tables = network.space, {}
@@ -92,7 +92,7 @@ def expected_log_cost(network: Supernet, image_shape) -> Callable:
 
 
 def _cells(network, image_shape):
-    """(cell type, channels, (H, W) of the maps that enter) of each cell."""
+    """(cell type, channels, (H, W) of the input maps) of each cell."""
     channels, shape = network.channels, tuple(image_shape[:2])
     length = network.cells // STAGES
     for i, kind in enumerate(cell_types(network.space.skeleton, network.cells)):

@@ -1,14 +1,14 @@
-"""Depthwise convolution with gradients of its own.
+"""Depthwise convolution with a custom gradient.
 
-XLA's grouped convolution is some sixty times slower on a CPU than k*k shifted multiply-adds, and
-the kernel's gradient, left to autodiff, is slow as well. So on a CPU the forward pass is a sum of
-shifted slices, the input's gradient is the same sum with the kernel turned round, and the kernel's
-gradient is a loop over the taps, small to compile. Elsewhere XLA's own convolution and its
-gradients are used. `depthwise_conv_reference` is the plain form: the same numbers, and what the
-tests and the counting of multiply-adds run on.
+On CPU, XLA's grouped convolution is some sixty times slower than k*k shifted multiply-adds, and
+autodiff's kernel gradient is slow as well. On CPU, the forward pass is therefore a sum of shifted
+slices, the input gradient the same sum with the kernel flipped, and the kernel gradient a loop over
+the taps, which compiles quickly. Other backends use XLA's convolution and gradients.
+`depthwise_conv_reference` is the plain version with the same numbers, used by tests and for
+counting multiply-adds.
 
-The backward pass consists of differentiable primitives with static trip counts, so a
-Hessian-vector product can be taken reverse over reverse.
+The backward pass consists of differentiable primitives with static trip counts, which allows
+reverse-over-reverse Hessian-vector products.
 """
 
 from functools import partial
@@ -24,14 +24,14 @@ from asap_jax.convolution import if_it_learns, pieces
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def depthwise_conv(x, kernel, stride=1, dilation=1, learn=None):
-    """Convolves each channel with a k x k kernel of its own, padded to keep the map.
+    """Convolves each channel with its own k x k kernel, with padding that keeps the map's size.
 
     Args:
       x: [N, H, W, C].
       kernel: [k, k, C], k odd.
-      stride: output every `stride` pixels, counted from the first.
+      stride: output every `stride` pixels, starting at the first.
       dilation: distance between the kernel's taps; the padding is dilation * (k - 1) / 2.
-      learn: scalar bool; if it is False, zeros stand for the kernel's gradient. None for True.
+      learn: scalar bool; if False, the kernel's gradient is zeros. None means True.
 
     Returns:
       [N, ceil(H / stride), ceil(W / stride), C].
@@ -40,7 +40,7 @@ def depthwise_conv(x, kernel, stride=1, dilation=1, learn=None):
 
 
 def depthwise_conv_reference(x, kernel, stride=1, dilation=1):
-    """The same as `depthwise_conv`, by XLA's grouped convolution and autodiff."""
+    """Same as `depthwise_conv`, with XLA's grouped convolution and autodiff."""
     padding = _padding(kernel.shape[0], dilation)
     return lax.conv_general_dilated(
         x,
@@ -71,7 +71,7 @@ def _backward(stride, dilation, residuals, g):
 depthwise_conv.defvjp(_forward, _backward)
 
 
-# By `jit`, so that the hundreds of convolutions of a supernet share a few traces.
+# Wrapped in jit, so that the hundreds of convolutions of a supernet share a few traces.
 
 
 @partial(jax.jit, static_argnums=(2, 3, 4))
@@ -81,7 +81,7 @@ def _convolve(x, kernel, stride, dilation, cpu):
 
 @partial(jax.jit, static_argnums=(3, 4, 5))
 def _pull_input(x, kernel, g, stride, dilation, cpu):
-    if cpu:  # spreads g to the input's grid and convolves it with the kernel turned round
+    if cpu:  # spreads g over the input's grid and convolves it with the flipped kernel
         spread = windows.spread(g, x.shape[1], x.shape[2], stride)
         return _shifted_sum(spread, kernel[::-1, ::-1], 1, dilation)
     conv = partial(depthwise_conv_reference, kernel=kernel, stride=stride, dilation=dilation)
@@ -94,7 +94,7 @@ def _pull_kernel(x, kernel, g, stride, dilation, cpu):
         return _kernel_gradient(x, kernel.shape, g, stride, dilation)
     step = dilation
     if step > 1 and stride in (1, step) and _padding(kernel.shape[0], dilation) % step == 0:
-        if stride == step:  # the pixels that are met are those of one piece
+        if stride == step:  # the windows only cover pixels of one piece
             x = x[:, ::step, ::step]
         else:
             x, g = pieces(x, step), pieces(g, step)
@@ -114,7 +114,7 @@ def _shifted_sum(x, kernel, stride, dilation):
     padded = windows.pad(x, _padding(size, dilation))
     shape = (x.shape[0], height, width, x.shape[3])
     total = None
-    for i, j in windows.taps(size):  # lax, not operators: the trace is hundreds of these terms
+    for i, j in windows.taps(size):  # lax instead of operators: the trace has hundreds of terms
         factor = lax.broadcast_in_dim(
             lax.slice(kernel, (i, j, 0), (i + 1, j + 1, shape[3])), shape, (1, 2, 3)
         )
@@ -123,22 +123,22 @@ def _shifted_sum(x, kernel, stride, dilation):
     return total
 
 
-IMAGES = 8  # whose products one pass adds up: the pass then outweighs what follows it
+IMAGES = 8  # summed in one pass, enough for the pass to outweigh the final reduction
 
 
 def _kernel_gradient(x, kernel_shape, g, stride, dilation):
-    """A loop over pieces of the batch and the kernel's taps; within, a sum over whole maps.
+    """Loops over batch slices and the kernel's taps; each iteration sums over whole maps.
 
-    The products of `IMAGES` images are added up map by map, each image sliced where it is used:
-    vector code that copies nothing. The map's own sum is a product with ones, since XLA would merge
-    a sum with what comes before it, into scalar code.
+    The products of `IMAGES` images are accumulated elementwise, with each image sliced where it is
+    used: vectorized code without copies. The sum over a map is a product with ones, since XLA would
+    fuse a reduction with its operands into scalar code.
     """
     dtype, wide = g.dtype, jnp.promote_types(g.dtype, jnp.float32)
     x, g = x.astype(wide), g.astype(wide)
     size, _, channels = kernel_shape
     batch, height, width, _ = g.shape
     piece = min(IMAGES, batch)
-    missing = -batch % piece  # images of zeros that fill the last piece up
+    missing = -batch % piece  # zero images that pad the last slice
     sides = (_padding(size, dilation),) * 2
     padded = _pad(x, ((0, missing), sides, sides, (0, 0)))
     g = _pad(g, ((0, missing), (0, 0), (0, 0), (0, 0)))

@@ -1,4 +1,4 @@
-"""From alphas and masks to a genotype, on the host."""
+"""Derives a genotype from alphas and masks, on the host."""
 
 import jax
 import numpy as np
@@ -13,17 +13,17 @@ EDGES = {"top2": 2, "all": None}  # config name -> inputs a node keeps
 def strongest(
     alphas, masks, space: SearchSpace, inputs_per_node: int | None, edge_weights=None
 ) -> Genotype:
-    """Each edge's strongest living candidate; of each node's edges the strongest few.
+    """Each edge's strongest unpruned candidate, for the strongest edges of each node.
 
     An edge is ranked by its candidate's weight in the softmax over all N alphas at T = 1, where a
-    pruned candidate still counts with the alpha it was frozen at. `none` is never chosen; in a
-    skeleton that says so, an edge on which it is strongest is left out. Ties go to the lower index.
-    With `inputs_per_node` 2 this is DARTS' rule; None keeps every edge.
+    pruned candidate still counts with its frozen alpha. `none` is never chosen; if the skeleton
+    derives `none`, an edge on which it is strongest is dropped. Ties go to the lower index. With
+    `inputs_per_node` 2 this is DARTS' rule; None keeps every edge.
 
     Args:
       alphas, masks: {cell type: [E, O]}.
-      space: the edges and candidates they stand for.
-      inputs_per_node: edges a node keeps, or None for all.
+      space: their edges and candidates.
+      inputs_per_node: edges that a node keeps, or None for all.
       edge_weights: {cell type: [E]}, factors of the edges' ranks; None for none (PC-DARTS).
 
     Raises:
@@ -39,7 +39,7 @@ def strongest(
 
 
 def of_weights(weights, masks, space: SearchSpace, inputs_per_node: int | None) -> Genotype:
-    """As `strongest`, by weights {cell type: [E, O]} in place of alphas.
+    """Like `strongest`, with weights {cell type: [E, O]} instead of alphas.
 
     Raises:
       ValueError: a weight is not finite.
@@ -53,10 +53,11 @@ def of_weights(weights, masks, space: SearchSpace, inputs_per_node: int | None) 
 
 
 def strongest_pairs(alphas, masks, space: SearchSpace, pairs_per_node: int) -> Genotype:
-    """Of each node's pairs (operation, source) the strongest few, whatever their sources.
+    """Each node's strongest (operation, source) pairs, whatever their sources.
 
-    The rule of GDAS' code in DARTS' space: two of a node's inputs may come from one source by two
-    operations. Ranked as in `strongest`; `none` is never chosen, ties go to the lower index.
+    This is the rule of GDAS' code in DARTS' space: two of a node's inputs may come from one source
+    through two operations. Ranked as in `strongest`; `none` is never chosen, ties go to the lower
+    index.
     """
 
     def nodes(cell):
@@ -76,7 +77,7 @@ def strongest_pairs(alphas, masks, space: SearchSpace, pairs_per_node: int) -> G
 
 
 def most_probable(alphas, space: SearchSpace) -> Genotype:
-    """Every edge's strongest candidate, and all edges, but for those that choose `none`.
+    """Every edge's strongest candidate, for all edges except those that choose `none`.
 
     Raises:
       ValueError: an alpha is not finite.
@@ -91,11 +92,11 @@ def most_probable(alphas, space: SearchSpace) -> Genotype:
 
 
 def all_living(masks, space: SearchSpace) -> Genotype:
-    """Whatever candidates live, none or several an edge; `none` is left out.
+    """All unpruned candidates, none or several per edge, except `none`.
 
     Args:
       masks: {cell type: [E, O] bool}.
-      space: the edges and candidates they stand for.
+      space: their edges and candidates.
     """
 
     def nodes(mask):
@@ -130,7 +131,7 @@ def skips(genotype: Genotype) -> dict[str, int]:
 
 
 def _genotype(cells, space) -> Genotype:
-    """The cells put together; a "darts" cell gives all its nodes, a "nasbench201" cell its last."""
+    """Combines the cells; a "darts" cell outputs all its nodes, a "nasbench201" cell its last."""
     concat = tuple(space.intermediate)
     if "reduce" not in SKELETONS[space.skeleton].cell_types:
         return Genotype(cells["normal"], concat[-1:], skeleton=space.skeleton)

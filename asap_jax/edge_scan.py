@@ -1,20 +1,20 @@
-"""The heart of the supernet: all mixed edges of a cell in one loop.
+"""The core of the supernet: all mixed edges of a cell in one loop.
 
-The parameters of a candidate are stacked over the edges, and one `lax.scan` walks the edges, source
-by source, with a gate around each candidate. So the compiler sees each candidate once a cell, and a
-candidate that is not active costs no time, with no recompilation: a mask saves what removing it
-from the graph would save. A candidate without parameters is the same on all edges of a source: it
-is computed once, at the first of them, and added to all their targets. A source's map is read, and
-its cotangent added, once as well.
+The parameters of a candidate are stacked over the edges, and one `lax.scan` visits the edges,
+source by source, with a gate around each candidate. The compiler thus sees each candidate once per
+cell, and inactive candidates cost no time, without recompilation: masking a candidate saves as much
+as removing it from the graph. A candidate without parameters is the same on all edges of a source:
+it is computed once, at the first of them, and added to all their targets. Likewise a source's map
+is read once, and its cotangent added once.
 
-The gradient is written here as well. Its only residuals are the cell's node maps and the
-statistics of the batch norms; it walks the edges backwards, recomputes each active candidate and
-adds up the nodes' cotangents. By autodiff the scan would keep an input per edge and candidate.
+The gradient is custom. Its only residuals are the cell's node maps and the batch norm statistics;
+it visits the edges in reverse, recomputes each active candidate and accumulates the nodes'
+cotangents. With autodiff the scan would keep one input per edge and candidate.
 
-A gate is a loop of one turn or none, which works on its operands in place, where a `lax.cond`
-copies them or makes zeros to add. Such a gate has no gradient of its own: where gradients are
-differentiated again (`Context.twice`), it is a `lax.cond` around each candidate of each edge, and
-the norms' statistics are computed again.
+A gate is a loop with one iteration or none, which updates its operands in place, whereas `lax.cond`
+copies them or adds zeros. Such a gate has no gradient: if gradients are differentiated again
+(`Context.twice`), it is a `lax.cond` around each candidate of each edge, and the norms' statistics
+are recomputed.
 """
 
 from collections.abc import Mapping
@@ -34,14 +34,14 @@ class Edges(NamedTuple):
     """Edges of one stride, static.
 
     layers: (candidate name, layer), [O].
-    sources, targets: node indices, [E], by rising target.
-    in_place: the edges lead from nodes of the cell to later ones (stride 1), or from the maps
-      that enter it to its nodes (stride 2).
-    context: how to run the layers.
-    share: the candidates see the first 1 / share of the channels; the others pass by, and all are
-      shuffled (PC-DARTS).
-    dropped: candidates whose output goes through dropout.
-    whole: dropout takes whole samples, the same of all candidates of an edge, and not values.
+    sources, targets: node indices, [E], by ascending target.
+    in_place: True if the edges connect nodes of the cell (stride 1), False if they connect the
+      cell's input maps to its nodes (stride 2).
+    context: how to apply the layers.
+    share: the candidates process the first 1 / share of the channels; the others bypass them, and
+      all are shuffled (PC-DARTS).
+    dropped: candidates whose output has dropout.
+    whole: drop whole samples, the same for all candidates of an edge, instead of values.
     """
 
     layers: tuple[tuple[str, Layer], ...]
@@ -55,14 +55,14 @@ class Edges(NamedTuple):
 
 
 class Variables(NamedTuple):
-    """What differs from edge to edge, stacked on the first axis.
+    """Per-edge variables, stacked on the first axis.
 
-    params, stats: {candidate: tree of [E, ...]}; candidates without any are left out.
+    params, stats: {candidate: tree of [E, ...]}; candidates without any are omitted.
     weights: [E, O].
     active: [E, O] bool.
-    edge_weights: [E], what the channels that pass by are multiplied by; None if share is 1.
-    dropout: (key data [E, ...] uint32, rates [E]), or None if nothing is dropped.
-    learn: [E] bool, see `ops.Context`; None for True.
+    edge_weights: [E], factors of the bypassing channels; None if share is 1.
+    dropout: (key data [E, ...] uint32, rates [E]), or None without dropout.
+    learn: [E] bool, see `ops.Context`; None means True.
     """
 
     params: Mapping
@@ -94,22 +94,22 @@ def stack_stats(layers: Mapping[str, Layer], edges: int):
 @partial(jax.jit, static_argnums=0)
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def scan_edges(edges: Edges, variables: Variables, inputs, nodes):
-    """Adds every edge's mixed operation (eq. 1 and 2) to the node it leads to.
+    """Adds every edge's mixed operation (eq. 1 and 2) to its target node.
 
     Args:
-      edges: which edges, and how to run them.
+      edges: the edges, and how to run them.
       variables: their parameters, statistics, weights and activity.
-      inputs: [2, N, H, W, C], the maps that enter the cell; read when not `edges.in_place`.
-      nodes: [2 + nodes, N, h, w, C], the node maps so far; read as well when `edges.in_place`.
+      inputs: [inputs, N, H, W, C], the cell's input maps; read if not `edges.in_place`.
+      nodes: [inputs + nodes, N, h, w, C], the node maps so far; also read if `edges.in_place`.
 
     Returns:
-      (nodes with the edges' outputs added, the running statistics after it).
+      (nodes with the edges' outputs added, updated running statistics).
     """
     return _forward(edges, variables, inputs, nodes)[0]
 
 
 def scan_edges_reference(edges: Edges, variables: Variables, inputs, nodes):
-    """The same as `scan_edges`, edge by edge, every candidate computed, autodiff."""
+    """Same as `scan_edges`, edge by edge with every candidate computed, and autodiff."""
     new_stats = []
     for e, (source, target) in enumerate(zip(edges.sources, edges.targets, strict=True)):
         v = jax.tree.map(lambda leaf, e=e: leaf[e], variables)
@@ -132,13 +132,13 @@ def scan_edges_reference(edges: Edges, variables: Variables, inputs, nodes):
 
 
 class _Step(NamedTuple):
-    """An edge as the loop meets it. K edges leave its source, the last repeated if there are fewer.
+    """One loop step. K edges leave its source; rows are padded by repeating the last one.
 
     edge, source, target: scalars, its row and its nodes.
-    first, last: bool, whether it is that of the edges that leave its source.
+    first, last: bool, whether it is the first or last edge that leaves its source.
     group, targets: [K], rows and targets of the edges that leave its source.
-    due: [O] bool, whether it is the first of those and a candidate is active on any.
-    active: [K, O] bool, on which.
+    due: [O] bool, True at the first of those for candidates active on any of them.
+    active: [K, O] bool, the edges on which each candidate is active.
     """
 
     edge: jax.Array
@@ -153,7 +153,7 @@ class _Step(NamedTuple):
 
 
 def _walk(edges, active) -> _Step:
-    """All steps, [E] on the first axis, by rising source: a node is whole when it is read."""
+    """All steps, [E] on the first axis, by ascending source: a node is complete when read."""
     sources, targets = np.asarray(edges.sources), np.asarray(edges.targets)
     order = np.argsort(sources, kind="stable")
     leaving = [np.flatnonzero(sources == source) for source in sources[order]]
@@ -164,7 +164,7 @@ def _walk(edges, active) -> _Step:
     first = np.asarray([rows[0] for rows in leaving]) == order
     last = np.asarray([rows[-1] for rows in leaving]) == order
     due = active.any(1) & first[:, None]
-    # Unsigned, since of signed indices each use asks whether they are negative.
+    # Unsigned, since each use of a signed index checks whether it is negative.
     edge, source, target, group_rows, group_targets = (
         jnp.asarray(rows, jnp.uint32)
         for rows in (order, sources[order], targets[order], group, targets[group])
@@ -185,7 +185,7 @@ def _walk(edges, active) -> _Step:
 def shared(edges: Edges) -> tuple[int, ...]:
     """Indices of the candidates that give the same map on all edges of a source.
 
-    They have no parameters, no dropout, and if they have statistics, these are the batch's.
+    They have no parameters and no dropout, and any statistics are the batch's.
     """
     context = edges.context
     if edges.share > 1 or context.twice:
@@ -198,14 +198,14 @@ def shared(edges: Edges) -> tuple[int, ...]:
 
 
 def _gate(edges, active, compute, operands, carry):
-    """compute(operands, carry) if active, else carry as it is."""
+    """compute(operands, carry) if active, else carry unchanged."""
     if edges.context.twice:
         return lax.cond(active, compute, lambda operands, carry: carry, operands, carry)
 
     def turn(state):
         wanted, carry = state
-        # The barrier ties the operands to the turn: else the compiler would compute what depends
-        # on them alone ahead of the loop, whether it turns or not.
+        # The barrier ties the operands to the iteration; otherwise the compiler would hoist
+        # computations that depend only on them out of the loop, even if it does not iterate.
         _, tied = lax.optimization_barrier((wanted, operands))
         return jnp.bool_(False), compute(tied, carry)
 
@@ -213,19 +213,19 @@ def _gate(edges, active, compute, operands, carry):
 
 
 def part(edges, x):
-    """The channels of x [..., C] that the candidates see."""
+    """The channels of x [..., C] that the candidates process."""
     return x if edges.share == 1 else x[..., : x.shape[-1] // edges.share]
 
 
 def weighted(weight, y):
-    """The product, in the precision of the map y."""
+    """The product, in the dtype of the map y."""
     return (weight * y).astype(y.dtype)
 
 
 def join(edges, mixed, edge_weight, x):
-    """An edge's output [N, h, w, C]: the mixed channels beside those of x that pass by, shuffled.
+    """An edge's output [N, h, w, C]: the mixed channels and the bypassing ones of x, shuffled.
 
-    Where the edge halves its map, what passes by is max-pooled 2 x 2.
+    If the edge halves its map, the bypassing channels are max-pooled 2 x 2.
     """
     if edges.share == 1:
         return mixed
@@ -239,7 +239,7 @@ def join(edges, mixed, edge_weight, x):
 
 
 def dropped(edges, name, dropout, y):
-    """y, with the dropout that the candidate has while training."""
+    """Applies the candidate's dropout to y in training."""
     if name not in edges.dropped or not edges.context.train:
         return y
     key_data, rate = dropout
@@ -248,7 +248,7 @@ def dropped(edges, name, dropout, y):
     return (y * keep / (1 - rate)).astype(y.dtype)
 
 
-# Slices by lax, not by `.at`: that would ask of each index whether it is within bounds.
+# Slices with lax instead of `.at`, which would check each index against the bounds.
 
 
 def _get(tree, row):
@@ -274,13 +274,13 @@ def _forward(edges, variables, inputs, nodes):
     once, train = shared(edges), edges.context.train
 
     def blended(running, name, edge, found):
-        """The running statistics with those that a candidate found, on one edge."""
+        """Blends the statistics that a candidate found on one edge into the running ones."""
         if not train or not found:
             return running
         return _set(running, edge, blend(_get(variables.stats[name], edge), found))
 
     def noted(batch, edge, found):
-        """The batch's statistics with those, for the backward pass."""
+        """Stores the batch statistics for the backward pass."""
         return _set(batch, edge, found) if train and found else batch
 
     def add_edge(carry, step):
@@ -357,9 +357,9 @@ def _backward(edges, residuals, cotangents):
     return _pull_back(edges, variables, maps, g_nodes)
 
 
-@partial(jax.jit, static_argnums=0)  # cells of equal shape, and both passes, share the trace
+@partial(jax.jit, static_argnums=0)  # cells of equal shape and both passes share the trace
 def _pull_back(edges, variables, maps, g_nodes):
-    """Cotangents of the variables, the inputs and the nodes; `variables.stats` are the batch's."""
+    """Cotangents of variables, inputs and nodes; `variables.stats` are the batch statistics."""
     once = shared(edges)
 
     def pull_edge(carry, step):
@@ -367,7 +367,7 @@ def _pull_back(edges, variables, maps, g_nodes):
         v = _get(variables, step.edge)
         g_nodes_now = g_sources if edges.in_place else g_nodes
         g = _get(g_nodes_now, step.target)
-        x, g_x = _gate(  # met backwards, a source's last edge is its first
+        x, g_x = _gate(  # in reverse, a source's last edge comes first
             edges,
             step.last,
             lambda source, carry: (_get(maps, source), jnp.zeros_like(g_x)),
@@ -457,7 +457,7 @@ def _pull_back(edges, variables, maps, g_nodes):
         pull_edge, carry, _walk(edges, variables.active), reverse=True
     )
     g_params, g_weights, g_edge_weights = gradients
-    # The running statistics enter no training loss; in evaluation they are constants.
+    # Running statistics do not enter the training loss; in evaluation they are constants.
     g_variables = nothing._replace(
         params=g_params,
         weights=g_weights,

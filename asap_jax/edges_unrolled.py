@@ -1,16 +1,16 @@
-"""The mixed edges of a cell without a loop: for devices that a loop of small kernels would starve.
+"""The mixed edges of a cell without a loop, for devices where a loop of small kernels is slow.
 
-Source by source, all live candidates of all edges that leave it are computed together. Which these
-are is static, so the compiler sees, and the device computes, just them; a search that has pruned
-enough compiles anew.
+Source by source, all live candidates of all edges that leave it are computed together. The set of
+live candidates is static, so only those are compiled and computed; a search that has pruned enough
+recompiles.
 
-What a GPU is slow at is grouped convolutions and many small kernels. So a candidate that is a chain
-of blocks (`ops.Block`) is computed as one of dense convolutions: a block's depthwise and pointwise
-kernels are folded into one, the edges' outputs stand side by side in the channels, and where each
-edge has an input of its own the kernel is block-diagonal. The kernels' own gradients come out of
-the dense one's by autodiff of the folding. A norm is not applied before it is used: mixing the
-candidates multiplies and shifts their channels by what norm and weight come to, and its gradient
-needs two sums a channel and candidate, which give the weights' gradients as well.
+Grouped convolutions and many small kernels are slow on GPU. A candidate that is a chain of blocks
+(`ops.Block`) is therefore computed with dense convolutions: a block's depthwise and pointwise
+kernels are folded into one, the edges' outputs are concatenated along the channels, and if each
+edge has its own input the kernel is block-diagonal. The gradients of the original kernels follow
+from the dense one's by autodiff of the folding. Norms are applied lazily: mixing scales and shifts
+the candidates' channels by norm and weight combined, and its gradient needs two sums per channel
+and candidate, which also yield the weights' gradients.
 """
 
 from functools import partial
@@ -27,16 +27,16 @@ from asap_jax.edge_scan import Edges, Variables, dropped, join, part
 from asap_jax.ops import fit
 from asap_jax.windows import Window
 
-MERGED = 2  # pixels from its centre: a window that reaches no further joins its source's others
-DIAGONAL = 16  # channels of an edge: up to so many, and in 16 bits, zeros cost less than groups
+MERGED = 2  # pixels; windows that reach at most this far from the center share a convolution
+DIAGONAL = 16  # channels per edge; up to this, or in 16 bits, block-diagonal beats grouped
 
 
 def unrolled_edges(edges: Edges, live, variables: Variables, inputs, nodes):
-    """The same as `edge_scan.scan_edges`.
+    """Same as `edge_scan.scan_edges`.
 
     Args:
-      edges, variables, inputs, nodes: as there. An active candidate has to be a live one.
-      live: [E][O] bool, static: the candidates that are computed.
+      edges, variables, inputs, nodes: as there. Every active candidate must be live.
+      live: [E][O] bool, static: the candidates to compute.
     """
     nodes, stats = list(nodes), _Statistics(edges, variables)
     kernels = _dense_kernels(edges, live, variables.params)
@@ -58,18 +58,18 @@ def unrolled_edges(edges: Edges, live, variables: Variables, inputs, nodes):
 
 
 def _by_source(edges) -> list[tuple[int, list[int]]]:
-    """(source, the edges that leave it), by rising source: a node is whole when it is read."""
+    """(source, the edges that leave it), by ascending source: a node is complete when read."""
     sources = sorted(set(edges.sources))
     return [(s, [e for e, other in enumerate(edges.sources) if other == s]) for s in sources]
 
 
 class _Map(NamedTuple):
-    """Outputs of a candidate, on the way or before its last norm.
+    """Output of a candidate, intermediate or before its last norm.
 
     candidate: its index.
-    rows: the edges that they are for.
-    values: [N, h, w, S * C]; S is the number of rows, or 1 where all of them share one map.
-    norm: (mean, 1 / deviation) that is still to be applied, each [S, C] or [rows, C]; or None.
+    rows: its edges.
+    values: [N, h, w, S * C]; S is the number of rows, or 1 if they all share one map.
+    norm: (mean, 1 / deviation) still to be applied, each [S, C] or [rows, C]; or None.
     """
 
     candidate: int
@@ -79,20 +79,20 @@ class _Map(NamedTuple):
 
 
 class _Statistics:
-    """Running statistics of a cell's norms, and those of the batch as they are found."""
+    """Running statistics of a cell's norms, and the batch statistics as they are computed."""
 
     def __init__(self, edges, variables):
         self._edges, self._running, self._active = edges, variables.stats, variables.active
         self._found = {}
 
     def norms(self, maps: list[_Map], blocks, joined) -> list[_Map]:
-        """The outputs of the maps' blocks, with the norms that are to be applied to them.
+        """The outputs of the maps' blocks, with their pending norms.
 
-        `joined`: [(indices of maps, their outputs side by side in the channels)].
+        `joined`: [(indices of maps, their outputs concatenated along the channels)].
         """
         context, normed = self._edges.context, list(maps)
         arrays = [_wide(y) for _, y in joined]
-        if not context.twice:  # whatever uses the norms has the gradient go through them
+        if not context.twice:  # uses of the norms include the gradient through the statistics
             arrays = lax.stop_gradient(arrays)
         found = moments(arrays, context.axis_name) if context.train else [()] * len(joined)
         for (members, y), batch in zip(joined, found, strict=True):
@@ -130,12 +130,12 @@ class _Statistics:
         return stats["mean"], lax.rsqrt(stats["var"] + EPSILON)
 
     def note(self, o, norm, rows, batch):
-        """Of a candidate's norm; `batch`: tree of [S, C], S the number of rows or 1."""
+        """Records batch statistics of a candidate's norm: tree of [S, C], S = rows or 1."""
         batch = jax.tree.map(lambda s: jnp.broadcast_to(s, (len(rows), *s.shape[1:])), batch)
         self._found.setdefault((o, norm), []).append((rows, batch))
 
     def updated(self):
-        """The running statistics with the batch's blended in, where a candidate is active."""
+        """The running statistics, blended with the batch's where a candidate is active."""
         new = {name: dict(stats) for name, stats in self._running.items()}
         for (o, norm), found in self._found.items():
             name = self._edges.layers[o][0]
@@ -159,7 +159,7 @@ def _is_chain(edges, o) -> bool:
 
 
 def _dense_kernels(edges, live, params) -> dict:
-    """{(candidate, block): {source: [size, size, C, edges, C']}}, of the live edges of each."""
+    """{(candidate, block): {source: [size, size, C, edges, C']}}, for each one's live edges."""
     groups, found = _by_source(edges), {}
     for o, (name, layer) in enumerate(edges.layers):
         live_rows = [[e for e in leaving if live[e][o]] for _, leaving in groups]
@@ -179,7 +179,7 @@ def _dense_kernels(edges, live, params) -> dict:
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
 def _take(leaf, rows):
-    """leaf[rows], of distinct rows; the gradient takes as well, where autodiff's would scatter."""
+    """leaf[rows], of distinct rows; the gradient gathers, where autodiff's would scatter."""
     return leaf[np.asarray(rows)]
 
 
@@ -197,7 +197,7 @@ _take.defvjp(_take_forward, _take_backward)
 
 
 def _plain_maps(edges, live, variables, stats, leaving, x) -> list[_Map]:
-    """Of the candidates that are no chain of blocks; their norms, if any, are applied."""
+    """Maps of candidates that are not a chain of blocks; their norms, if any, are applied."""
     maps = []
     for o, (name, layer) in enumerate(edges.layers):
         rows = tuple(e for e in leaving if live[e][o])
@@ -221,7 +221,7 @@ def _plain_maps(edges, live, variables, stats, leaving, x) -> list[_Map]:
 
 
 def _chained_maps(edges, live, kernels, stats, leaving, x) -> list[_Map]:
-    """Of the candidates that are chains of blocks, all together block by block."""
+    """Maps of candidates that are chains of blocks, computed together block by block."""
     source, done, depth = edges.sources[leaving[0]], [], 0
     going = [
         _Map(o, tuple(e for e in leaving if live[e][o]), x)
@@ -242,8 +242,8 @@ def _chained_maps(edges, live, kernels, stats, leaving, x) -> list[_Map]:
 
 
 def _convolved(edges, maps, blocks, dense, first):
-    """What the blocks normalise: [(indices of maps, their outputs side by side)]."""
-    outputs, together = [], {}  # stride -> the maps whose convolutions are one
+    """Inputs of the blocks' norms: [(indices of maps, their outputs concatenated)]."""
+    outputs, together = [], {}  # stride -> the maps that share a convolution
     for i, (m, block) in enumerate(zip(maps, blocks, strict=True)):
         window = block.window
         if window is None:
@@ -266,12 +266,12 @@ def _convolved(edges, maps, blocks, dense, first):
 
 
 def _reach(window) -> int:
-    """How many pixels after the one that it is for a window's last tap lies."""
+    """Distance in pixels from the output position to a window's last tap."""
     return (window.size - 1) * window.dilation - window.padding
 
 
 def _widened(kernel, window, wider):
-    """A kernel [k, k, ...] as one of the wider window, zeros between and around its taps."""
+    """Embeds a kernel [k, k, ...] in the wider window, with zeros between and around its taps."""
     low = wider.padding - window.padding
     high = wider.padding - _reach(window)
     sides = (low, high, window.dilation - 1)
@@ -280,7 +280,7 @@ def _widened(kernel, window, wider):
 
 
 def _convolve_apart(x, kernel, window):
-    """x [N, H, W, E * C] with kernel [k, k, C, E, C']: each edge reads its own channels."""
+    """x [N, H, W, E * C] with kernel [k, k, C, E, C']: each edge reads only its own channels."""
     size, _, channels, edges, outputs = kernel.shape
     kernel = fit(kernel, x)
     if edges == 1 or (channels > DIAGONAL and x.dtype.itemsize >= 4):
@@ -293,7 +293,7 @@ def _convolve_apart(x, kernel, window):
 
 
 def _normed_relu(edges, m):
-    """ReLU of what is normalised, [N, h, w, rows * C]."""
+    """ReLU of the normalized map, [N, h, w, rows * C]."""
     mean, inverse = (leaf.reshape(-1) for leaf in m.norm)
     if edges.context.train:
         return _norm_relu(m.values, mean, inverse, edges.context.axis_name)
@@ -302,7 +302,7 @@ def _normed_relu(edges, m):
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _norm_relu(y, mean, inverse, axis_name):
-    """ReLU((y - mean) * inverse), both of this y; the gradient goes through them."""
+    """ReLU((y - mean) * inverse), with statistics of y; the gradient flows through them."""
     return jnp.maximum((_wide(y) - mean) * inverse, 0).astype(y.dtype)
 
 
@@ -337,10 +337,10 @@ def _across(mean, axis_name):
 class _Mixing(NamedTuple):
     """How a source's maps are mixed; static.
 
-    served: for each map, the places (0 .. K - 1) of the edges that it is for.
+    served: for each map, the positions (0 .. K - 1) of its edges.
     edges: K.
-    channels: C, of an edge.
-    train: whether the norms are those of the batch, so that the gradient goes through them.
+    channels: C, per edge.
+    train: whether norms use batch statistics, so that the gradient flows through them.
     axis_name: as in `ops.Context`.
     """
 
@@ -366,10 +366,10 @@ def _mixed(edges, leaving, maps: list[_Map], weights, channels) -> tuple:
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _mix(mixing: _Mixing, values, norms, weights):
-    """Normalises, weighs and adds up.
+    """Normalizes, weights and sums the maps.
 
     Args:
-      mixing: how.
+      mixing: static description.
       values: for each of M maps [N, h, w, S * C].
       norms: for each map (mean, 1 / deviation), [S, C] or [edges served, C], or None for no norm.
       weights: [K, M].
@@ -392,7 +392,7 @@ def _mix_forward(mixing, values, norms, weights):
 
 
 def _standard(mixing, value, norm):
-    """A map by edge, normalised if it is to be: [N, h, w, S or edges served, C]."""
+    """A map split by edge, normalized if needed: [N, h, w, S or edges served, C]."""
     slots = _wide(value).reshape(*value.shape[:3], -1, mixing.channels)
     return slots if norm is None else (slots - norm[0]) * norm[1]
 
@@ -409,7 +409,7 @@ def _mix_backward(mixing, residuals, cotangents):
     standards = [_standard(mixing, *each) for each in zip(values, norms, strict=True)]
     sums, *products = sums_over_pixels(
         [stacked[every], *(stacked[p] * s for p, s in zip(mixing.served, standards, strict=True))]
-    )  # [K, C], and [edges served, C] of each map
+    )  # [K, C], and [edges served, C] for each map
     g_weights = [
         _spread(p, places, mixing.edges) for p, places in zip(products, mixing.served, strict=True)
     ]

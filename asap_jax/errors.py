@@ -1,5 +1,5 @@
-"""The one kind of error that is the user's to mend."""
+"""The error type for mistakes that users can fix."""
 
 
 class UserError(ValueError):
-    """One paragraph: what was wrong, what was expected, what to do. Shown without traceback."""
+    """One paragraph: what is wrong, what was expected, how to fix it. Shown without traceback."""

@@ -1,4 +1,4 @@
-"""Accuracy and the like over a whole set, in batches of one compiled shape."""
+"""Accuracy and related metrics over a whole set, in batches of one compiled shape."""
 
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -15,20 +15,20 @@ from asap_jax.data.batches import evaluation_batches
 
 
 class Accuracy:
-    """accuracy(*arguments, limit=None) -> the share that logits(*arguments, batch) gets right.
+    """accuracy(*arguments, limit=None) -> share of correct argmax of logits(*arguments, batch).
 
-    `limit` is the number of images to look at, the first of them; None is all.
+    `limit` restricts the measurement to the first images; None uses all.
     """
 
     def __init__(self, logits: Callable, images, labels, mean, std, batch_size: int, rows=None):
-        """Sets up what the accuracy is measured of.
+        """Initializes the measurement.
 
         Args:
-          logits: pure function of its arguments and normalised images [N, H, W, C] -> [N, classes].
+          logits: pure function of its arguments and normalized images [N, H, W, C] -> [N, classes].
           images, labels: [N, H, W, C] uint8 and [N] int32.
-          mean, std: [C], the normalisation.
-          batch_size: images at a time.
-          rows: indices of those to measure on; None for all.
+          mean, std: [C], for normalization.
+          batch_size: images per batch.
+          rows: indices of the images to use; None for all.
         """
         self._set = jnp.asarray(images), jnp.asarray(labels)
         self._rows = np.arange(len(labels)) if rows is None else np.asarray(rows)
@@ -36,7 +36,7 @@ class Accuracy:
         self._right = Prepared(jax.jit(right_answers(logits, mean, std)))
 
     def prepare(self, compiler: Compiler, *arguments) -> None:
-        """Has it compiled for arguments of these shapes, before it is called with them."""
+        """Compiles for arguments of these shapes ahead of the first call."""
         self._right.prepare(compiler, arguments, *self._set, *next(self._batches()))
 
     def __call__(self, *arguments, limit: int | None = None) -> float:
@@ -52,10 +52,10 @@ class Accuracy:
 
 
 def right_answers(logits: Callable, mean, std) -> Callable:
-    """Builds right(arguments, images, labels, indices, valid): how many of a batch are right.
+    """Builds right(arguments, images, labels, indices, valid) -> number of correct predictions.
 
-    `logits`, `images`, `labels`, `mean`, `std` are those of `Accuracy`, `indices` and `valid`
-    those of `evaluation_batches`.
+    For `logits`, `images`, `labels`, `mean`, `std` see `Accuracy`, for `indices` and `valid`
+    `evaluation_batches`.
     """
 
     def right(arguments, images, labels, indices, valid):
@@ -69,10 +69,10 @@ TOP = 5
 
 
 class Answers(NamedTuple):
-    """How a classifier answers on a set of images.
+    """A classifier's answers on a set of images.
 
-    confusion: [K, K] integers: how many images of the class of the row it takes for the column's.
-    in_top_5: how many images have their class among its five most probable.
+    confusion: [K, K] integers: number of images by true class (row) and predicted class (column).
+    in_top_5: number of images whose class is among the five most probable.
     """
 
     confusion: np.ndarray | jax.Array
@@ -80,22 +80,22 @@ class Answers(NamedTuple):
 
     @property
     def accuracy(self) -> float:
-        """The share of the images that is classified right."""
+        """The share of correctly classified images."""
         return float(np.trace(self.confusion) / np.sum(self.confusion))
 
     @property
     def class_accuracy(self) -> list[float | None]:
-        """[K] the same of each class' images alone; None where there are none."""
+        """[K], the accuracy on each class; None for classes without images."""
         right, images = np.diagonal(self.confusion), np.sum(self.confusion, 1)
         return [float(r / n) if n else None for r, n in zip(right, images, strict=True)]
 
     @property
     def balanced_accuracy(self) -> float:
-        """The mean of the class accuracies that there are."""
+        """The mean of the class accuracies, over classes with images."""
         return float(np.mean([each for each in self.class_accuracy if each is not None]))
 
     def record(self, class_names) -> dict:
-        """All that is told of a test, as plain values.
+        """All test metrics as plain values.
 
         {"accuracy", "balanced_accuracy", "class_accuracy" {name: accuracy or None}}, with more than
         five classes "top_5_accuracy", with at most a hundred "confusion" (rows, [K][K]).
@@ -113,12 +113,12 @@ class Answers(NamedTuple):
 
 
 def no_answers(classes: int) -> Answers:
-    """What `add_answers` begins with."""
+    """Empty answers, the initial value for `add_answers`."""
     return Answers(jnp.zeros((classes, classes), jnp.int32), jnp.int32(0))
 
 
 def add_answers(answers: Answers, scores, labels, valid=True) -> Answers:
-    """With those to a batch: scores [N, K] (logits or probabilities), labels [N], valid [N] bool.
+    """Adds a batch: scores [N, K] (logits or probabilities), labels [N], valid [N] bool.
 
     Among equal scores the lower index comes first, as with argmax.
     """
@@ -134,10 +134,10 @@ class Questions:
     """questions(*arguments) -> `Answers` of logits(*arguments, batch), counted on the device."""
 
     def __init__(self, logits: Callable, images, labels, mean, std, batch_size: int, classes: int):
-        """Sets up what is asked.
+        """Initializes the measurement.
 
         Args:
-          logits, images, labels, mean, std, batch_size: as of `Accuracy`.
+          logits, images, labels, mean, std, batch_size: see `Accuracy`.
           classes: K.
         """
         self._set, self._classes = (jnp.asarray(images), jnp.asarray(labels)), classes
@@ -145,7 +145,7 @@ class Questions:
         self._add = Prepared(jax.jit(adding_answers(logits, mean, std), donate_argnums=0))
 
     def prepare(self, compiler: Compiler, *arguments) -> None:
-        """Has it compiled for arguments of these shapes, before it is called with them."""
+        """Compiles for arguments of these shapes ahead of the first call."""
         nothing, batch = no_answers(self._classes), next(self._batches())
         self._add.prepare(compiler, nothing, arguments, *self._set, *batch)
 
@@ -160,9 +160,9 @@ class Questions:
 
 
 def adding_answers(logits: Callable, mean, std) -> Callable:
-    """Builds add(before, arguments, images, labels, indices, valid) -> `before` and a batch's.
+    """Builds add(before, arguments, images, labels, indices, valid) -> `before` plus a batch.
 
-    The arguments are those of `right_answers`.
+    For the arguments see `right_answers`.
     """
 
     def add(before, arguments, images, labels, indices, valid):
@@ -176,10 +176,10 @@ def streamed_answers(logits: Callable, batches: Iterable, mean, std, classes: in
     """Builds answers(*arguments) -> Answers of logits(*arguments, batch), counted on the device.
 
     Args:
-      logits, classes: as of `Questions`.
-      batches: (images [B, H, W, C] uint8, labels [B], valid [B] bool), all of one size; gone
-        through once.
-      mean, std: [C], the normalisation.
+      logits, classes: see `Questions`.
+      batches: (images [B, H, W, C] uint8, labels [B], valid [B] bool), all of the same size;
+        iterated once.
+      mean, std: [C], for normalization.
     """
 
     @partial(jax.jit, donate_argnums=0)
@@ -208,7 +208,7 @@ def most_confused(confusion, class_names, pairs: int = 3) -> str:
 
 
 def rows(record: dict) -> list[tuple[str, str]]:
-    """Lines of a table for what `Answers.record` tells beside the accuracy and the classes'."""
+    """Table rows for `Answers.record`, except overall and per-class accuracy."""
     told = [("balanced accuracy", f"{100 * record['balanced_accuracy']:.2f} %")]
     if "top_5_accuracy" in record:
         told.append(("top-5 accuracy", f"{100 * record['top_5_accuracy']:.2f} %"))

@@ -1,8 +1,8 @@
-"""Weights to and from PyTorch: the state dicts of quark0/darts' three networks.
+"""Converts weights from and to PyTorch state dicts of quark0/darts' three networks.
 
 Its search network corresponds to `Supernet`, its NetworkCIFAR and NetworkImageNet to `EvalNetwork`.
-One table of correspondences, read in both directions; NumPy arrays on our side, so that torch is
-not needed here.
+One table of correspondences serves both directions; our side uses NumPy arrays, so torch is not
+required.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from asap_jax.networks import EvalNetwork, Supernet, reductions
 from asap_jax.ops import Context
 from asap_jax.relaxation import Mixture
 
-# Our name of a layer -> its place in PyTorch's module.
+# Our layer name -> its position in PyTorch's module.
 _SEPARABLE = {
     "depthwise_1": "op.1",
     "pointwise_1": "op.2",
@@ -63,7 +63,7 @@ _ALPHAS = {"normal": "alphas_normal", "reduce": "alphas_reduce"}
 
 
 class _Entry(NamedTuple):
-    """One tensor: PyTorch's key, our path, our row of a stack (or None), our shape."""
+    """One tensor: PyTorch's key, our path, our row in a stack (or None), our shape."""
 
     key: str
     path: tuple[str, ...]
@@ -72,20 +72,20 @@ class _Entry(NamedTuple):
 
 
 def from_torch(state_dict: Mapping, network: Supernet | EvalNetwork) -> dict:
-    """Our variables from a PyTorch state dict.
+    """Converts a PyTorch state dict to our variables.
 
     Args:
       state_dict: torch tensors or NumPy arrays by PyTorch's keys. `num_batches_tracked` is ignored,
-        and the auxiliary head too if the network has none.
-      network: the module that corresponds. A Supernet's candidates stand in the order of the space:
-        `spaces.DARTS` is that of quark0/darts.
+        as is the auxiliary head if the network has none.
+      network: the corresponding module. A Supernet's candidates must be in the order of its space:
+        `spaces.DARTS` matches quark0/darts.
 
     Returns:
-      {"params", "batch_stats"}, and "alphas" {cell type: [E, O]} if the state dict holds
-      alphas_normal and alphas_reduce (that of quark0/darts does not: its alphas are no parameters).
+      {"params", "batch_stats"}, and "alphas" {cell type: [E, O]} if the state dict has
+      alphas_normal and alphas_reduce (quark0/darts' own does not: its alphas are not parameters).
 
     Raises:
-      ValueError: names every key that is missing, not expected, or of another shape.
+      ValueError: keys are missing, unexpected or of another shape; the message lists all of them.
     """
     arrays = {
         key: _array(value)
@@ -118,7 +118,7 @@ def from_torch(state_dict: Mapping, network: Supernet | EvalNetwork) -> dict:
 
 
 def to_torch(variables: Mapping, network: Supernet | EvalNetwork) -> dict[str, np.ndarray]:
-    """A PyTorch state dict (NumPy arrays) from our variables; the reverse of `from_torch`.
+    """Converts our variables to a PyTorch state dict of NumPy arrays; inverse of `from_torch`.
 
     Load it with `model.load_state_dict({k: torch.as_tensor(v) for k, v in ...})`.
     """
@@ -151,7 +151,7 @@ def _check_alphas(alphas, space):
 
 
 def _place(name, layer):
-    """PyTorch's place of a layer in an operation."""
+    """The position of a layer within PyTorch's operation."""
     if name not in _OPERATIONS:
         raise ValueError(
             f"the operation {name!r} has no counterpart in quark0/darts, so its weights cannot be "

@@ -1,4 +1,4 @@
-"""Genotypes: the description of a found cell, its JSON form, and the published cells."""
+"""Genotypes: the description of a derived cell, its JSON format, and the published cells."""
 
 import ast
 import json
@@ -17,13 +17,13 @@ Node = tuple[tuple[str, int], ...]
 
 @dataclass(frozen=True)
 class Genotype:
-    """What a search finds: the (operation, source) inputs of each cell type's nodes.
+    """The result of a search: the (operation, source) inputs of each cell type's nodes.
 
-    Sources count from 0: first the nodes that enter the cell (in the "darts" skeleton 0 and 1, the
-    outputs of the two cells before), then the intermediate nodes. A node takes any number of
-    inputs, none included. `normal_concat` and `reduce_concat` list the nodes whose outputs the cell
-    puts side by side. `skeleton` names what the cells are stacked to, see `spaces.SKELETONS`; one
-    without reduction cells leaves `reduce` empty.
+    Sources count from 0: first the cell's input nodes (in the "darts" skeleton 0 and 1, the outputs
+    of the two previous cells), then the intermediate nodes. A node may have any number of inputs,
+    including none. `normal_concat` and `reduce_concat` list the nodes whose outputs the cell
+    concatenates. `skeleton` names how the cells are stacked, see `spaces.SKELETONS`; one without
+    reduction cells leaves `reduce` empty.
     """
 
     normal: tuple[Node, ...]
@@ -60,7 +60,7 @@ class Genotype:
 
     @property
     def inputs(self) -> int:
-        """Number of nodes that enter a cell."""
+        """Number of input nodes of a cell."""
         return SKELETONS[self.skeleton].inputs
 
     @property
@@ -72,10 +72,10 @@ class Genotype:
         }
 
     def architecture_string(self) -> str | None:
-        """NAS-Bench-201's name of the cell, "|op~source|...|+|op~source|..."; None if it has none.
+        """The cell in NAS-Bench-201's notation, "|op~source|...|+|op~source|...", or None.
 
-        An edge that is not there is written as `none`. A cell has no such name in another skeleton,
-        or with several operations on an edge.
+        Missing edges are written as `none`. Cells of another skeleton, or with several operations
+        on an edge, have no such string.
         """
         if self.skeleton != "nasbench201" or any(
             len({source for _, source in node}) < len(node) for node in self.normal
@@ -91,7 +91,7 @@ class Genotype:
 
     @classmethod
     def from_architecture_string(cls, text: str) -> "Genotype":
-        """The cell of such a name; ValueError if the text is none."""
+        """Parses NAS-Bench-201's notation; raises ValueError on anything else."""
         nodes = []
         try:
             for part in text.strip().split("+"):
@@ -107,7 +107,7 @@ class Genotype:
         return cls(tuple(nodes), (len(nodes),), skeleton="nasbench201")
 
     def to_json(self) -> str:
-        """Plain JSON text, versioned."""
+        """Plain, versioned JSON."""
         return json.dumps(
             {
                 "format": FORMAT,
@@ -122,7 +122,7 @@ class Genotype:
 
     @classmethod
     def from_json(cls, text: str) -> "Genotype":
-        """Reads `to_json`'s text; raises ValueError on anything else."""
+        """Parses the output of `to_json`; raises ValueError on anything else."""
         try:
             record = json.loads(text)
         except (json.JSONDecodeError, RecursionError) as error:
@@ -132,7 +132,7 @@ class Genotype:
             ) from error
         if not isinstance(record, dict) or record.get("format") != FORMAT:
             raise ValueError(f'a genotype file is a JSON object with "format": "{FORMAT}"')
-        if record.get("version") not in (1, VERSION):  # version 1 knew one skeleton
+        if record.get("version") not in (1, VERSION):  # version 1 had only one skeleton
             raise ValueError(
                 f"this genotype has version {record.get('version')}, this asap_jax reads 1 and "
                 f"{VERSION}: use the asap_jax that wrote it, or a newer one"
@@ -148,12 +148,12 @@ class Genotype:
 
     @classmethod
     def from_darts(cls, text: str) -> "Genotype":
-        """The cells that DARTS, PC-DARTS and P-DARTS print: "Genotype(normal=[...], ...)".
+        """Parses the cells printed by DARTS, PC-DARTS and P-DARTS: "Genotype(normal=[...], ...)".
 
-        What stands before it, as in a line of their logs, is left alone. Nothing is evaluated.
+        Text before it, as in a line of their logs, is ignored. Nothing is evaluated.
 
         Raises:
-          ValueError: the text holds no such cells, or several.
+          ValueError: the text contains no such cells, or several.
         """
         if text.count("Genotype(") != 1:
             raise ValueError(
@@ -184,13 +184,13 @@ class Genotype:
 
     @classmethod
     def parse(cls, text: str) -> "Genotype":
-        """The cells of a text in any of the forms they are written in.
+        """Parses cells from any supported text format.
 
-        That is: this library's JSON (`to_json`), what DARTS prints (`from_darts`), or the name of a
-        cell in NAS-Bench-201 (`from_architecture_string`).
+        These are this library's JSON (`to_json`), DARTS' printed form (`from_darts`), and
+        NAS-Bench-201's notation (`from_architecture_string`).
 
         Raises:
-          ValueError: it is none of them.
+          ValueError: the text is in none of these formats.
         """
         if "Genotype(" in text:
             return cls.from_darts(text)
@@ -203,20 +203,20 @@ class Genotype:
 
     @classmethod
     def load(cls, path) -> "Genotype":
-        """The cells of a file in a form that `parse` knows."""
+        """Loads cells from a file in any format that `parse` supports."""
         return cls.parse(Path(path).read_text())
 
 
 def is_text(name: str) -> bool:
-    """Whether a text describes cells itself, in a form of `Genotype.parse`, and names none."""
+    """Whether a text itself describes cells, in a format of `Genotype.parse`, not a name."""
     return name.lstrip().startswith(("{", "|")) or "Genotype(" in name
 
 
-MOST = 1000  # nodes of a range
+MOST = 1000  # maximum number of nodes in a range
 
 
 def _literal(node):
-    """The value of a literal, or of a range of some."""
+    """The value of a literal, or of a range of literals."""
     if not isinstance(node, ast.Call):
         return ast.literal_eval(node)
     if not isinstance(node.func, ast.Name) or node.func.id != "range" or node.keywords:
@@ -228,7 +228,7 @@ def _literal(node):
 
 
 def _in_pairs(flat) -> tuple:
-    """Nodes of DARTS' flat form: two inputs a node, in order."""
+    """Nodes from DARTS' flat form: two inputs per node, in order."""
     if len(flat) % 2:
         raise ValueError(f"{len(flat)} inputs, where each node has two")
     return tuple(zip(flat[::2], flat[1::2], strict=True))
@@ -256,7 +256,7 @@ def _check(cell, nodes, concat, inputs):
 
 
 def _published() -> dict[str, Genotype]:
-    """Reads the published cells, which stand in DARTS' flat form."""
+    """Reads the published cells, stored in DARTS' flat form."""
     text = resources.files("asap_jax").joinpath("published_cells.json").read_text()
     return {
         name: Genotype(

@@ -1,8 +1,9 @@
-"""One run a workdir: a lock that tells its owner, and that a dead owner leaves behind.
+"""One run per workdir: a lock that names its owner and can be taken over from a dead one.
 
-The lock is the kernel's (`flock`), which ends with its process. NFS knows it across machines; some
-other network file systems know it within each machine alone, or not at all. So the file also names
-its owner, who touches it now and then: one of another machine is waited for, and lives if it does.
+The lock is the kernel's (`flock`) and ends with its process. NFS supports it across machines; some
+other network file systems only within each machine, or not at all. The file therefore also names
+its owner, who touches it regularly: for an owner on another machine, a run waits to see whether it
+is still alive.
 """
 
 import contextlib
@@ -19,20 +20,20 @@ from asap_jax.errors import UserError
 
 try:
     import fcntl
-except ImportError:  # Windows: the owner's word alone
+except ImportError:  # Windows: rely on the file's contents alone
     fcntl = None
 
 NAME = ".lock"
-BEAT = 10.0  # seconds between two touches of the file
-PATIENCE = 3.5 * BEAT  # for how long the file has to rest before its owner counts as dead
+BEAT = 10.0  # seconds between touches of the file
+PATIENCE = 3.5 * BEAT  # seconds without a touch after which the owner counts as dead
 
 
 @contextlib.contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Holds a folder, made if need be, for one run.
+    """Holds a folder, created if missing, for one run.
 
     Raises:
-      UserError: another process, or another run of this one, holds it, or it cannot be written to.
+      UserError: another process or another run of this one holds it, or it is not writable.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -49,7 +50,7 @@ def held(folder: Path) -> Iterator[None]:
         finally:
             over.set()
             beating.join()
-            with contextlib.suppress(OSError):  # a folder that is gone, a disk that is full
+            with contextlib.suppress(OSError):  # the folder is gone, or the disk is full
                 _write(file, {})
 
 
@@ -65,7 +66,7 @@ def _take(file, folder) -> None:
             _write(file, told)
         except OSError as error:
             raise UserError(f"--workdir={folder} cannot be written to: {error}") from error
-        if known is None:  # of two who begin at once the one who wrote last has it
+        if known is None:  # of two simultaneous starts, the last writer wins
             time.sleep(BEAT / 10)
             owner = _owner(file)
             taken = owner != told
@@ -77,7 +78,7 @@ def _take(file, folder) -> None:
 
 
 def _flock(file) -> bool | None:
-    """Whether the kernel gave the lock; None if the file system has no such locks."""
+    """Whether the kernel granted the lock; None if the file system does not support it."""
     if fcntl is None:
         return None
     try:
@@ -88,11 +89,11 @@ def _flock(file) -> bool | None:
 
 
 def _owner(file) -> dict:
-    """Who the file names; {} for nobody."""
+    """The owner named in the file; {} for none."""
     file.seek(0)
     try:
         owner = json.loads(file.read() or "{}")
-    except (OSError, ValueError):  # its owner died while it wrote
+    except (OSError, ValueError):  # the owner died while writing
         return {}
     return owner if isinstance(owner, dict) else {}
 
@@ -102,14 +103,14 @@ def _is_here(owner) -> bool:
 
 
 def _rests(path: Path, owner) -> bool:
-    """Whether the owner no longer touches the file. One of this machine that has ended does not."""
+    """Whether the owner no longer touches the file, or is a process here that has ended."""
     if _is_here(owner) and not _runs(owner.get("pid")):
         return True
     before = path.stat().st_mtime_ns
     until = time.monotonic() + PATIENCE
     while time.monotonic() < until:
         time.sleep(BEAT / 10)
-        with open(path) as again:  # a network file system then asks its server
+        with open(path) as again:  # makes a network file system query its server
             if os.fstat(again.fileno()).st_mtime_ns != before:
                 return False
     return True
@@ -120,7 +121,7 @@ def _runs(pid) -> bool:
         os.kill(int(pid), 0)
     except (ProcessLookupError, TypeError, ValueError):
         return False
-    except OSError:  # another user's
+    except OSError:  # belongs to another user
         return True
     return True
 

@@ -1,4 +1,4 @@
-"""The loss of a batch."""
+"""Loss functions."""
 
 import jax
 import jax.numpy as jnp
@@ -9,15 +9,15 @@ from jax import lax
 def cross_entropy(logits, labels, class_weights=None, smoothing=0.0, axis_name=None):
     """Mean cross-entropy of a batch, scalar.
 
-    With class weights it is the weighted mean, as in torch.nn.CrossEntropyLoss(weight=...).
+    With class weights this is the weighted mean, as in torch.nn.CrossEntropyLoss(weight=...).
 
     Args:
       logits: [N, K].
       labels: [N] int32.
       class_weights: [K], or None for equal weights.
-      smoothing: share of the target that is spread evenly over the classes.
-      axis_name: mapped axis the batch is spread over; the mean of the devices' results is then the
-        loss of the whole batch.
+      smoothing: share of the target spread evenly over the classes.
+      axis_name: mapped axis over which the batch is sharded; the mean of the devices' results is
+        then the loss of the whole batch.
     """
     targets = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
     losses = optax.softmax_cross_entropy(logits, optax.smooth_labels(targets, smoothing))
@@ -31,6 +31,6 @@ def cross_entropy(logits, labels, class_weights=None, smoothing=0.0, axis_name=N
 
 
 def all_finite(tree) -> jax.Array:
-    """Scalar bool: whether every float of a tree of arrays is finite."""
+    """Scalar bool: whether every float in a tree of arrays is finite."""
     floats = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
     return jnp.array([jnp.isfinite(leaf).all() for leaf in floats], bool).all()

@@ -1,4 +1,4 @@
-"""How much memory a step will take, before anything is compiled, against what the device has."""
+"""Estimates the memory of a step before compilation, and compares it with the device's."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,11 +10,11 @@ from asap_jax.errors import UserError
 
 
 class Estimate(NamedTuple):
-    """Bytes, by what they are for.
+    """Bytes by purpose.
 
-    state: weights, statistics, optimizer, all that goes from step to step.
+    state: weights, statistics, optimizer: everything carried from step to step.
     gradients: as large as the weights.
-    activations: what the backward pass keeps of the forward pass.
+    activations: what the backward pass keeps from the forward pass.
     data: the images on the device.
     """
 
@@ -33,7 +33,7 @@ class Estimate(NamedTuple):
 
 
 def readable(size: float) -> str:
-    """'1.5 GB'."""
+    """Formats a size in bytes, such as '1.5 GB'."""
     for unit in ("B", "kB", "MB", "GB"):
         if size < 1000:
             return f"{size:.3g} {unit}"
@@ -42,18 +42,18 @@ def readable(size: float) -> str:
 
 
 def size_of(tree) -> int:
-    """Bytes of a tree of arrays or shapes."""
+    """Total bytes of a tree of arrays or shapes."""
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def estimate(loss: Callable, params, state, data_bytes: int) -> Estimate:
-    """What a step needs that takes the gradient of `loss`.
+    """Estimates the memory of a step that takes the gradient of `loss`.
 
-    The activations are the residuals of the traced loss, so every layer and every rematerialisation
-    is counted as it is. The compiler may do with less, by fusing, or need more for temporaries.
+    Activations are the residuals of the traced loss, so every layer and any rematerialization is
+    accounted for. The compiler may need less, due to fusion, or more, for temporaries.
 
     Args:
-      loss: params -> scalar, with a batch of the real size closed over; may be abstract.
+      loss: params -> scalar, closed over a batch of the real size; may be abstract.
       params, state: trees of arrays or shapes; `params` are part of the `state`.
       data_bytes: images on the device.
     """
@@ -63,7 +63,7 @@ def estimate(loss: Callable, params, state, data_bytes: int) -> Estimate:
 
 
 def available() -> int | None:
-    """Bytes that the first device has left, or None where nobody can tell."""
+    """Free bytes on the first device, or None if unknown."""
     stats = jax.devices()[0].memory_stats()
     if stats and "bytes_limit" in stats:
         return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
@@ -71,18 +71,18 @@ def available() -> int | None:
 
 
 def host_available() -> int | None:
-    """Bytes that this machine, or the container, has left; None where nobody can tell."""
+    """Free bytes on this machine or in its container; None if unknown."""
     return min([*_proc_meminfo(), *_cgroup()], default=None)
 
 
 def check(needed: Estimate, what: str, advice: str, limit: int | None = None) -> None:
-    """Raises UserError if `needed` is more than the device has.
+    """Raises UserError if `needed` exceeds the device's memory.
 
     Args:
       needed: the estimate.
       what: "search" or "training".
-      advice: which keys to turn, in words.
-      limit: bytes; by default what is `available`.
+      advice: which config keys to change, in words.
+      limit: bytes; defaults to `available`.
     """
     limit = available() if limit is None else limit
     if limit is not None and needed.total > limit:
@@ -104,13 +104,13 @@ def _proc_meminfo():
 
 
 def _cgroup():
-    """What a container may still take, by cgroup version 2."""
+    """Bytes the container may still use, from cgroup version 2."""
     folder = Path("/sys/fs/cgroup")
     try:
         limit = (folder / "memory.max").read_text().strip()
         if limit != "max":
             stats = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
             used = int((folder / "memory.current").read_text()) - int(stats["inactive_file"])
-            yield int(limit) - used  # files that were read can be forgotten
+            yield int(limit) - used  # inactive file cache can be reclaimed
     except (OSError, ValueError, KeyError):
         return

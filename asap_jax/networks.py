@@ -1,4 +1,4 @@
-"""Networks of stacked cells: the supernet of a search, and the network built from a genotype."""
+"""Networks of stacked cells: the supernet of a search, and networks built from a genotype."""
 
 from collections.abc import Mapping
 
@@ -28,7 +28,7 @@ STEM_MULTIPLIER = 3
 STEMS = ("cifar", "imagenet")
 OUTPUTS = ("concat", "conv")
 SQUEEZES = ("", "early", "every")
-STAGES = 3  # of a "nasbench201" network, with a residual reduction between each two
+STAGES = 3  # of a "nasbench201" network, separated by residual reductions
 
 
 def reductions(cells: int) -> tuple[int, ...]:
@@ -37,9 +37,9 @@ def reductions(cells: int) -> tuple[int, ...]:
 
 
 def side_multiple(cells: int, stem: str = "cifar") -> int:
-    """What an image's sides have to be a multiple of, so that every map that is halved is even.
+    """The number an image's sides must be a multiple of, so that every halved map is even.
 
-    The reductions halve the maps, the ImageNet stems do three times before them.
+    The reductions halve the maps; the ImageNet stems do so three times before them.
     """
     return 2 ** (len(reductions(cells)) + 3 * (stem == "imagenet"))
 
@@ -72,7 +72,7 @@ def _in_precision(x, context):
 def _two_by_two(x, context):
     """Average-pools any map to 2 x 2.
 
-    On 8 x 8 and 7 x 7 these are DARTS' windows of 5 (stride 3 and 2); other sizes scale with them.
+    On 8 x 8 and 7 x 7 maps these are DARTS' windows of 5 (stride 3 and 2); other sizes scale.
     """
 
     def windows(size):
@@ -106,7 +106,7 @@ def _auxiliary_head(inputs, num_classes, last_norm) -> Layer:
 
 
 def cell_types(skeleton: str, cells: int) -> tuple[str, ...]:
-    """Each cell's type, in order."""
+    """The type of each cell, in order."""
     if skeleton == "nasbench201":
         return ("normal",) * cells
     return tuple("reduce" if i in reductions(cells) else "normal" for i in range(cells))
@@ -116,12 +116,12 @@ class Supernet(nn.Module):
     """The search network: a stem, stacked cells of mixed edges, a linear classifier.
 
     Attributes:
-      space: the cell's edges and candidates, and the skeleton that the cells make.
+      space: the cell's edges and candidates, and the skeleton that the cells form.
       num_classes: width of the logits.
       channels: width of the first cell's nodes (C); doubled at each reduction.
       cells: number of cells (L). In the "darts" skeleton those at `reductions(cells)` halve the
-        maps; "nasbench201" wants a multiple of 3, its residual blocks are not counted.
-      partial_channels: K: each edge's candidates see 1 / K of its channels (PC-DARTS).
+        maps; "nasbench201" requires a multiple of 3, not counting its residual blocks.
+      partial_channels: K; each edge's candidates process 1 / K of its channels (PC-DARTS).
       plan: how the edges are computed, see `plans`.
     """
 
@@ -136,14 +136,14 @@ class Supernet(nn.Module):
     def __call__(
         self, x, mixtures: Mapping[str, Mixture], context: Context = Context(), learn=None
     ):
-        """Runs the network.
+        """Applies the network.
 
         Args:
           x: [N, H, W, 1 or 3].
-          mixtures: one a cell type.
-          context: how to run the layers.
-          learn: scalar bool, may be traced; if it is False the gradients of the cells' weights need
-            not be right, see `Context`. None for True.
+          mixtures: one per cell type.
+          context: how to apply the layers.
+          learn: scalar bool, may be traced; if False, the gradients of the cells' weights may be
+            wrong, see `Context`. None means True.
 
         Returns:
           Logits [N, num_classes].
@@ -183,7 +183,7 @@ class Supernet(nn.Module):
 
 
 def _stacked_cells(network, s0, s1, skeleton, reduction_prev, cell):
-    """Yields the outputs of DARTS' row of cells, each of which reads the two before it."""
+    """Yields the outputs of DARTS' stack of cells, each of which reads the previous two."""
     channels = network.channels
     for i, kind in enumerate(cell_types(skeleton, network.cells)):
         channels *= 2 if kind == "reduce" else 1
@@ -193,7 +193,7 @@ def _stacked_cells(network, s0, s1, skeleton, reduction_prev, cell):
 
 
 def _residual_stages(network, x, context, cell):
-    """NAS-Bench-201's network without its classifier: three rows of cells, residual reductions."""
+    """NAS-Bench-201's network without classifier: three stacks of cells, residual reductions."""
     if network.cells % STAGES:
         raise ValueError(
             f"a nasbench201 network has {STAGES} stages of equal length: cells has to be a "
@@ -212,7 +212,7 @@ def _residual_stages(network, x, context, cell):
 
 
 def _residual_reduction(inputs, outputs) -> Layer:
-    """Two 3x3 ReLU-Conv-BN, the first of stride 2, beside an average pool and a 1x1 convolution."""
+    """Two 3x3 ReLU-Conv-BN, the first of stride 2, plus an average pool and a 1x1 convolution."""
     long = chain(
         {
             "relu_a": relu,
@@ -235,7 +235,7 @@ def _residual_reduction(inputs, outputs) -> Layer:
 
 
 def live_parameters(network: Supernet, params, mixtures: Mapping[str, Mixture]):
-    """What the mixtures make active: a tree like `params` of bools that broadcast against it."""
+    """Parameters active in the mixtures: a tree like `params` of bools that broadcast to it."""
     live = jax.tree.map(lambda leaf: jnp.bool_(True), params)
     for i, kind in enumerate(cell_types(network.space.skeleton, network.cells)):
         active = mixtures[kind].active
@@ -252,24 +252,24 @@ def live_parameters(network: Supernet, params, mixtures: Mapping[str, Mixture]):
 
 
 class EvalNetwork(nn.Module):
-    """The network that is built from a genotype and trained.
+    """The network built from a genotype for training.
 
-    In the "darts" skeleton DARTS' NetworkCIFAR and NetworkImageNet; in "nasbench201" the
+    In the "darts" skeleton this is DARTS' NetworkCIFAR or NetworkImageNet, in "nasbench201" the
     benchmark's network (16 channels and 15 cells there).
 
     Attributes:
-      genotype: the cells, and the skeleton that they make.
+      genotype: the cells, and the skeleton that they form.
       num_classes: width of the logits.
       channels, cells: as in `Supernet` (36 and 20 for CIFAR-10, 48 and 14 for ImageNet).
       stem: "cifar" keeps the image's size, "imagenet" divides it by 8 ("darts" only).
-      output: what a cell's nodes end in: "concat", or "conv" for ReLU, a 1 x 1 convolution to the
-        cell's channels and a norm on it ("darts" only).
-      squeeze: which cells' outputs are gated by squeeze and excitation: "" none, "early" those up
-        to the second reduction, as in XNAS' public code, "every" all of them. The gates' inner
-        layers are 4 times narrower at the first cells' width, 8 times after ("darts" only).
+      output: how a cell combines its nodes: "concat", or "conv" to add ReLU, a 1 x 1 convolution to
+        the cell's channels and a norm ("darts" only).
+      squeeze: cells with squeeze-and-excitation on their output: "" none, "early" those up to the
+        second reduction, as in XNAS' public code, "every" all of them. The gates' inner layers are
+        4 times narrower at the first cells' width, 8 times after ("darts" only).
       auxiliary: a second classifier after the last reduction, for training only ("darts" only).
-      remat: keep only the cells' outputs for the backward pass and compute the rest anew: a
-        fraction of the memory, about a third more time. (XLA's CPU compiler undoes it.)
+      remat: keep only the cells' outputs for the backward pass and recompute the rest: a fraction
+        of the memory for about a third more time. (XLA's CPU compiler undoes it.)
     """
 
     genotype: Genotype
@@ -284,18 +284,18 @@ class EvalNetwork(nn.Module):
 
     @nn.compact
     def __call__(self, x, context: Context = Context(), drop_path=None):
-        """Runs the network.
+        """Applies the network.
 
         Args:
           x: [N, H, W, 1 or 3].
-          context: how to run the layers.
-          drop_path: probability (scalar) that an edge drops a sample; None for no drop-path. Needs
-            the random stream "drop_path".
+          context: how to apply the layers.
+          drop_path: probability (scalar) that an edge drops a sample; None for no drop-path.
+            Requires the rng stream "drop_path".
 
         Returns:
-          (logits [N, num_classes], auxiliary logits [N, num_classes] or None). The latter exist in
-          training only. The pooled features [N, F] are sown as "features" into the collection
-          "intermediates".
+          (logits [N, num_classes], auxiliary logits [N, num_classes] or None). Auxiliary logits
+          exist only in training. The pooled features [N, F] are sown as "features" into the
+          collection "intermediates".
         """
         x = _in_precision(x, context)
         kind = nn.remat(EvalCell, static_argnums=3) if self.remat else EvalCell
@@ -355,7 +355,7 @@ def _classify(module, x, num_classes, context):
 
 
 def count_parameters(params) -> int:
-    """Number of scalars in a tree of parameters; the auxiliary head, a training aid, left out."""
+    """Number of scalars in a tree of parameters, without the auxiliary head."""
     kept = {name: tree for name, tree in params.items() if name != "auxiliary_head"}
     return sum(leaf.size for leaf in jax.tree.leaves(kept))
 

@@ -1,9 +1,9 @@
 """Operations: pure functions over plain dictionaries of parameters.
 
-A `Layer` describes its parameters, makes its running statistics and runs itself. `OPERATIONS` maps
-a candidate's name to the function that builds its layer, by the conventions of DARTS (PyTorch):
-ReLU-Conv-BN, convolutions without bias, weights drawn from U(-1, 1) / sqrt(fan_in). A new operation
-is one more entry:
+A `Layer` describes its parameters, creates its running statistics and applies itself. `OPERATIONS`
+maps a candidate's name to the function that builds its layer, following the conventions of DARTS
+(PyTorch): ReLU-Conv-BN, convolutions without bias, weights drawn from U(-1, 1) / sqrt(fan_in). To
+add an operation, register it:
 
     def sep_conv_9x9(channels, stride, affine):
         return separable(channels, 9, stride, affine)
@@ -27,20 +27,20 @@ from asap_jax.windows import Window
 
 
 class Context(NamedTuple):
-    """How a layer is run; static under jit.
+    """How a layer is applied; static under jit.
 
-    train: normalise by the batch; layers then give its statistics in place of the running ones.
-    known: the statistics given are those of this batch, from a pass before, see `batch_norm`.
+    train: normalize by batch statistics, which layers then return instead of running statistics.
+    known: the given statistics are those of this batch, from a previous pass, see `batch_norm`.
     twice: the gradients will be differentiated again.
-    axis_name: mapped axis the batch is spread over, if any.
-    reference: plain XLA forms in place of our own primitives (same numbers, slower on a CPU).
-    dtype: of the maps, as a string; None leaves them as they come. With "bfloat16" parameters,
-      statistics, mixture weights and logits keep their own.
-    folded: depthwise and pointwise kernels as one dense kernel, the same numbers up to rounding.
-      For programs that a GPU runs a few times: there each depthwise convolution has less to
-      compute, but takes 0.2 s when it is first run, since cuDNN compiles it then.
-    learn: scalar bool or None: if it is False, the backward pass may give zeros for the gradients
-      of kernels. Traced, so it cannot be part of a static context.
+    axis_name: mapped axis that the batch is sharded over, if any.
+    reference: plain XLA implementations instead of custom primitives (same numbers, slower on CPU).
+    dtype: of the feature maps, as a string; None keeps their dtype. With "bfloat16", parameters,
+      statistics, mixture weights and logits keep their own dtype.
+    folded: fold depthwise and pointwise kernels into one dense kernel, equal up to rounding. For
+      programs that run only a few times on a GPU: a separate depthwise convolution needs less
+      compute there, but its first run takes 0.2 s, since cuDNN compiles it.
+    learn: scalar bool or None; if False, the backward pass may return zeros for the gradients of
+      kernels. Traced, so it cannot be part of a static context.
     """
 
     train: bool = False
@@ -54,7 +54,7 @@ class Context(NamedTuple):
 
 
 class Weight(NamedTuple):
-    """A parameter before it has a value: drawn from U(-1, 1) / sqrt(fan_in), or filled."""
+    """An uninitialized parameter: drawn from U(-1, 1) / sqrt(fan_in), or filled."""
 
     shape: tuple[int, ...]
     fan_in: int | None = None
@@ -62,13 +62,14 @@ class Weight(NamedTuple):
 
 
 class Block(NamedTuple):
-    """A part of a layer, from a map to a norm without parameters.
+    """A part of a layer, from a feature map to a norm without parameters.
 
     norm: name of the norm's statistics.
-    window: of the convolution of ReLU(x) that is normalised; None for a block without a kernel.
+    window: window of the convolution of ReLU(x) that is normalized; None for a block without a
+      kernel.
     kernel: the layer's parameters -> that convolution's dense kernel [size, size, C, C'].
-    function: (x, context) -> what is normalised, of a block without a kernel, which is then its
-      layer's only one. It sees x as it is.
+    function: (x, context) -> the map to normalize, for a block without a kernel, which must be its
+      layer's only block. It receives x without ReLU.
     """
 
     norm: str
@@ -79,14 +80,14 @@ class Block(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """A piece of a network; equal and hashed by identity, so that it can be a static argument.
+    """A part of a network; compared and hashed by identity, so that it can be a static argument.
 
     weights: (nested) dictionary of `Weight`, {} if there are none.
     stats: () -> dictionary of running statistics, {} if there are none.
-    apply: (params, stats, x [N, H, W, C], context) -> (y, stats): in training those of the batch,
-      which the holder of the running ones blends in (`batch_norm.blend`); else as they came.
-    blocks: what `apply` is a chain of, where it is one of blocks; () where it is none. A plan may
-      compute the same from them, so a layer that is given another `apply` is given () too.
+    apply: (params, stats, x [N, H, W, C], context) -> (y, stats): in training the batch statistics,
+      to be blended into the running ones (`batch_norm.blend`) by the caller; else unchanged.
+    blocks: the chain of blocks that `apply` is equivalent to; () if there is none. A plan may
+      compute the layer from them, so a layer whose `apply` is replaced needs blocks=() too.
     """
 
     weights: Mapping
@@ -100,10 +101,10 @@ class Layer:
 
 
 def draw(weights: Mapping, key, copies: tuple[int, ...] = ()):
-    """Parameters for `weights`, each with the leading axes `copies`.
+    """Draws parameters for `weights`, each with the leading axes `copies`.
 
-    Drawn by NumPy on the host, in one callback: to compile hundreds of random draws would take
-    longer than a search's first epochs. Works under jit and `jax.eval_shape` as well.
+    Drawn by NumPy on the host in one callback: compiling hundreds of random draws would take longer
+    than a search's first epochs. Also works under jit and `jax.eval_shape`.
     """
     leaves, treedef = jax.tree.flatten(dict(weights), is_leaf=lambda w: isinstance(w, Weight))
 
@@ -113,7 +114,7 @@ def draw(weights: Mapping, key, copies: tuple[int, ...] = ()):
 
     shapes = [jax.ShapeDtypeStruct((*copies, *weight.shape), jnp.float32) for weight in leaves]
     values = jax.pure_callback(on_host, shapes, jax.random.key_data(key))
-    dtype = jnp.result_type(float)  # float64 where x64 is enabled
+    dtype = jnp.result_type(float)  # float64 if x64 is enabled
     return treedef.unflatten([value.astype(dtype) for value in values])
 
 
@@ -127,7 +128,7 @@ def _value(rng, weight, copies):
 def draw_kept(key, rate, shape, context: Context):
     """[shape] bool, each True with probability 1 - rate; the first axis is the batch.
 
-    Where the batch is spread over devices, each draws the whole batch's and takes its part.
+    If the batch is sharded, each device draws for the whole batch and takes its own slice.
     """
     samples, first = shape[0], 0
     if context.axis_name is not None:
@@ -138,7 +139,7 @@ def draw_kept(key, rate, shape, context: Context):
 
 
 def fit(weights, x):
-    """Weights in the precision of maps that have less."""
+    """Casts weights to the dtype of maps of lower precision."""
     return weights.astype(x.dtype) if x.dtype.itemsize < 4 else weights
 
 
@@ -148,7 +149,7 @@ def stateless(function: Callable) -> Layer:
 
 
 def chain(layers: Mapping[str, Layer]) -> Layer:
-    """Layers one after another; parameters and statistics stand under the layers' names."""
+    """A sequence of layers, with parameters and statistics keyed by the layers' names."""
 
     def make_stats():
         made = {name: layer.stats() for name, layer in layers.items()}
@@ -201,7 +202,7 @@ def depthwise_conv(channels, kernel, stride=1, dilation=1) -> Layer:
 
 
 def norm(channels, affine=True) -> Layer:
-    """Batch normalisation; `scale` and `bias` [channels] if affine."""
+    """Batch normalization; `scale` and `bias` [channels] if affine."""
 
     weights = {"scale": Weight((channels,), fill=1.0), "bias": Weight((channels,))}
 
@@ -235,14 +236,14 @@ relu = stateless(lambda x, context: jax.nn.relu(x))
 
 
 def relu_conv_norm(inputs, outputs, affine=True) -> Layer:
-    """ReLU, 1 x 1 convolution, norm: how a cell brings its inputs to its own width."""
+    """ReLU, 1 x 1 convolution, norm: adapts a cell's inputs to its width."""
     return chain({"relu": relu, "conv": pointwise(inputs, outputs), "norm": norm(outputs, affine)})
 
 
 def factorized_reduce(inputs, outputs, affine=True) -> Layer:
-    """ReLU, two 1 x 1 convolutions of stride 2 (one a pixel further) side by side, norm.
+    """ReLU, two parallel 1 x 1 convolutions of stride 2 (one offset by a pixel), norm.
 
-    The two meet only on maps of even height and width; others raise ValueError.
+    Requires maps of even height and width; others raise ValueError.
     """
     if outputs % 2:
         raise ValueError(
@@ -266,7 +267,7 @@ def factorized_reduce(inputs, outputs, affine=True) -> Layer:
         return y, {"norm": new}
 
     def both(params):
-        """One kernel of 2 x 2 taps, of which each half of the outputs has one."""
+        """One kernel with 2 x 2 taps, of which each half of the outputs uses one."""
         half = outputs // 2
         first, second = (params[name]["kernel"][None, None] for name in ("conv_1", "conv_2"))
         nothing = jnp.zeros((), first.dtype)
@@ -282,10 +283,10 @@ def factorized_reduce(inputs, outputs, affine=True) -> Layer:
 
 
 def squeeze_excite(channels, factor) -> Layer:
-    """Scales each channel by a gate in (0, 1) that sees the means of all channels.
+    """Scales each channel by a gate in (0, 1) computed from the means of all channels.
 
-    Two linear maps without bias, ReLU between them and a sigmoid after, the inner one `factor`
-    times narrower (Hu et al., 2018, arXiv:1709.01507).
+    Two linear maps without bias, with a ReLU in between and a sigmoid after, the inner one narrower
+    by `factor` (Hu et al., 2018, arXiv:1709.01507).
     """
     inner = max(1, channels // factor)
     squeeze, excite = pointwise(channels, inner), pointwise(inner, channels)
@@ -299,7 +300,7 @@ def squeeze_excite(channels, factor) -> Layer:
 
 
 def _separable_block(window: Window, suffix="") -> Block:
-    """Depthwise and pointwise as one dense kernel: nothing non-linear stands between them."""
+    """Depthwise and pointwise as one dense kernel, since nothing non-linear lies between them."""
 
     def kernel(params):
         depthwise = params["depthwise" + suffix]["kernel"]
@@ -309,7 +310,7 @@ def _separable_block(window: Window, suffix="") -> Block:
 
 
 def _of_blocks(layers, blocks, affine) -> Layer:
-    """The chain of `layers`, which can be computed block by block as well (`Context.folded`)."""
+    """The chain of `layers`, which can also be computed block by block (`Context.folded`)."""
     plain = chain(layers)
 
     def apply(params, stats, x, context):
@@ -413,26 +414,27 @@ OPERATIONS: dict[str, Callable[[int, int, bool], Layer]] = {
     "dil_conv_3x3": _with_kernel(dilated, 3),
     "dil_conv_5x5": _with_kernel(dilated, 5),
     "conv_7x1_1x7": _conv_7x1_1x7,
-    "nor_conv_1x1": _nor_conv(1),  # NAS-Bench-201's
+    "nor_conv_1x1": _nor_conv(1),  # from NAS-Bench-201
     "nor_conv_3x3": _nor_conv(3),
 }
 
 
 def register(name: str, build: Callable[[int, int, bool], Layer]) -> None:
-    """Makes an operation known by name, to spaces, genotypes and the networks built from them.
+    """Registers an operation by name for spaces, genotypes and the networks built from them.
 
-    A checkpoint names the operations of its network: a program that loads it registers the same.
+    Checkpoints refer to operations by name, so a program that loads one must register the same
+    operations.
 
     Args:
-      name: as genotypes write it.
+      name: as written in genotypes.
       build: (channels, stride 1 or 2, affine) -> Layer that maps [N, H, W, channels] to
         [N, H / stride, W / stride, channels]. `affine` says whether its norms have parameters:
         False in the supernet.
 
-    A function that was defined again, as in a notebook, replaces its former self.
+    A redefined function, as in a notebook, replaces its previous version.
 
     Raises:
-      ValueError: the name stands for another operation already.
+      ValueError: the name is already registered for another operation.
     """
 
     def origin(function):
@@ -450,11 +452,11 @@ POOLS = {"max_pool_3x3", "avg_pool_3x3"}
 
 
 def candidate(name: str, channels: int, stride: int, normed_pools: bool = True) -> Layer:
-    """A search candidate: norms without parameters, and as in DARTS one after each pool."""
+    """A search candidate: norms have no parameters, and as in DARTS each pool gets a norm."""
     return _candidate(OPERATIONS[name], normed_pools and name in POOLS, channels, stride)
 
 
-@cache  # one object for equal arguments: cells of equal shape then share their traces
+@cache  # same object for equal arguments, so that cells of equal shape share their traces
 def _candidate(build, normed, channels, stride):
     layer = build(channels, stride, False)
     if normed:
@@ -465,16 +467,16 @@ def _candidate(build, normed, channels, stride):
 
 
 def cost(layer_apply: Callable, *arguments) -> int:
-    """Multiply-adds of the convolutions and matrix products of layer_apply(*arguments).
+    """Multiply-adds of the convolutions and matrix products in layer_apply(*arguments).
 
-    Read off the traced program, so whatever a user's own operation does is counted. Trace with
-    `Context(reference=True)`: our own depthwise form hides its multiplications from the count.
+    Counted on the jaxpr, so it covers user-defined operations. Trace with
+    `Context(reference=True)`: the custom depthwise convolution hides its multiplications.
     """
     return _count(jax.make_jaxpr(layer_apply)(*arguments).jaxpr, _MULTIPLY_ADDS)
 
 
 def traffic(layer_apply: Callable, *arguments) -> int:
-    """Values that those convolutions and matrix products read and write; see `cost`."""
+    """Values read and written by those convolutions and matrix products; see `cost`."""
     return _count(jax.make_jaxpr(layer_apply)(*arguments).jaxpr, _TRAFFIC)
 
 

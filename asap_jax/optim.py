@@ -1,7 +1,7 @@
-"""Optimizers by PyTorch's conventions, and updates that leave frozen entries alone.
+"""Optimizers following PyTorch's conventions, and updates that skip frozen entries.
 
-Weight decay is coupled: it is added to the gradient before momentum or Adam's moments see it, as
-`torch.optim.SGD` and `torch.optim.Adam` do.
+Weight decay is coupled: it is added to the gradient before momentum or Adam's moments, as in
+`torch.optim.SGD` and `torch.optim.Adam`.
 """
 
 import jax
@@ -12,7 +12,7 @@ from asap_jax.backend import on_cpu
 
 
 def sgd(learning_rate, momentum=0.9, weight_decay=3e-4, clip=5.0, nesterov=False):
-    """Clip by the global norm, coupled weight decay, momentum; learning_rate is a schedule."""
+    """Global norm clipping, coupled weight decay, momentum; `learning_rate` is a schedule."""
     return optax.chain(
         clip_by_global_norm(clip),
         optax.add_decayed_weights(weight_decay),
@@ -21,9 +21,9 @@ def sgd(learning_rate, momentum=0.9, weight_decay=3e-4, clip=5.0, nesterov=False
 
 
 def clip_by_global_norm(most: float) -> optax.GradientTransformation:
-    """`optax.clip_by_global_norm`; but on a CPU the norm is that of one long vector.
+    """`optax.clip_by_global_norm`, but on GPU the norm is that of one concatenated vector.
 
-    A GPU would start two kernels for each of the hundreds of arrays that a supernet has.
+    A GPU would otherwise launch two kernels for each of a supernet's hundreds of arrays.
     """
     if on_cpu():
         return optax.clip_by_global_norm(most)
@@ -38,7 +38,7 @@ def clip_by_global_norm(most: float) -> optax.GradientTransformation:
 
 
 def virtual_sgd(learning_rate, momentum=0.9, weight_decay=3e-4):
-    """The step that DARTS looks ahead by: `sgd`'s, its momentum included, but without the clip.
+    """DARTS' look-ahead step: that of `sgd` including its momentum, but without clipping.
 
     Returns (params, gradients, state of `sgd`, step) -> params, differentiable in the gradients.
     """
@@ -57,11 +57,11 @@ def virtual_sgd(learning_rate, momentum=0.9, weight_decay=3e-4):
 
 
 def adam(learning_rate=1e-3, b1=0.5, b2=0.999, weight_decay=1e-3):
-    """Adam with coupled weight decay: DARTS' optimizer of the alphas.
+    """Adam with coupled weight decay, DARTS' optimizer for the alphas.
 
-    It counts the steps of each entry, not of the whole: under `update_where` an entry that rests
-    does not grow older. With one count for all, the moments of an entry that is seldom live would
-    be corrected as if they had had time to fill, and its steps be several times the learning rate.
+    Steps are counted per entry: with `update_where`, the count of a frozen entry does not grow.
+    With a global count, the moments of a rarely live entry would be bias-corrected as if they had
+    accumulated, and its steps would be several times the learning rate.
     """
     return optax.chain(
         optax.add_decayed_weights(weight_decay),
@@ -71,7 +71,7 @@ def adam(learning_rate=1e-3, b1=0.5, b2=0.999, weight_decay=1e-3):
 
 
 def _scale_by_adam(b1: float, b2: float, eps: float = 1e-8) -> optax.GradientTransformation:
-    """`optax.scale_by_adam` with a count, int32, for each entry."""
+    """`optax.scale_by_adam` with a separate int32 count for each entry."""
 
     def init(params):
         zeros = jax.tree.map(jnp.zeros_like, params)
@@ -94,11 +94,10 @@ def _scale_by_adam(b1: float, b2: float, eps: float = 1e-8) -> optax.GradientTra
 
 
 def update_where(optimizer, live, gradients, state, params):
-    """One optimizer step that touches live entries only.
+    """One optimizer step that updates only live entries.
 
-    Dead entries keep their value, and whatever the optimizer keeps for them (momenta) stays as it
-    was, so that weight decay does not wear down what takes no part. PyTorch treats a parameter
-    without a gradient so.
+    Dead entries keep their value and their optimizer state (momenta), so weight decay does not
+    affect them. PyTorch treats parameters without a gradient in the same way.
 
     Args:
       optimizer: an optax transformation.

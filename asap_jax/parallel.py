@@ -1,4 +1,4 @@
-"""Data parallelism: one step over several devices, the batch split among them."""
+"""Data parallelism: one step over several devices, with the batch sharded over them."""
 
 from collections.abc import Callable
 
@@ -10,16 +10,16 @@ AXIS = "data"
 
 
 def data_mesh(devices=None) -> Mesh:
-    """A one-dimensional mesh over `devices` (all of them by default)."""
+    """A one-dimensional mesh over `devices` (all devices by default)."""
     return Mesh(np.asarray(devices or jax.devices()), (AXIS,))
 
 
 def split_batches(step: Callable, mesh: Mesh) -> Callable:
-    """Makes step(state, *batches) run with the state on every device and each batch split.
+    """Runs step(state, *batches) with the state replicated and each batch sharded.
 
-    `step` has to be built with `axis_name=AXIS`, so that it averages gradients, statistics and
-    metrics itself; then the result equals that of one device up to rounding. The batch size has to
-    be a multiple of the number of devices.
+    `step` must be built with `axis_name=AXIS`, so that it averages gradients, statistics and
+    metrics itself; the result then equals that of one device up to rounding. The batch size must be
+    a multiple of the number of devices.
     """
     whole, split = PartitionSpec(), PartitionSpec(AXIS)
 

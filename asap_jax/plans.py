@@ -1,4 +1,4 @@
-"""Execution plans: how the mixed edges of a supernet are computed. The mathematics is one."""
+"""Execution plans: ways to compute the mixed edges of a supernet, all mathematically equal."""
 
 from typing import NamedTuple
 
@@ -15,10 +15,10 @@ PLANS = ("loop", "unrolled")
 class Plan(NamedTuple):
     """How a supernet is computed; static under jit.
 
-    name: "loop" walks a cell's edges in one loop and asks of each candidate whether it is active:
-      compiled once, small in memory, made for few and slow kernel starts (`edge_scan`). "unrolled"
-      computes the live candidates, all edges of a source together, and is compiled anew when there
-      are fewer: made for devices that many small kernels would starve (`edges_unrolled`).
+    name: "loop" visits a cell's edges in one loop and gates each candidate by whether it is active:
+      compiled once, low in memory, suited to few, expensive kernels (`edge_scan`). "unrolled"
+      computes only the live candidates, all edges of a source together, and is recompiled when
+      there are fewer: suited to devices where many small kernels are slow (`edges_unrolled`).
     live: for "unrolled", ((cell type, [E][O] bools), ...) as tuples; None for all candidates.
     """
 
@@ -26,7 +26,7 @@ class Plan(NamedTuple):
     live: tuple | None = None
 
     def add_edges(self, edges, indices, variables, inputs, nodes, cell_type):
-        """(nodes with the outputs of the edges added, running statistics); see `scan_edges`.
+        """(nodes with the edges' outputs added, updated running statistics); see `scan_edges`.
 
         `indices` are the edges' rows in the space.
         """
@@ -41,22 +41,21 @@ class Plan(NamedTuple):
 
 
 def choose(name: str = "auto") -> str:
-    """The plan for this backend: a CPU starts kernels cheaply and compiles slowly."""
+    """The plan for this backend; a CPU launches kernels cheaply and compiles slowly."""
     if name != "auto":
         return name
     return "loop" if jax.default_backend() == "cpu" else "unrolled"
 
 
 def freeze(masks) -> tuple:
-    """`Plan.live` of {cell type: [E, O] bools}."""
+    """`Plan.live` from {cell type: [E, O] bools}."""
     return tuple((cell, tuple(tuple(map(bool, row)) for row in masks[cell])) for cell in masks)
 
 
 def cost(masks, space) -> int:
-    """What computing the candidates of {cell: [E, O]} costs, roughly: 1, and 1 for each kernel.
+    """Rough cost of computing the candidates of {cell: [E, O]}: 1 each, plus 1 per kernel.
 
-    Kernels stand for the passes over a map that a candidate makes; where an edge leads from does
-    not matter.
+    Kernels approximate a candidate's passes over a map; an edge's source does not matter.
     """
     layers = [candidate(name, 2, 1) for name in space.candidates]
     kernels = [

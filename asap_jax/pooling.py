@@ -1,7 +1,7 @@
-"""3 x 3 pooling by PyTorch's convention: one pixel of padding that never counts.
+"""3 x 3 pooling by PyTorch's convention: one pixel of padding, which never counts.
 
-Both gradients are gathered (each input pixel sums what the nine windows around it send back), not
-scattered, as autodiff would have it: on a CPU that is up to ten times faster.
+Both gradients gather (each input pixel sums the contributions of the nine windows around it)
+instead of scattering like autodiff, which is up to ten times faster on CPU.
 """
 
 from functools import partial
@@ -16,12 +16,12 @@ from asap_jax import windows
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
 def avg_pool(x, stride=1):
-    """Mean over 3 x 3 windows without padding: [N, H, W, C] -> [N, ceil(H/s), ceil(W/s), C]."""
+    """Mean over 3 x 3 windows, ignoring padding: [N, H, W, C] -> [N, ceil(H/s), ceil(W/s), C]."""
     return avg_pool_reference(x, stride)
 
 
 def avg_pool_reference(x, stride=1):
-    """The same as `avg_pool`, with autodiff's gradient."""
+    """Same as `avg_pool`, with autodiff's gradient."""
     height, width = windows.outputs(x.shape[1], stride), windows.outputs(x.shape[2], stride)
     padded = windows.pad(x, 1)
     total = sum(windows.shifted(padded, i, j, height, width, stride) for i, j in windows.taps(3))
@@ -45,7 +45,7 @@ def _avg_backward(stride, x, g):
     return (sum(windows.shifted(padded, i, j, height, width) for i, j in windows.taps(3)),)
 
 
-# The residual is x for its shape alone; the compiler drops it.
+# x is a residual only for its shape; the compiler drops it.
 avg_pool.defvjp(lambda x, stride: (avg_pool(x, stride), x), _avg_backward)
 
 
@@ -53,13 +53,13 @@ avg_pool.defvjp(lambda x, stride: (avg_pool(x, stride), x), _avg_backward)
 def max_pool(x, stride=1):
     """Maximum over 3 x 3 windows: [N, H, W, C] -> [N, ceil(H/s), ceil(W/s), C].
 
-    Of equal values the first in the window, row by row, gets the gradient, as in PyTorch. NaN wins.
+    As in PyTorch, the first of equal values in row-major order gets the gradient, and NaN wins.
     """
     return _winners(x, stride)[0]
 
 
 def max_pool_reference(x, stride=1):
-    """The same as `max_pool`, by `reduce_window` and autodiff."""
+    """Same as `max_pool`, with `reduce_window` and autodiff."""
     return lax.reduce_window(
         x,
         -jnp.inf,
@@ -70,9 +70,9 @@ def max_pool_reference(x, stride=1):
     )
 
 
-@partial(jax.jit, static_argnums=1)  # shares its trace, as depthwise convolutions do
+@partial(jax.jit, static_argnums=1)  # shares its trace, like depthwise convolutions
 def _winners(x, stride):
-    """(maxima, index 0..8 of the tap that holds each)."""
+    """(maxima, index 0..8 of the tap with each maximum)."""
     height, width = windows.outputs(x.shape[1], stride), windows.outputs(x.shape[2], stride)
     padded = windows.pad(x, 1, -jnp.inf)
     best, index = None, None
@@ -98,7 +98,7 @@ def _pull_max(x, g, stride):
     index = windows.spread(_winners(x, stride)[1], height, width, stride, -1)
     index = windows.pad(index, 1, -1)
     padded = windows.pad(windows.spread(g, height, width, stride), 1)
-    # The window that meets this pixel with tap (i, j) is centred (1 - i, 1 - j) pixels away.
+    # The window that covers this pixel with tap (i, j) is centered (1 - i, 1 - j) pixels away.
     return sum(
         jnp.where(
             windows.shifted(index, 2 - i, 2 - j, height, width) == tap,

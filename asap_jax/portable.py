@@ -1,16 +1,16 @@
-"""Trained networks for where this package is not installed.
+"""Exports trained networks for use without this package.
 
     network.export("out")  # or --mode=export --workdir=runs/digits
 
-writes StableHLO by `jax.export`, one file a platform, each with the weights in it. It takes uint8
-images [B, H, W, C] of the network's own size, B as large as one likes, and gives logits [B, K]:
+writes StableHLO with `jax.export`, one file per platform, each including the weights. It takes
+uint8 images [B, H, W, C] of the network's size with any batch size B, and returns logits [B, K]:
 
     import jax.export
     program = jax.export.deserialize(open("out/network.cpu.jaxexport", "rb").read())
     logits = program.call(images)
 
-and network.safetensors with parameters and statistics alone, by names such as
-`params/cell0/node0/...`. network-export.json tells size, classes and files.
+It also writes network.safetensors with only parameters and statistics, under names like
+`params/cell0/edge0/...`, and network-export.json with image size, classes and file names.
 """
 
 import json
@@ -26,20 +26,20 @@ from asap_jax import backend, train_loop, workdir
 from asap_jax.data.augment import normalise
 from asap_jax.errors import UserError
 
-PLATFORMS = {"cpu": "cpu", "cuda": "gpu", "rocm": "gpu", "tpu": "tpu"}  # of jax.export: JAX' kind
+PLATFORMS = {"cpu": "cpu", "cuda": "gpu", "rocm": "gpu", "tpu": "tpu"}  # jax.export's: JAX'
 
 
 def export(network, folder: str | Path, platforms: Sequence[str] = ("cpu", "cuda")) -> list[Path]:
-    """Writes a `TrainedNetwork` into a folder; returns the files.
+    """Writes a `TrainedNetwork` to a folder; returns the files.
 
     Args:
-      network: what `asap_jax.load` gives.
-      folder: made if need be.
-      platforms: for which ones StableHLO is written; their devices need not be there.
+      network: result of `asap_jax.load`.
+      folder: created if missing.
+      platforms: platforms to write StableHLO for; their devices need not be present.
 
     Raises:
-      UserError: a platform that there is not, a package that this needs is not installed, or the
-        folder cannot be written to.
+      UserError: a platform is unknown, a required package is not installed, or the folder is not
+        writable.
     """
     for name in platforms:
         if name not in PLATFORMS:

@@ -1,13 +1,13 @@
-"""In which precision a network is computed, and which devices compute in it.
+"""Numerical precisions of a network, and which devices support them.
 
-A precision names what products and convolutions take in, and what the maps between them are kept
-in. Parameters, statistics, optimizers, mixture weights and logits are float32 in each.
+A precision sets the input type of matrix products and convolutions, and the type of feature maps.
+Parameters, statistics, optimizers, mixture weights and logits are always float32.
 
-    float32    both in float32: a CPU's own; on an NVIDIA GPU, by its general cores
-    tf32       maps in float32; NVIDIA's matrix units (from Ampere on) round what enters a product
-               to 10 bits of mantissa, and add up in float32
-    bfloat16   maps too in bfloat16, of 7 bits
-    auto       the fast one that keeps the maps whole: tf32 where there is such a unit, else float32
+    float32    both in float32: native on CPU; on an NVIDIA GPU, without tensor cores
+    tf32       maps in float32; NVIDIA's tensor cores (from Ampere on) round the inputs of products
+               to 10 bits of mantissa, and accumulate in float32
+    bfloat16   maps in bfloat16 as well, with 7 bits of mantissa
+    auto       the fastest with float32 maps: tf32 where supported, else float32
 """
 
 import contextlib
@@ -22,9 +22,9 @@ PRECISIONS = ("auto", "float32", "tf32", "bfloat16")
 
 
 def ampere(device=None) -> bool:
-    """Whether a device is an NVIDIA GPU with units for TF32 and bfloat16 (8.0 and later)."""
+    """Whether a device is an NVIDIA GPU that supports TF32 and bfloat16 (8.0 and later)."""
     device = device or jax.devices()[0]
-    capability = getattr(device, "compute_capability", None)  # "9.0"; AMD's are "gfx90a" and such
+    capability = getattr(device, "compute_capability", None)  # "9.0"; on AMD "gfx90a" or similar
     try:
         return device.platform == "gpu" and float(capability or 0) >= 8
     except ValueError:
@@ -32,20 +32,20 @@ def ampere(device=None) -> bool:
 
 
 def native_bfloat16(device=None) -> bool:
-    """Whether a device computes in bfloat16: TPUs, and NVIDIA's GPUs from Ampere on."""
+    """Whether a device supports bfloat16: TPUs, and NVIDIA GPUs from Ampere on."""
     device = device or jax.devices()[0]
     return device.platform == "tpu" or ampere(device)
 
 
 def resolve(precision: str, device=None) -> str:
-    """What `precision` is on a device: "auto" becomes one of the others."""
+    """Resolves "auto" to a precision for the device; returns others unchanged."""
     if precision != "auto":
         return precision
     return "tf32" if ampere(device) else "float32"
 
 
 def in_32_bits(function: Callable) -> Callable:
-    """The function, run as if JAX_ENABLE_X64 was not set: networks and searches know no 64 bits."""
+    """Runs the function without x64, which networks and searches do not support."""
 
     @functools.wraps(function)
     def run(*arguments, **options):
@@ -56,7 +56,7 @@ def in_32_bits(function: Callable) -> Callable:
 
 
 def check(precision: str, key: str) -> None:
-    """Raises UserError if the device would only emulate the precision, or does not have it."""
+    """Raises UserError if the device does not support the precision, or only emulates it."""
     kind = jax.devices()[0].device_kind
     if precision == "bfloat16" and not native_bfloat16():
         raise UserError(
@@ -71,14 +71,14 @@ def check(precision: str, key: str) -> None:
 
 
 def map_dtype(precision: str) -> str | None:
-    """`Context.dtype` of a precision."""
+    """`Context.dtype` for a precision."""
     return precision if precision == "bfloat16" else None
 
 
 def computed_in(precision: str, function: Callable) -> Callable:
-    """The function, its products in the precision when it is traced.
+    """Makes the function trace its matrix products in the precision.
 
-    For what is given to `jax.jit`. Only a GPU has a choice: XLA's default there is TF32.
+    For functions passed to `jax.jit`. Only affects GPUs, where XLA's default is TF32.
     """
     products = "highest" if resolve(precision) == "float32" else "default"
 

@@ -1,13 +1,13 @@
-"""Pruning: masks in, masks out. A mask is [E, O] bool, True where the candidate lives."""
+"""Pruning of masks. A mask is [E, O] bool, True for candidates that are not pruned."""
 
 import jax.numpy as jnp
 
 
 def prune_below(mask, weights, threshold):
-    """Algorithm 1, lines 7-9: drops each candidate whose weight is under the threshold.
+    """Algorithm 1, lines 7-9: prunes each candidate whose weight is below the threshold.
 
-    Every edge is held against the same threshold. An edge's heaviest candidate stays whatever the
-    threshold, so no edge runs empty; of equally heavy ones the first stays.
+    All edges share the threshold. An edge always keeps its heaviest candidate (the first, if tied),
+    so no edge becomes empty.
 
     Args:
       mask: [E, O] bool.
@@ -23,17 +23,17 @@ def prune_below(mask, weights, threshold):
 
 
 def keep_best(mask, scores, count):
-    """Keeps the `count` living candidates of highest score, over all edges together.
+    """Keeps the `count` unpruned candidates of highest score over all edges.
 
-    Each edge's best stays in any case, so no edge runs empty; of equal scores the first stays.
+    Each edge always keeps its best candidate, so no edge becomes empty; ties keep the first.
 
     Args:
       mask: [E, O] bool.
       scores: [E, O].
-      count: scalar int32, how many to keep; at least E are kept.
+      count: scalar int32, number to keep; at least E are kept.
 
     Returns:
-      [E, O] bool, a subset of `mask` with max(count, E) candidates (fewer if fewer lived).
+      [E, O] bool, a subset of `mask` with max(count, E) candidates (fewer if `mask` has fewer).
     """
     living = jnp.where(mask, scores, -jnp.inf)
     best = jnp.arange(mask.shape[-1]) == jnp.argmax(living, -1)[:, None]
@@ -41,24 +41,24 @@ def keep_best(mask, scores, count):
 
 
 def keep_best_of_cell(mask, scores, count):
-    """As `keep_best`, but an edge may lose all its candidates; exactly `count` are kept."""
+    """Like `keep_best`, but edges may become empty; exactly `count` candidates are kept."""
     return mask & _among(jnp.where(mask, scores, -jnp.inf), count)
 
 
 def keep_best_of_edge(mask, scores, count: int):
-    """Keeps each edge's `count` living candidates of highest score; of equal ones the first."""
+    """Keeps each edge's `count` unpruned candidates of highest score; ties keep the first."""
     living = jnp.where(mask, scores, -jnp.inf)
     rank = jnp.argsort(jnp.argsort(-living, -1, stable=True), -1)
     return mask & (rank < count)
 
 
 def _among(scores, count):
-    """[E, O] bool: whether a score is among the `count` highest."""
+    """[E, O] bool: whether each score is among the `count` highest."""
     order = jnp.argsort(-scores.ravel(), stable=True)
     rank = jnp.zeros(scores.size, jnp.int32).at[order].set(jnp.arange(scores.size))
     return (rank < count).reshape(scores.shape)
 
 
 def decided(masks) -> jnp.ndarray:
-    """Scalar bool: every edge of every cell type holds at most one candidate."""
+    """Scalar bool: every edge of every cell type has at most one candidate."""
     return jnp.stack([jnp.all(mask.sum(-1) <= 1) for mask in masks.values()]).all()

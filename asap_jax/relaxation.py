@@ -1,4 +1,4 @@
-"""From alphas to mixture weights, and the struct in which network and strategy meet."""
+"""From alphas to mixture weights, and the interface between network and strategy."""
 
 from typing import NamedTuple
 
@@ -11,10 +11,10 @@ from asap_jax.spaces import SearchSpace
 
 
 class Dropout(NamedTuple):
-    """Dropout of values or of whole samples while training; see `Mixture`.
+    """Dropout of values or whole samples in training; see `Mixture`.
 
-    key: of the draws; each cell folds its number in.
-    rate: scalar, the share of values or samples that are dropped.
+    key: PRNG key; each cell folds in its index.
+    rate: scalar, the share of values or samples to drop.
     """
 
     key: jax.Array
@@ -24,11 +24,12 @@ class Dropout(NamedTuple):
 class Mixture(NamedTuple):
     """How the candidates of one cell type are mixed.
 
-    weights: [E, O], what each candidate's output is multiplied by.
-    active: [E, O] bool; an inactive candidate is not computed, gets no gradient and no update.
+    weights: [E, O], factor of each candidate's output.
+    active: [E, O] bool; an inactive candidate is not computed and gets no gradient or update.
     edge_weights: [E], a factor for each edge's output, or None: 1, and 0 where nothing is active.
-    skip_dropout: of the values that the identities among the candidates give (P-DARTS); or None.
-    drop_path: of the samples of an edge's output, each edge by itself (SNAS); or None. Not both.
+    skip_dropout: dropout of the values of identity candidates (P-DARTS); or None.
+    drop_path: dropout of samples of an edge's output, independent per edge (SNAS); or None. Only
+      one of the two may be set.
     """
 
     weights: jax.Array
@@ -39,28 +40,28 @@ class Mixture(NamedTuple):
 
     @property
     def scaled(self) -> jax.Array:
-        """[E, O] weights with the edges' own factor in them."""
+        """[E, O] weights multiplied by the edge weights."""
         return (
             self.weights if self.edge_weights is None else self.weights * self.edge_weights[:, None]
         )
 
 
 def masked_softmax(alphas, mask, temperature=1.0):
-    """Phi of eq. 3 over the candidates that live; [E, O], exactly 0 where `mask` is False.
+    """Phi of eq. 3 over the unpruned candidates; [E, O], exactly 0 where `mask` is False.
 
-    Autodiff gives eq. 4 with the factor 1/T that the paper leaves out.
+    Autodiff gives eq. 4 with the factor 1/T that the paper omits.
     """
     logits = jnp.where(mask, alphas / temperature, -jnp.inf)
     return jax.nn.softmax(logits, axis=-1)
 
 
 def gumbel_softmax(key, alphas, mask, temperature):
-    """A sample of the Gumbel-softmax (concrete) distribution: softmax((alphas + G) / temperature).
+    """Samples the Gumbel-softmax (concrete) distribution: softmax((alphas + G) / temperature).
 
     Args:
-      key: of the sample.
+      key: PRNG key.
       alphas: [E, O] logits.
-      mask: [E, O] bool; candidates that do not live get exactly 0.
+      mask: [E, O] bool; pruned candidates get exactly 0.
       temperature: near 0 samples are one-hot, drawn with the softmax's probabilities.
     """
     return masked_softmax(
@@ -79,13 +80,13 @@ def node_softmax(betas, space: SearchSpace):
 
 
 def normalised_entropy(weights):
-    """Mean entropy of the edges' weights over ln N (figure 7): 1 is uniform, 0 decided."""
+    """Mean entropy of the edges' weights over ln N (figure 7): 1 is uniform, 0 is decided."""
     terms = jnp.where(weights > 0, weights * jnp.log(jnp.where(weights > 0, weights, 1)), 0)
     return jnp.maximum(jnp.mean(-terms.sum(-1)), 0) / np.log(weights.shape[-1])
 
 
 def one_hot_mixture(genotype: Genotype, space: SearchSpace) -> dict[str, Mixture]:
-    """The mixture under which a supernet of `space` computes just the genotype's candidates."""
+    """The mixture with which a supernet of `space` computes only the genotype's candidates."""
     mixtures = {}
     for cell, (nodes, _) in genotype.cells.items():
         weights = np.zeros(space.shape, np.float32)

@@ -1,8 +1,8 @@
 """Schedules: pure functions of the step.
 
-Time t of the paper counts epochs from 1: t = step // steps_per_epoch + 1. With T0 = 1.3 and decay
-0.95 that makes T(50) = 0.100 and leaves exactly five epochs with T >= 1, the two facts the paper
-states (sections 4.1 and 6.2.1).
+The paper's time t counts epochs from 1: t = step // steps_per_epoch + 1. With T0 = 1.3 and decay
+0.95 this gives T(50) = 0.100 and exactly five epochs with T >= 1, the two facts stated in the paper
+(sections 4.1 and 6.2.1).
 """
 
 import math
@@ -14,7 +14,7 @@ Schedule = Callable  # step (int32 scalar) -> float32 scalar
 
 
 def epoch_of(step, steps_per_epoch: int):
-    """The epoch that `step` belongs to, from 0."""
+    """The epoch of `step`, counted from 0."""
     return step // steps_per_epoch
 
 
@@ -29,14 +29,14 @@ def exponential_temperature(initial: float, decay: float, steps_per_epoch: int) 
 
 
 def decay_to(initial: float, final: float, epochs: int) -> float:
-    """The decay an epoch with which `initial` falls to `final` in the last of `epochs` epochs."""
+    """The decay per epoch with which `initial` reaches `final` in the last of `epochs` epochs."""
     return (final / initial) ** (1 / epochs)
 
 
 def exponential_by_epoch(
     initial: float, final: float, epochs: int, steps_per_epoch: int
 ) -> Schedule:
-    """initial at the first epoch, final at the last, a constant factor an epoch."""
+    """`initial` in the first epoch, `final` in the last, with a constant factor per epoch."""
 
     def value(step):
         share = epoch_of(step, steps_per_epoch) / max(epochs - 1, 1)
@@ -46,7 +46,7 @@ def exponential_by_epoch(
 
 
 def linear_between(initial: float, final: float, epochs: int, steps_per_epoch: int) -> Schedule:
-    """initial at the first epoch, final at the last, a constant difference an epoch."""
+    """`initial` in the first epoch, `final` in the last, with a constant difference per epoch."""
 
     def value(step):
         share = epoch_of(step, steps_per_epoch) / max(epochs - 1, 1)
@@ -58,7 +58,7 @@ def linear_between(initial: float, final: float, epochs: int, steps_per_epoch: i
 def linear_down_to(initial: float, final: float, epochs: int, steps_per_epoch: int) -> Schedule:
     """(1 - (e + 1) / epochs) (initial - final) + final in epoch e, from 0 (SNAS' code).
 
-    As `linear_between`, one difference ahead: the first epoch is already below `initial`.
+    Like `linear_between`, but one step ahead: the first epoch is already below `initial`.
     """
 
     def value(step):
@@ -71,9 +71,10 @@ def linear_down_to(initial: float, final: float, epochs: int, steps_per_epoch: i
 def gradual_sparsity(
     final: float, start: int, end: int, power: float, steps_per_epoch: int
 ) -> Schedule:
-    """s_t of eq. 13 (Zhu and Gupta, 2017), t = epoch + 1, one pruning an epoch: 0 up to t = start,
+    """s_t of eq. 13 (Zhu and Gupta, 2017), with t = epoch + 1 and one pruning per epoch.
 
-    final + (0 - final) * (1 - (t - start) / (end - start))^power, and `final` from t = end on.
+    0 up to t = start, then final + (0 - final) * (1 - (t - start) / (end - start))^power, and
+    `final` from t = end on.
     """
 
     def sparsity(step):
@@ -85,12 +86,12 @@ def gradual_sparsity(
 
 
 def pac_temperature(candidates: int, bound: float, delta: float) -> Schedule:
-    """T of Theorem 2 with nu = 1 / N, so that rho = 1: bound sqrt(8/t log(pi^2 N t^2 / (3 delta))).
+    """T of Theorem 2 with nu = 1 / N, so rho = 1: bound sqrt(8/t log(pi^2 N t^2 / (3 delta))).
 
     Args:
       candidates: N.
-      bound: eta L, the learning rate times the bound of the gradients.
-      delta: probability with which the result may not be the best candidate.
+      bound: eta L, the learning rate times the bound on the gradients.
+      delta: probability that the result is not the best candidate.
 
     Returns:
       t (from 1, int or array) -> T.
@@ -109,15 +110,15 @@ def pac_log_threshold(candidates: int) -> Schedule:
 
 
 def constant(value: float) -> Schedule:
-    """The same value at each step: the paper's threshold, 0.4 / N."""
+    """A constant value, such as the paper's threshold 0.4 / N."""
     return lambda step: jnp.full((), value, jnp.float32)
 
 
 def cosine_by_epoch(initial: float, final: float, epochs: int, steps_per_epoch: int) -> Schedule:
-    """PyTorch's CosineAnnealingLR, moved on once an epoch, as DARTS does.
+    """PyTorch's CosineAnnealingLR, stepped once per epoch as in DARTS.
 
-    final + (initial - final) * (1 + cos(pi * epoch / epochs)) / 2: at the first epoch `initial`; at
-    the last, one step short of `final`.
+    final + (initial - final) * (1 + cos(pi * epoch / epochs)) / 2: `initial` in the first epoch,
+    one step short of `final` in the last.
     """
 
     def learning_rate(step):
@@ -137,16 +138,16 @@ def power_cosine_by_epoch(
     amplitude: float = 0.5,
     power: float = 2.0,
 ) -> Schedule:
-    """Cycles of the power cosine (Hundt et al., 2019, arXiv:1903.09900), moved on once an epoch.
+    """Cycles of the power cosine (Hundt et al., 2019, arXiv:1903.09900), stepped once per epoch.
 
-    Cycle k, of n = epochs / cycles epochs, is at initial * amplitude^k in its first epoch and at
-    `final` in its last. In its epoch i, counted from 1 as sharpDARTS' code counts, it is
+    Cycle k has n = epochs / cycles epochs, starts at initial * amplitude^k and ends at `final`. In
+    its epoch i, counted from 1 as in sharpDARTS' code, the value is
 
         final + (initial * amplitude^k - final) * (power^c(i) - 1) / (power^c(1) - 1),
 
     c(i) = (1 + cos(pi * i / n)) / 2. There is no warm-up. Power 1 is the limit, a plain cosine;
-    `cosine_by_epoch` counts from 0 and so never comes to `final`. A cycle of one epoch or less
-    stays at its highest value.
+    `cosine_by_epoch` counts from 0 and therefore never reaches `final`. A cycle of one epoch or
+    less stays at its highest value.
     """
 
     def fall(left):
@@ -154,7 +155,7 @@ def power_cosine_by_epoch(
         return c if power == 1 else jnp.expm1(c * math.log(power))
 
     def learning_rate(step):
-        done = epoch_of(step, steps_per_epoch) * cycles  # in parts of an epoch, exact integers
+        done = epoch_of(step, steps_per_epoch) * cycles  # in fractions of an epoch, exact integers
         highest = initial * jnp.power(jnp.float32(amplitude), done // epochs)
         if epochs <= cycles:
             return highest
@@ -165,5 +166,5 @@ def power_cosine_by_epoch(
 
 
 def linear_by_epoch(final: float, epochs: int, steps_per_epoch: int) -> Schedule:
-    """final * epoch / epochs: how DARTS raises the drop-path probability."""
+    """final * epoch / epochs, DARTS' schedule of the drop-path probability."""
     return lambda step: final * epoch_of(step, steps_per_epoch) / epochs

@@ -1,4 +1,4 @@
-"""Search spaces: a cell's edges, the candidates on each, and what the cells are stacked to."""
+"""Search spaces: a cell's edges, the candidates on each, and how cells are stacked."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,14 +8,14 @@ from asap_jax.ops import OPERATIONS, register
 
 @dataclass(frozen=True)
 class Skeleton:
-    """What a network makes of its cells.
+    """How a network is built from its cells.
 
     Attributes:
-      inputs: nodes that enter a cell; the intermediate nodes follow them.
-      cell_types: cells with alphas of their own.
-      normed_pools: in the supernet a norm without parameters follows a pooling candidate.
-      derives_none: an edge whose strongest candidate is `none` is left out; else the strongest of
-        the others is taken.
+      inputs: number of input nodes of a cell; the intermediate nodes follow them.
+      cell_types: cell types with their own alphas.
+      normed_pools: in the supernet, pooling candidates are followed by a norm without parameters.
+      derives_none: whether an edge whose strongest candidate is `none` is dropped; otherwise it
+        takes the strongest of the other candidates.
     """
 
     inputs: int
@@ -25,10 +25,10 @@ class Skeleton:
 
 
 SKELETONS = {
-    # Cells read the outputs of the two cells before and put their nodes side by side; two of them
-    # halve the maps, by edges of stride 2 from the entering nodes (Zoph et al., 2018; DARTS).
+    # Cells read the outputs of the two previous cells and concatenate their nodes; two of them
+    # halve the maps, by edges of stride 2 from the input nodes (Zoph et al., 2018; DARTS).
     "darts": Skeleton(2, ("normal", "reduce"), True, False),
-    # Cells read the cell before, their last node is their output; residual blocks halve the maps
+    # Cells read the previous cell, their last node is their output; residual blocks halve the maps
     # (Dong and Yang, 2020, arXiv:2001.00326).
     "nasbench201": Skeleton(1, ("normal",), False, True),
 }
@@ -38,8 +38,8 @@ SKELETONS = {
 class SearchSpace:
     """A cell as a directed acyclic graph.
 
-    The first nodes are what enters the cell (two in the "darts" skeleton: the outputs of the two
-    cells before); the intermediate nodes follow.
+    The first nodes are the cell's inputs (two in the "darts" skeleton: the outputs of the two
+    previous cells); the intermediate nodes follow.
 
         SearchSpace(
             {"sep_conv_3x3": OPERATIONS["sep_conv_3x3"], "ghost": my_ghost_module},
@@ -49,11 +49,11 @@ class SearchSpace:
 
     Attributes:
       candidates: names in `ops.OPERATIONS`, [O]; their order is the order of the alphas. A dict
-        {name: operation} registers those that are not yet known, see `ops.register`.
+        {name: operation} registers unknown ones, see `ops.register`.
       nodes: number of intermediate nodes.
-      edges: (source, target) pairs, [E], by rising target; by default every earlier node feeds
+      edges: (source, target) pairs, [E], by ascending target; by default every earlier node feeds
         every later one.
-      skeleton: name in `SKELETONS`: the network that the cells make.
+      skeleton: name in `SKELETONS`: the network that the cells form.
     """
 
     candidates: tuple[str, ...]
@@ -102,12 +102,12 @@ class SearchSpace:
 
     @property
     def inputs(self) -> int:
-        """Nodes that enter a cell."""
+        """Number of input nodes of a cell."""
         return SKELETONS[self.skeleton].inputs
 
     @property
     def cell_types(self) -> tuple[str, ...]:
-        """Cells with alphas of their own."""
+        """Cell types with their own alphas."""
         return SKELETONS[self.skeleton].cell_types
 
     @property
@@ -125,7 +125,7 @@ class SearchSpace:
         return [e for e, (_, t) in enumerate(self.edges) if t == target]
 
     def by_stride(self, reduction: bool) -> dict[int, list[int]]:
-        """{stride: indices of the edges that have it}; in the order in which a cell walks them."""
+        """{stride: indices of its edges}, in the order in which a cell visits them."""
         every = range(len(self.edges))
         if not reduction:
             return {1: list(every)}

@@ -1,4 +1,4 @@
-"""What has to be in place before anything large is imported; importing this puts it there."""
+"""Setup that must happen before any large import; importing this module performs it."""
 
 import os
 import signal
@@ -6,14 +6,14 @@ import sys
 
 
 def _quiet_if_command() -> None:
-    """If the command is being started, lets Ctrl-C end it without the traceback of an import."""
+    """If this is the command, makes Ctrl-C during imports end it without a traceback."""
     started = sys.argv[:1] == ["-m"] and "asap_jax.main" in sys.orig_argv
     if started and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _leave)
 
 
 def over() -> None:
-    """Gives Ctrl-C back its meaning: the command's own code takes it from here on."""
+    """Restores the default Ctrl-C handler; the command's own code takes over."""
     if signal.getsignal(signal.SIGINT) is _leave:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

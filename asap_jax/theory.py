@@ -1,4 +1,4 @@
-"""Theorem 2 of the ASAP paper as an experiment: Algorithm 1's pruning on arms of known worth.
+"""Theorem 2 of the ASAP paper as an experiment: Algorithm 1's pruning on arms of known value.
 
     python -m asap_jax.theory --plot=docs/theory.svg
 
@@ -19,14 +19,14 @@ LEARNING_RATE = 1.0  # eta; temperatures are in units of eta * L, with L = 1
 
 
 class Rule(NamedTuple):
-    """When an arm is cut: log softmax(alpha / T(t)) < log theta(t), t from 1."""
+    """Prunes an arm if log softmax(alpha / T(t)) < log theta(t), t from 1."""
 
     temperature: Callable
     log_threshold: Callable
 
 
 def pac_rule(arms: int, delta: float, scale: float = 1.0) -> Rule:
-    """Theorem 2's schedule; `scale` other than 1 breaks its temperature, for a control."""
+    """Theorem 2's schedule; a `scale` other than 1 violates its temperature, as a control."""
     temperature = schedules.pac_temperature(arms, LEARNING_RATE, delta)
     return Rule(lambda t: scale * temperature(t), schedules.pac_log_threshold(arms))
 
@@ -34,10 +34,10 @@ def pac_rule(arms: int, delta: float, scale: float = 1.0) -> Rule:
 def exponential_rule(
     arms: int, learning_rate: float = 1e-3, steps_per_epoch: int = 260, epochs: int = 50
 ) -> Rule:
-    """The schedule that the paper searches with: T = 1.3 * 0.95^epoch, theta = 0.4 / N.
+    """The schedule of the paper's searches: T = 1.3 * 0.95^epoch, theta = 0.4 / N.
 
-    Its temperature belongs to alphas that move by `learning_rate` a step, so it is divided by that.
-    After `epochs` the temperature stays.
+    Its temperature is meant for alphas that move by `learning_rate` per step, so it is divided by
+    that. After `epochs` the temperature is constant.
     """
     annealed = schedules.exponential_temperature(1.3, 0.95, steps_per_epoch)
 
@@ -48,7 +48,7 @@ def exponential_rule(
 
 
 class Trials(NamedTuple):
-    """What many runs ended with: share that lost the best arm, share undecided, mean steps."""
+    """Results over many runs: share that lost the best arm, share undecided, mean steps."""
 
     wrong: float
     undecided: float
@@ -58,20 +58,20 @@ class Trials(NamedTuple):
 def simulate(key, rule: Rule, arms: int, gap: float, trials: int, max_steps: int) -> Trials:
     """Runs Algorithm 1's pruning on `arms` arms until one is left.
 
-    Each step moves alpha_i by eta times an independent draw of -1 or 1, of mean gap / 2 for the
+    Each step moves alpha_i by eta times an independent draw of -1 or 1, with mean gap / 2 for the
     first arm and -gap / 2 for the others: gradients bounded by L = 1. Weights are compared as
     logarithms, since theta underflows.
 
     Args:
-      key: of the draws.
+      key: PRNG key.
       rule: the schedule.
       arms: N.
-      gap: between the best arm's mean and the others', in (0, 2).
-      trials: independent runs.
-      max_steps: where a run that is not decided is given up.
+      gap: difference between the best arm's mean and the others', in (0, 2).
+      trials: number of independent runs.
+      max_steps: steps after which an undecided run stops.
 
     Returns:
-      `Trials`. A run is wrong if the best arm was cut.
+      `Trials`. A run is wrong if the best arm was pruned.
     """
     means = jnp.where(jnp.arange(arms) == 0, gap / 2, -gap / 2)
 
@@ -111,7 +111,7 @@ CASES = ((2, 0.4), (7, 0.4), (7, 0.8), (20, 0.8), (7, 0.05))  # arms, gap
 
 
 def table(trials: int, max_steps: int) -> str:
-    """Markdown: the share of runs that lost the best arm, for several arms, gaps and schedules."""
+    """Markdown table: share of runs that lost the best arm, by schedule, number of arms and gap."""
     rules = (
         ("Theorem 2, delta 0.1", lambda arms: pac_rule(arms, 0.1)),
         ("Theorem 2, delta 0.3", lambda arms: pac_rule(arms, 0.3)),
@@ -134,7 +134,7 @@ def table(trials: int, max_steps: int) -> str:
 
 
 def draw(path: str, arms: int = 7, delta: float = 0.1) -> None:
-    """Draws T, theta and beta over the steps, logarithmically: T / (eta L), -log theta, beta."""
+    """Plots T / (eta L), beta / (eta L) and -log theta over the steps, on log axes."""
     from matplotlib.figure import Figure
 
     t = jnp.arange(1, 11_701)

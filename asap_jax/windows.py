@@ -1,4 +1,4 @@
-"""Sliding windows as shifted slices: what depthwise convolution and pooling are made of."""
+"""Sliding windows as shifted slices, the basis of depthwise convolution and pooling."""
 
 from typing import NamedTuple
 
@@ -7,7 +7,7 @@ from jax import lax
 
 
 class Window(NamedTuple):
-    """Of a convolution: size x size taps, `dilation` apart, `padding` zeros on each side."""
+    """A convolution window: size x size taps, `dilation` apart, `padding` zeros on each side."""
 
     size: int
     stride: int = 1
@@ -16,7 +16,7 @@ class Window(NamedTuple):
 
 
 def outputs(size: int, stride: int) -> int:
-    """How many windows a padded axis of `size` has: one around each `stride`-th pixel."""
+    """Number of windows on a padded axis of `size`: one centered at each `stride`-th pixel."""
     return -(-size // stride)
 
 
@@ -27,12 +27,12 @@ def pad(x, width: int, value=0):
 
 
 def taps(size: int) -> list[tuple[int, int]]:
-    """The (row, column) pairs of a size x size window, row by row."""
+    """The (row, column) pairs of a size x size window in row-major order."""
     return [(i, j) for i in range(size) for j in range(size)]
 
 
 def shifted(padded, i, j, height, width, stride=1, dilation=1):
-    """What tap (i, j) of every window meets: [N, height, width, C] out of `padded`."""
+    """The pixels under tap (i, j) of every window: [N, height, width, C], from `padded`."""
     batch, _, _, channels = padded.shape
     top, left = i * dilation, j * dilation
     return lax.slice(
@@ -44,7 +44,7 @@ def shifted(padded, i, j, height, width, stride=1, dilation=1):
 
 
 def spread(g, height, width, stride, value=0):
-    """Puts g [N, h, w, C] back on the input's grid [N, height, width, C], `value` in between."""
+    """Spreads g [N, h, w, C] over the input's grid [N, height, width, C], padded with `value`."""
     if stride == 1:
         return g
     after = [

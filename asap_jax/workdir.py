@@ -1,4 +1,4 @@
-"""A run's folder: whose it is, and records that are never half written."""
+"""A run's folder: which config it belongs to, and atomic writes of its records."""
 
 import contextlib
 import errno
@@ -12,10 +12,10 @@ from asap_jax.errors import UserError
 
 VERSION = 1
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
-_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://?[^/]")  # Path makes gs:/ of gs://
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://?[^/]")  # Path turns gs:// into gs:/
 
-# What another start in the same workdir may ask for anew; every other key has to stay. The data may
-# have moved (so may the path of a source): that it is the same, every stage checks.
+# Keys that may change when a run is restarted in the same workdir; every other key must stay. The
+# data (including the path of a source) may have moved; every stage checks that it is the same.
 MAY_CHANGE = (
     "mode",
     "data.dir",
@@ -34,10 +34,10 @@ MAY_CHANGE = (
 
 
 def locate(path: str | Path) -> Path:
-    """The folder that a user names, a leading ~ as the shell has it.
+    """The folder named by a user, with a leading ~ expanded.
 
     Raises:
-      UserError: it is the address of a bucket or the like, or there is no home that ~ stands for.
+      UserError: it is a URL, such as a bucket's, or there is no home directory to expand ~ to.
     """
     if _ADDRESS.match(str(path)):
         raise UserError(
@@ -46,19 +46,19 @@ def locate(path: str | Path) -> Path:
         )
     try:
         return Path(path).expanduser()
-    except RuntimeError as error:  # neither HOME nor an entry in the list of users
+    except RuntimeError as error:  # neither HOME nor an entry in the user database
         raise UserError(f"{path} cannot be found ({error}): name it without the ~") from error
 
 
 def claim(path: str | Path, config: dict) -> Path:
-    """Makes the workdir this config's, or refuses one that is another's.
+    """Creates the workdir for this config, or accepts an existing one with the same config.
 
     Args:
-      path: the folder; made if need be.
+      path: the folder; created if missing.
       config: plain JSON; written to config.json.
 
     Raises:
-      UserError: the folder holds another config, a newer version's run, or cannot be written to.
+      UserError: the folder holds another config or a newer version's run, or is not writable.
     """
     path, before = Path(path), check(path, config)
     try:
@@ -71,7 +71,7 @@ def claim(path: str | Path, config: dict) -> Path:
 
 
 def check(path: str | Path, config: dict) -> dict | None:
-    """The config that the workdir holds, if any; UserError for one that `claim` would refuse."""
+    """The workdir's existing config, if any; raises UserError if `claim` would reject it."""
     path = Path(path)
     if path.exists() and not path.is_dir():
         raise UserError(f"--workdir={path} is a file: name a folder, new or of the same config")
@@ -79,7 +79,7 @@ def check(path: str | Path, config: dict) -> dict | None:
         raise UserError(
             f"--workdir={path} holds a saved network and no run: choose another --workdir"
         )
-    # Keys of the data that the run's own asap_jax did not know yet, and that nobody has set here.
+    # Data keys that are unset here and did not exist in the version that made the run.
     unset = {f"data.{key}" for key, value in config.get("data", {}).items() if not value}
     before = read_config(path) if (path / "config.json").exists() else None
     if before is not None:
@@ -97,7 +97,7 @@ def check(path: str | Path, config: dict) -> dict | None:
 
 
 def read_config(path: str | Path) -> dict:
-    """The config that the workdir's run was made with; UserError if there is none to read."""
+    """The config of the workdir's run; raises UserError if it cannot be read."""
     record = read_json(Path(path) / "config.json")
     version = record.pop("workdir_version", None)
     if version != VERSION:
@@ -110,10 +110,10 @@ def read_config(path: str | Path) -> dict:
 
 @contextlib.contextmanager
 def room_for(path: Path | None):
-    """Tells of a disk that is full, or no longer to be written to, in one UserError.
+    """Turns an error from a full or read-only disk into a UserError.
 
     Args:
-      path: the workdir that is written to meanwhile; None if none is.
+      path: the workdir being written to; None if there is none.
     """
     try:
         yield
@@ -147,7 +147,7 @@ def _may_change(key: str, old, new) -> bool:
 
 
 def write_json(path: Path, record) -> None:
-    """Writes a record whole or not at all."""
+    """Writes a record atomically."""
     beside = path.with_name(path.name + ".part")
     path.parent.mkdir(parents=True, exist_ok=True)
     beside.write_text(json.dumps(record, indent=2) + "\n")
@@ -155,14 +155,14 @@ def write_json(path: Path, record) -> None:
 
 
 def read_json(path: Path) -> dict:
-    """A record; UserError if it is not there or broken."""
+    """Reads a record; raises UserError if it is missing or broken."""
     try:
         record = json.loads(path.read_text())
     except OSError as error:
         raise UserError(
             f"{path} cannot be read ({error.strerror}): is {path.parent} the workdir of a run?"
         ) from error
-    except ValueError as error:  # no JSON, or no text
+    except ValueError as error:  # not JSON, or not text
         raise UserError(f"{path} is no JSON ({error}): was it edited?") from error
     if not isinstance(record, dict):
         raise UserError(f"{path} holds no JSON object: was it edited?")

@@ -1,4 +1,4 @@
-"""From a config to arrays: sources, splits, batches; `augment` runs on the device."""
+"""From config to arrays: sources, splits and batches; `augment` runs on the device."""
 
 from asap_jax.data.batches import epoch_order, evaluation_batches, onwards
 from asap_jax.data.dataset import Dataset, balanced_weights, hold_out
@@ -16,12 +16,12 @@ from asap_jax.errors import UserError
 
 
 def as_dataset(given, **options) -> Dataset:
-    """A `Dataset` from whatever form the data comes in.
+    """Returns a `Dataset` from any supported form of data.
 
     Args:
-      given: a `Dataset`, taken as it is; the name of a source (see `load`); or arrays, as a tuple
+      given: a `Dataset`, returned as is; the name of a source (see `load`); or arrays as a tuple
         (images, labels) or (images, labels, test_images, test_labels), see `from_arrays`.
-      options: of `load` or `from_arrays`.
+      options: passed to `load` or `from_arrays`.
     """
     if isinstance(given, str):
         return load(given, **options)

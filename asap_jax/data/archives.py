@@ -11,11 +11,11 @@ from asap_jax.errors import UserError
 
 
 def npz(path: Path, choices: Choices = Choices()) -> Source:
-    """A NumPy archive: train_images and train_labels, and so for val and test if need be.
+    """Opens a NumPy archive with train_images and train_labels, optionally also val and test.
 
-    Keras' names (x_train, y_train, ...) and plain `images` and `labels` serve as well, and the
-    files of MedMNIST can be read as they are. `class_names` [classes] is optional. What the arrays
-    may be, and `choices.sparse_labels`: `sources.from_arrays`.
+    Keras' names (x_train, y_train, ...) and plain `images` and `labels` work too, and MedMNIST
+    files can be read unchanged. `class_names` [classes] is optional. For valid arrays and
+    `choices.sparse_labels` see `sources.from_arrays`.
     """
     if not path.is_file():
         raise UserError(f"there is no file {path}: npz:PATH names a NumPy archive")

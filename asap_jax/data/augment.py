@@ -1,6 +1,6 @@
-"""Augmentation on the device, batch-wise, inside the jitted step: DARTS' order.
+"""Batched augmentation on the device, inside the jitted step, in DARTS' order.
 
-Crop (padding with black), flip, AutoAugment or colour jitter, scale to [0, 1], normalise, cut out.
+Crop (with black padding), flip, AutoAugment or color jitter, scale to [0, 1], normalize, cutout.
 """
 
 from typing import NamedTuple
@@ -14,13 +14,13 @@ from asap_jax.data.jitter import color_jitter
 
 
 class Augmentation(NamedTuple):
-    """What happens to a training image.
+    """How training images are augmented.
 
     mean, std: [C], of images in [0, 1].
-    pad: pixels of black around the image before a random crop to its own size.
-    flip: mirror every other image, at random.
-    cutout: side of the square that is set to the mean, in pixels; 0 for none.
-    policy: AutoAugment's, a key of `autoaugment.POLICIES`; "" for none.
+    pad: pixels of black padding before a random crop to the original size.
+    flip: mirror each image with probability 1/2.
+    cutout: side in pixels of the square that is set to the mean; 0 for none.
+    policy: AutoAugment policy, a key of `autoaugment.POLICIES`; "" for none.
     jitter: strengths of brightness, contrast, saturation and hue, see `color_jitter`; () for none.
     """
 
@@ -34,20 +34,20 @@ class Augmentation(NamedTuple):
 
 
 def normalise(images, mean, std):
-    """uint8 [N, H, W, C] -> float32 of zero mean and unit variance a channel."""
+    """uint8 [N, H, W, C] -> float32 with zero mean and unit variance per channel."""
     scaled = images.astype(jnp.float32) / 255
     return (scaled - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)
 
 
 def augment(images, augmentation: Augmentation, key):
-    """uint8 [N, H, W, C] -> float32 [N, H, W, C], each image with draws of its own."""
+    """uint8 [N, H, W, C] -> float32 [N, H, W, C], with independent draws per image."""
     key_crop, key_flip, key_cutout = jax.random.split(key, 3)
     if augmentation.pad:
         images = _crop(images, augmentation.pad, key_crop)
     if augmentation.flip:
         mirrored = jax.random.bernoulli(key_flip, shape=(images.shape[0], 1, 1, 1))
         images = jnp.where(mirrored, images[:, :, ::-1], images)
-    # Keys beside the three above, which are the folds 0 to 2.
+    # Extra keys, distinct from the three above, which are folds 0 to 2.
     if augmentation.policy:
         images = auto_augment(images, augmentation.policy, jax.random.fold_in(key, 3))
     if augmentation.jitter:
@@ -70,7 +70,7 @@ def _crop(images, pad, key):
 
 
 def _cutout(images, length, key):
-    """Zeroes a square around a random pixel, clipped at the borders."""
+    """Zeroes a square around a random pixel, clipped at the image borders."""
     count, height, width, _ = images.shape
     key_y, key_x = jax.random.split(key)
     y = jax.random.randint(key_y, (count, 1), 0, height)

@@ -1,9 +1,9 @@
-"""AutoAugment (Cubuk et al., 2019, arXiv:1805.09501) on the device, batch-wise.
+"""Batched AutoAugment (Cubuk et al., 2019, arXiv:1805.09501) on the device.
 
-An image draws one of its policy's 25 sub-policies: two operations, one after the other, each with a
-probability and a strength. Strengths are ten steps from nothing to shears by 0.3, translations by
-150/331 of the image, rotations by 30 degrees, factors of 1 -+ 0.9, 4 bits and threshold 0; what has
-a direction takes either at random.
+Each image draws one of the policy's 25 sub-policies: two operations applied in sequence, each with
+a probability and a magnitude. Magnitudes have ten levels from none up to: shear 0.3, translation
+150/331 of the image, rotation 30 degrees, factor 1 -+ 0.9, 4 bits, threshold 0. Operations with a
+direction draw it at random.
 """
 
 import functools
@@ -44,7 +44,7 @@ POLICIES = {
 
 
 def sub_policies(policy: str) -> list[list[tuple[str, float, int]]]:
-    """[sub-policy][first, second] -> (name, probability, magnitude); 0 where it has none."""
+    """[sub-policy][first, second] -> (name, probability, magnitude); magnitude 0 if unset."""
 
     def parsed(word):
         name, probability, magnitude = re.fullmatch(r"([A-Za-z]+)(1|\.\d)(?:@(\d))?", word).groups()
@@ -55,30 +55,30 @@ def sub_policies(policy: str) -> list[list[tuple[str, float, int]]]:
 
 
 def auto_augment(images, policy: str, key):
-    """uint8 [N, H, W, C] -> uint8 [N, H, W, C], each image with draws of its own.
+    """uint8 [N, H, W, C] -> uint8 [N, H, W, C], with independent draws per image.
 
-    An image of one channel is treated as Pillow treats its grey mode: `color` leaves it as it is.
+    Single-channel images follow Pillow's grey mode: `color` leaves them unchanged.
 
     Args:
-      images: of one or three channels.
+      images: with one or three channels.
       policy: a key of `POLICIES`.
-      key: of all draws.
+      key: PRNG key for all draws.
     """
     count, height, width, _ = images.shape
     index, happens, negative = draw(policy, count, key)
     form = jnp.where(happens, 1 + negative, 0)
     table = jax.tree.map(jnp.asarray, _table(policy, height, width))
     drawn = jax.tree.map(lambda field: field[index, jnp.arange(2)[:, None], form], table)
-    # A loop over the two, so that the program holds the operations once.
+    # A scan over the two operations, so that the program contains them only once.
     return lax.scan(lambda x, operation: (operations.apply(x, operation), None), images, drawn)[0]
 
 
 def draw(policy: str, count: int, key):
-    """What happens to each of `count` images.
+    """Draws the augmentation of each of `count` images.
 
     Returns:
       index: int32 [N], the sub-policy.
-      happens: bool [2, N], whether its first and its second operation take place.
+      happens: bool [2, N], whether its first and second operations are applied.
       negative: bool [2, N], the direction, for operations that have one.
     """
     key_index, key_happens, key_sign = jax.random.split(key, 3)
@@ -91,9 +91,9 @@ def draw(policy: str, count: int, key):
 
 @functools.cache
 def _table(policy, height, width) -> Operation:
-    """What a policy can draw for images of that size: fields [sub-policies, 2, 3, ...].
+    """All operations a policy can draw for this image size: fields [sub-policies, 2, 3, ...].
 
-    The last of these axes is nothing, the operation, and the operation in the other direction.
+    The axis of size 3 holds the identity, the operation, and the operation in the other direction.
     """
     pairs = sub_policies(policy)
     flat = [
@@ -114,7 +114,7 @@ def _table(policy, height, width) -> Operation:
 
 
 def make_operation(name, magnitude, sign, height, width) -> Operation:
-    """The operation of a policy's entry; `sign` is 1 or -1."""
+    """The operation for a policy entry; `sign` is 1 or -1."""
     share = magnitude / 9
     amount = sign * share
     factor = 1 + 0.9 * amount

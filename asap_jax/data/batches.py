@@ -1,13 +1,13 @@
-"""Which images make a batch."""
+"""Selects the images of each batch."""
 
 import numpy as np
 
 
 def epoch_order(indices, batch_size, seed, epoch):
-    """The batches of one epoch: [steps, batch_size] indices, shuffled; none is incomplete.
+    """Batches of one epoch: [steps, batch_size] shuffled indices; an incomplete batch is dropped.
 
-    The order depends on `seed` (a sequence of integers) and the epoch alone, so a resumed epoch
-    goes on with the same batches.
+    The order depends only on `seed` (a sequence of integers) and the epoch, so a resumed epoch
+    continues with the same batches.
     """
     order = np.random.default_rng([*seed, epoch]).permutation(indices)
     steps = len(order) // batch_size
@@ -15,12 +15,12 @@ def epoch_order(indices, batch_size, seed, epoch):
 
 
 def onwards(order, epochs, epoch, step):
-    """Yields the batches of all epochs from a step of one on.
+    """Yields the batches of all epochs, starting at a given step.
 
     Args:
       order: epoch -> its batches, a sequence.
-      epochs: how many there are.
-      epoch, step: where to begin.
+      epochs: number of epochs.
+      epoch, step: where to start.
     """
     for each in range(epoch, epochs):
         yield from order(each)[step:]
@@ -30,7 +30,7 @@ def onwards(order, epochs, epoch, step):
 def evaluation_batches(count, batch_size):
     """Yields (indices [batch_size], valid [batch_size] bool) over `count` images, in order.
 
-    The last batch is filled up from the start again, and marked as not valid there.
+    The last batch wraps around to the first images, which are marked as not valid.
     """
     for start in range(0, count, batch_size):
         indices = np.arange(start, start + batch_size)

@@ -1,4 +1,4 @@
-"""The one form in which every source ends: arrays in memory."""
+"""The common form of every source: arrays in memory."""
 
 import hashlib
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ SPARSE_LABELS = (
     "config.data.sparse_labels=True (sparse_labels=True in Python) makes the ids that occur the "
     "classes"
 )
-MIXED_SIZE = 64  # side of images that came in many sizes, where none is asked for
+MIXED_SIZE = 64  # default side for images of mixed sizes
 
 
 @dataclass(frozen=True)
@@ -23,12 +23,12 @@ class Dataset:
     Attributes:
       train_images, test_images: [N, H, W, C] uint8.
       train_labels, test_labels: [N] int32.
-      class_names: a name per class.
+      class_names: one name per class.
       mean, std: [C] of the training images scaled to [0, 1].
-      preparation: how the images were brought to their size and colour.
-      notes: what a user should know of how the set came about, a line each.
-      train_groups: [N] int, the group of each training image, or None: a group stays together
-        where the training images are split again.
+      preparation: how the images were brought to their size and color.
+      notes: messages for the user about how the data set was built, one per line.
+      train_groups: [N] int, the group of each training image, or None; a group is kept together
+        when the training images are split again.
     """
 
     train_images: np.ndarray
@@ -52,15 +52,15 @@ class Dataset:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the images."""
+        """Size of the images in bytes."""
         return self.train_images.nbytes + self.test_images.nbytes
 
     def batches(self, part: str) -> list[tuple[np.ndarray, np.ndarray]]:
-        """[(images, labels)] of the part, "train" or "test": all in one piece."""
+        """[(images, labels)] of the part, "train" or "test", as a single batch."""
         return [(getattr(self, f"{part}_images"), getattr(self, f"{part}_labels"))]
 
     def digest(self) -> str:
-        """A fingerprint of every pixel and label: a run goes on with the data it began with."""
+        """A fingerprint of every pixel and label, so that a run resumes with the same data."""
         sha = hashlib.sha256()
         for name in ("train_images", "train_labels", "test_images", "test_labels"):
             sha.update(np.ascontiguousarray(getattr(self, name)).data)
@@ -80,7 +80,7 @@ def finish(
     notes=(),
     train_groups=None,
 ) -> Dataset:
-    """Checks the classes, adds the statistics where none are published, reports an imbalance."""
+    """Checks the classes, computes statistics if none are published, reports class imbalance."""
     classes = len(class_names)
     for part, labels in (("training", train_labels), ("test", test_labels)):
         if not len(labels):
@@ -116,7 +116,7 @@ def finish(
 
 
 def balanced_weights(labels, classes: int) -> np.ndarray:
-    """[classes] float32: N / (classes * images of the class), scikit-learn's "balanced"."""
+    """[classes] float32: N / (classes * images per class), scikit-learn's "balanced"."""
     counts = np.bincount(labels, minlength=classes)
     return (len(labels) / (classes * counts)).astype(np.float32)
 
@@ -124,10 +124,10 @@ def balanced_weights(labels, classes: int) -> np.ndarray:
 def hold_out(
     labels, share: float, seed: int, groups=None, key: str = "data.test_share"
 ) -> list[np.ndarray]:
-    """Indices of the rest and of a share of the images, every class in proportion.
+    """Holds out a stratified share of the images; returns [rest, held out] as indices.
 
-    With `groups` [N], each stays whole, and the share is as near as they allow. `key` is the one
-    of the config that asked for the share.
+    With `groups` [N], each group stays whole and the share is matched as closely as possible.
+    `key` is the config key that sets the share, for error messages.
     """
     count = round(share * len(labels))
     if not 0 < count < len(labels):
@@ -147,14 +147,14 @@ def hold_out(
 
 
 def prepare_all(images, preparation: Preparation) -> np.ndarray:
-    """[N, H, W, C] uint8 of arrays of images, resized where need be."""
+    """[N, H, W, C] uint8 from an array of images, resized if needed."""
     if images.shape[1:] == preparation.shape:
         return images
     return np.stack([prepare(image, preparation) for image in images])
 
 
 def check_images(name: str, images) -> np.ndarray:
-    """[N, H, W, C] uint8, or a UserError that says what is wrong."""
+    """[N, H, W, C] uint8; raises UserError if the images are invalid."""
     try:
         images = as_array(images)
     except ValueError as error:
@@ -179,22 +179,22 @@ def check_images(name: str, images) -> np.ndarray:
 
 
 def as_array(value) -> np.ndarray:
-    """An array of whatever holds one: bfloat16 as float32, torch tensors without their gradients.
+    """Converts any array-like: bfloat16 becomes float32, torch tensors are detached.
 
     Raises:
-      ValueError: lists of several shapes.
+      ValueError: the value is a ragged list.
     """
-    if hasattr(value, "detach"):  # torch, which is not imported for it
+    if hasattr(value, "detach"):  # torch, without importing it
         value = value.detach().cpu()
         value = value.float() if "bfloat16" in str(value.dtype) else value
     array = np.asarray(value)
-    if array.dtype.kind == "V" and array.dtype.names is None:  # bfloat16 and floats of eight bits
+    if array.dtype.kind == "V" and array.dtype.names is None:  # bfloat16 and 8-bit floats
         array = array.astype(np.float32)
     return array
 
 
 def as_bytes(name: str, images: np.ndarray) -> np.ndarray:
-    """uint8 of images [N, H, W, ...] of any type, or a UserError that says what is wrong."""
+    """Images [N, H, W, ...] of any dtype as uint8; raises UserError if they are invalid."""
     if images.dtype == bool:
         return images.astype(np.uint8) * 255
     if np.issubdtype(images.dtype, np.floating):
@@ -221,7 +221,7 @@ def as_bytes(name: str, images: np.ndarray) -> np.ndarray:
 
 
 def check_labels(name: str, labels, count: int, sparse: bool = False) -> np.ndarray:
-    """[N] int32, or a UserError that says what is wrong; sparse ids are [N] int64, of any sign."""
+    """[N] int32 ([N] int64 of any sign if sparse); raises UserError if the labels are invalid."""
     labels = np.asarray(labels)
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
@@ -233,7 +233,7 @@ def check_labels(name: str, labels, count: int, sparse: bool = False) -> np.ndar
         raise UserError(f"{name} has to be integers from 0, got {labels.dtype}")
     whole = np.isfinite(labels) & (labels == np.round(labels))
     bounds = np.iinfo(np.int64 if sparse else np.int32)
-    # float(2 ** 63 - 1) is 2 ** 63: the upper bound itself is left out there.
+    # float(2 ** 63 - 1) is 2 ** 63, so the upper bound itself is excluded.
     lowest, above = (bounds.min, bounds.max + 1) if sparse else (0, bounds.max + 1)
     good = whole & (labels >= lowest) & (labels < above)
     if not good.all():
@@ -250,16 +250,16 @@ def check_labels(name: str, labels, count: int, sparse: bool = False) -> np.ndar
 
 
 def as_classes(labels: list[np.ndarray], class_names, sparse: bool) -> tuple[list, tuple[str, ...]]:
-    """(labels [N] int32 of each split, a name per class).
+    """(labels [N] int32 of each split, one name per class).
 
     Args:
       labels: of each split.
-      class_names: a name per class, by the labels' numbers (or, for sparse ids, one for each id
-        that occurs, in order); None names the classes by their numbers.
-      sparse: the labels are ids of any size, those that occur are the classes.
+      class_names: one name per class, indexed by label (for sparse ids, alternatively one for each
+        id that occurs, in order); None names the classes by their numbers.
+      sparse: labels are arbitrary ids, and the ids that occur are the classes.
 
     Raises:
-      UserError: numbers that no image has, where no names say that there are such classes.
+      UserError: labels have gaps and no names declare the missing classes.
     """
     names = None if class_names is None else tuple(map(str, class_names))
     ids = np.unique(np.concatenate(labels))
@@ -294,7 +294,7 @@ def as_classes(labels: list[np.ndarray], class_names, sparse: bool) -> tuple[lis
 
 
 def statistics(images):
-    """Mean and standard deviation of each channel, in [0, 1], from a histogram of the pixels."""
+    """Mean and standard deviation per channel, in [0, 1], from a histogram of the pixels."""
     levels = np.arange(256) / 255
     mean, std = [], []
     for channel in range(images.shape[-1]):

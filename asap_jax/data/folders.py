@@ -1,4 +1,4 @@
-"""Class folders as a source, and data sets that are published as folders."""
+"""Class folders as a source, and data sets published as folders."""
 
 import collections
 from pathlib import Path
@@ -11,25 +11,25 @@ from asap_jax.errors import UserError
 CINIC10 = (
     (0.47889522, 0.47227842, 0.43047404),
     (0.24205776, 0.23828046, 0.25874835),
-)  # mean and deviation of the channels, as published
+)  # mean and standard deviation per channel, as published
 
 
 def folder(path: Path, choices: Choices = Choices()) -> Source:
-    """Class folders: PATH/CLASS/..., or PATH/train/CLASS/... with val and test beside it.
+    """Class folders: PATH/CLASS/..., or PATH/train/CLASS/... next to val and test.
 
-    What is taken for what: `layouts.find`.
+    See `layouts.find` for how folders are interpreted.
     """
     if not path.is_dir():
         raise UserError(
             f"there is no folder {path}: folder:PATH names one that holds a folder per class, or "
             "train and test folders that do"
         )
-    listed = path / Path(choices.test).expanduser()  # a CSV file may list the test
+    listed = path / Path(choices.test).expanduser()  # a CSV file may list the test images
     listed = listed if choices.test and listed.is_file() else None
     layout = layouts.find(path, choices._replace(test="") if listed else choices)
     if listed:
         layout.splits.pop("test", None)
-    # Without training images, as a network may be measured on, all that there are are classes.
+    # Without training images (evaluation only), the classes come from all splits.
     naming = ["train"] if "train" in layout.splits else list(layout.splits)
     class_names = sorted({folder.name for name in naming for folder in _classes(layout, name)})
     if not class_names:
@@ -56,7 +56,7 @@ FREIBURG_DESCRIBED = Description(None, tuple(f"class {i}" for i in range(25)), 4
 
 
 def cinic10(path: Path, choices: Choices = Choices()) -> Source:
-    """CINIC-10 as it is unpacked: train, valid and test of ten classes; train and valid train."""
+    """CINIC-10 as unpacked: train, valid and test with ten classes; trains on train and valid."""
     parts = ("train", "valid", "test")
     missing = [name for name in parts if not (path / name).is_dir()]
     if missing:
@@ -69,9 +69,9 @@ def cinic10(path: Path, choices: Choices = Choices()) -> Source:
 
 
 def freiburg(path: Path, choices: Choices = Choices()) -> Source:
-    """The Freiburg Groceries as they are unpacked, by the first of their five official splits.
+    """The Freiburg Groceries as unpacked, with the first of their five official splits.
 
-    images/CLASS/*.png, and splits/train0.txt and test0.txt with lines "CLASS/FILE.png NUMBER".
+    Reads images/CLASS/*.png, and splits/train0.txt and test0.txt (lines: "CLASS/FILE.png NUMBER").
     """
     lists = {part: path / "splits" / f"{part}0.txt" for part in ("train", "test")}
     missing = [str(place) for place in lists.values() if not place.is_file()]
@@ -105,7 +105,7 @@ def freiburg(path: Path, choices: Choices = Choices()) -> Source:
 
 
 def _listed(place: Path) -> list[tuple[str, int]]:
-    """(CLASS/FILE, number) of each line."""
+    """(CLASS/FILE, number) for each line."""
     pairs = []
     for line in place.read_text().splitlines():
         name, _, number = line.rpartition(" ")
@@ -116,7 +116,7 @@ def _listed(place: Path) -> list[tuple[str, int]]:
 
 
 class _Seen(NamedTuple):
-    """What was seen beside images: files by their endings, and links that lead back."""
+    """Entries that are not images: files counted by extension, and links to a parent folder."""
 
     others: collections.Counter
     back: list[str]
@@ -153,7 +153,7 @@ def _class_folders(layout, split, class_names, seen, choices, grouping) -> Split
         found = []
         for file in layouts.files_below(folder, seen.back):
             ending = file.suffix.lower()
-            # What a link without ending stands for, nobody can tell: reading will name it.
+            # The type of a broken link without extension is unknown; reading it reports the error.
             if ending in readable or (not ending and not file.exists()):
                 found.append(file)
             else:

@@ -1,4 +1,4 @@
-"""One image of any kind to uint8 pixels: Pillow's formats and modes, colour, size."""
+"""Converts any image to uint8 pixels: Pillow's formats and modes, color, size."""
 
 import os
 from pathlib import Path
@@ -11,23 +11,23 @@ from asap_jax.errors import UserError
 
 CHANNELS = {"grey": 1, "rgb": 3}
 RESIZE = ("stretch", "crop", "random_crop")
-RANDOM_AREA = (0.08, 1.0)  # share of the image that a random crop shows
+RANDOM_AREA = (0.08, 1.0)  # share of the image that a random crop covers
 RANDOM_RATIO = (3 / 4, 4 / 3)  # width to height
-TEST_SHARE = 224 / 256  # side of what a test sees of an image whose training crops are random
+TEST_SHARE = 224 / 256  # share of the side seen at test time when training crops are random
 _GREY = {"1", "L", "LA", "La", "I", "F", "I;16", "I;16L", "I;16B", "I;16N"}
 
 
 class Preparation(NamedTuple):
-    """How an image becomes network input; a trained network keeps it, to treat new images alike.
+    """How an image becomes network input; kept with a trained network to treat new images alike.
 
     height, width: in pixels.
     color: "rgb" or "grey".
-    resize: what to do with another shape: "stretch" fits each side on its own; "crop" fits the
-      shorter side and takes the middle of the longer; "random_crop" shows a training another part
-      each time (see `random_crop`), and a test the middle: of 256 pixels along the shorter side
-      224, as is usual for ImageNet, and of other sizes that share.
-    bits: of what is white in images of more than eight bits, 8 to 16; 0 where the set had none:
-      such an image is then taken for one of 16 bits, or of 8 if its mode has 32 and it fits.
+    resize: how to handle other shapes: "stretch" scales each side independently; "crop" fits the
+      shorter side and takes the center of the longer; "random_crop" takes a different crop each
+      time in training (see `random_crop`) and the center in testing: 224 of 256 pixels along the
+      shorter side, as is usual for ImageNet, and the same ratio for other sizes.
+    bits: bit depth of white in images of more than eight bits, 8 to 16; 0 if the set had none:
+      such an image is then read as 16-bit, or as 8-bit if its mode is 32-bit and its values fit.
     """
 
     height: int
@@ -43,7 +43,7 @@ class Preparation(NamedTuple):
 
 
 def check_options(color: str, resize: str, bits: int = 0) -> None:
-    """Raises UserError for a colour, a way to resize or a depth that is not known."""
+    """Raises UserError for an unknown color, resize method or bit depth."""
     if bits and bits not in range(8, 17):
         raise UserError(
             f"data.bits is {bits}, but has to be 8 to 16, or 0 for what the images' values tell"
@@ -55,16 +55,16 @@ def check_options(color: str, resize: str, bits: int = 0) -> None:
 
 
 def opened(path: str, max_pixels: int = 0) -> Image.Image:
-    """A Pillow image, opened but not decoded.
+    """Opens a Pillow image without decoding it.
 
     Args:
       path: of the file.
-      max_pixels: how many it may have, in place of Pillow's own bound (179 million), which keeps
-        files that unpack to fill the memory out. It raises Pillow's bound for the whole process.
+      max_pixels: pixel limit that replaces Pillow's own (179 million), which guards against
+        decompression bombs. Raises Pillow's limit for the whole process.
 
     Raises:
-      OSError: no image, or no file.
-      DecompressionBombError: it has more pixels.
+      OSError: the file is missing or not an image.
+      DecompressionBombError: the image exceeds the limit.
     """
     if max_pixels and Image.MAX_IMAGE_PIXELS is not None:
         Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, max_pixels)
@@ -77,7 +77,7 @@ def opened(path: str, max_pixels: int = 0) -> Image.Image:
 
 
 def why(error: Exception, name: str) -> str:
-    """Why an image could not be read, for its user; `name` may be its path."""
+    """Explains to the user why an image could not be read; `name` may be its path."""
     if isinstance(error, FileNotFoundError) and os.path.islink(name):
         return (
             f"it is a link to {os.readlink(name)}, which is not there: fetch what it stands for "
@@ -95,26 +95,26 @@ def why(error: Exception, name: str) -> str:
 
 
 def is_grey(image) -> bool:
-    """Whether a Pillow image or an array [H, W], [H, W, C] has no colour."""
+    """Whether a Pillow image or an array [H, W] or [H, W, C] has no color."""
     if isinstance(image, Image.Image):
         return image.mode in _GREY
     return image.ndim == 2 or image.shape[-1] == 1
 
 
 def top(image) -> int | None:
-    """The largest value of a Pillow image of more than eight bits; None for any other."""
+    """The largest value of a Pillow image of more than eight bits; None for other images."""
     if not isinstance(image, Image.Image) or not image.mode.startswith("I"):
         return None
     return int(np.asarray(image).max())
 
 
 def depth(largest: int) -> int:
-    """The bits of a set of deep images from its largest value: 8, 10, 12, 14 or 16."""
+    """The bit depth of a set of deep images, from its largest value: 8, 10, 12, 14 or 16."""
     return next((bits for bits in (8, 10, 12, 14) if largest < 1 << bits), 16)
 
 
 def size(image) -> tuple[int, int]:
-    """(height, width) of a Pillow image as it will be seen, or of an array."""
+    """(height, width) of an array, or of a Pillow image as displayed."""
     if not isinstance(image, Image.Image):
         return image.shape[:2]
     turned = _orientation(image) >= 5
@@ -122,34 +122,34 @@ def size(image) -> tuple[int, int]:
 
 
 def _orientation(image) -> int:
-    """How the camera was held; 1 is upright. Broken metadata say nothing, TIFF turns by itself."""
+    """EXIF orientation; 1 is upright, also for broken metadata and TIFF, which Pillow rotates."""
     if not _has_exif(image) or image.format == "TIFF":
         return 1
     try:
         return int(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # Pillow's parsers of metadata raise whatever they meet
+    except Exception:  # Pillow's metadata parsers may raise anything
         return 1
 
 
 def _has_exif(image) -> bool:
-    """A cheap look: `getexif` costs as much as decoding a small image."""
+    """A cheap check: `getexif` costs as much as decoding a small image."""
     return "exif" in image.info or image.format in ("TIFF", "MPO")
 
 
 def prepare(image, preparation: Preparation) -> np.ndarray:
-    """uint8 [H, W, C] of any image.
+    """Converts any image to uint8 [H, W, C].
 
-    Transparent pixels lie on black. Deep images keep the eight bits that `preparation.bits` says;
-    pixels of floats have to lie in [0, 1]. A photograph is turned the way its camera was held.
-    Resizing is bilinear and averages where it shrinks. An animation gives its first frame.
+    Transparent pixels are composited on black. Deep images keep the top eight of
+    `preparation.bits` bits; float pixels must lie in [0, 1]. EXIF orientation is applied. Resizing
+    is bilinear with antialiasing. An animation yields its first frame.
 
     Args:
       image: a path, a Pillow image, or a uint8 array [H, W], [H, W, 1], [H, W, 3] or [H, W, 4].
-      preparation: what comes out.
+      preparation: the target size and color.
 
     Raises:
-      OSError: a file that Pillow cannot read.
-      ValueError: an array of another shape or type, pixels out of range.
+      OSError: Pillow cannot read the file.
+      ValueError: an array has an unsupported shape or dtype, or pixels are out of range.
     """
     if isinstance(image, str | Path):
         with Image.open(image) as opened:
@@ -163,15 +163,15 @@ def prepare(image, preparation: Preparation) -> np.ndarray:
 
 
 def random_crop(image, preparation: Preparation, rng: np.random.Generator) -> np.ndarray:
-    """uint8 [H, W, C] of a part of an image, chosen at random as torchvision's RandomResizedCrop.
+    """uint8 [H, W, C] of a random crop, drawn like torchvision's RandomResizedCrop.
 
-    Its area is uniform in 8 to 100 % of the image's, the logarithm of width to height uniform
-    between those of 3/4 and 4/3, its place uniform; it is resized bilinearly.
+    The area is uniform in 8 to 100 % of the image's, the log aspect ratio (width to height) uniform
+    between those of 3/4 and 4/3, the position uniform; the crop is resized bilinearly.
 
     Args:
       image: a Pillow image or an array, see `prepare`.
-      preparation: size and colour of what comes out.
-      rng: is drawn from.
+      preparation: the target size and color.
+      rng: random generator to draw from.
     """
     image = _upright(image, preparation)
     left, top, width, height = crop_box(image.width, image.height, rng)
@@ -183,8 +183,8 @@ def random_crop(image, preparation: Preparation, rng: np.random.Generator) -> np
 def crop_box(width: int, height: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
     """(left, top, width, height) of a random crop of an image of that size; see `random_crop`.
 
-    What does not fit is drawn anew, ten times; then it is the middle, as much of it as the bounds
-    of the ratio allow.
+    Crops that do not fit are redrawn up to ten times; the fallback is the largest center crop
+    within the ratio bounds.
     """
     low, high = RANDOM_RATIO
     for _ in range(10):
@@ -198,7 +198,7 @@ def crop_box(width: int, height: int, rng: np.random.Generator) -> tuple[int, in
 
 
 def _upright(image, preparation) -> Image.Image:
-    """The image as it will be seen, of eight bits and the preparation's colour, its own size."""
+    """The image as displayed, with eight bits and the preparation's color, at its own size."""
     if not isinstance(image, Image.Image):
         image = _from_array(np.asarray(image))
     if _orientation(image) != 1:
@@ -222,7 +222,7 @@ def _from_array(array) -> Image.Image:
 
 
 def _eight_bit(image, bits: int) -> Image.Image:
-    """Pillow clips its deep modes to 255 when it converts them; here they are scaled."""
+    """Scales deep images to eight bits; Pillow's own conversion would clip them to 255."""
     if image.mode == "F":
         pixels = np.asarray(image)
         if not np.isfinite(pixels).all() or pixels.min() < 0 or pixels.max() > 1:
@@ -252,7 +252,7 @@ def _colored(image, color) -> Image.Image:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
     mode = "L" if color == "grey" else "RGB"
     if image.mode not in ("1", "L", "P", "RGB", "RGBA"):
-        image = image.convert("RGB")  # CMYK, YCbCr, LAB, HSV know no way to grey
+        image = image.convert("RGB")  # CMYK, YCbCr, LAB, HSV do not convert to grey directly
     return image.convert(mode)
 
 
@@ -268,7 +268,7 @@ def _resized(image, preparation) -> Image.Image:
 
 
 def _middle(image, target) -> Image.Image:
-    """Resize so that `target` is 224 / 256 of the shorter side; cut the middle out."""
+    """Resizes so that `target` is 224 / 256 of the shorter side, then crops the center."""
     short = max(round(side / TEST_SHARE) for side in target)
     size = tuple(int(short * side / min(image.size)) for side in image.size)
     image = image.resize(size, Image.Resampling.BILINEAR)

@@ -1,7 +1,6 @@
-"""Colour augmentation on the device, batch-wise: torchvision's ColorJitter for Pillow's images.
+"""Batched color augmentation on the device: torchvision's ColorJitter on Pillow images.
 
-Brightness, contrast, saturation and hue change one after another, in an order that each image draws
-for itself.
+Brightness, contrast, saturation and hue change in sequence, in an order drawn per image.
 """
 
 import jax
@@ -10,28 +9,28 @@ from jax import lax
 
 from asap_jax.data.operations import BLACK, GREY, MEAN, blend, luma, plain_origin
 
-# What is changed: the first three by the origin of their factor, see `operations`.
+# The changes; the first three are named by the origin of their factor, see `operations`.
 BRIGHTNESS, CONTRAST, SATURATION, HUE = BLACK, MEAN, GREY, 3
 
 
 def color_jitter(images, strengths, key):
-    """uint8 [N, H, W, C] -> uint8 [N, H, W, C], each image with draws of its own.
+    """uint8 [N, H, W, C] -> uint8 [N, H, W, C], with independent draws per image.
 
-    On images of one channel saturation and hue do nothing. As in torchvision, the hue goes through
-    bytes even where its draw is nothing, but is left alone where its strength is 0.
+    Saturation and hue do not affect single-channel images. As in torchvision, the hue is quantized
+    to bytes even if its draw is 0, but is skipped if its strength is 0.
 
     Args:
-      images: of one or three channels.
+      images: with one or three channels.
       strengths: (b, c, s, h). Factors of brightness, contrast and saturation are drawn from
-        [1 - b, 1 + b], none below 0; the hue turns by a share of the circle from [-h, h], h at
-        most 0.5. DARTS has (0.4, 0.4, 0.4, 0.2).
-      key: of all draws.
+        [1 - b, 1 + b], clipped at 0; the hue shifts by a fraction of the circle in [-h, h], with h
+        at most 0.5. DARTS uses (0.4, 0.4, 0.4, 0.2).
+      key: PRNG key for all draws.
     """
     order, amounts = draw(strengths, len(images), key)
     has_hue = images.shape[-1] == 3 and strengths[HUE] > 0
 
     def step(images, turn):
-        """Each image goes through the change that is next in its order."""
+        """Applies the next change in each image's order."""
         choice = turn[:, None, None, None]
         factors = jnp.take_along_axis(amounts, turn[None], axis=0)[0]
         changed = blend(plain_origin(choice, luma(images)), images, factors)
@@ -42,11 +41,12 @@ def color_jitter(images, strengths, key):
 
 
 def draw(strengths, count, key):
-    """What happens to each of `count` images.
+    """Draws the changes of each of `count` images.
 
     Returns:
-      order: int32 [4, N], BRIGHTNESS, CONTRAST, SATURATION and HUE in any order, all 24 alike.
-      amounts: float32 [4, N], the factors of the first three and the hue's share of the circle.
+      order: int32 [4, N], a uniform permutation of BRIGHTNESS, CONTRAST, SATURATION and HUE.
+      amounts: float32 [4, N], the factors of the first three and the hue shift as a fraction of
+        the circle.
     """
     key_amount, key_order = jax.random.split(key)
     strength = jnp.array(strengths, jnp.float32)[:, None]
@@ -63,10 +63,10 @@ def draw(strengths, count, key):
 
 
 def shift_hue(images, shares):
-    """Turns the hue of uint8 [N, H, W, 3] by shares [N] of the circle, in Pillow's 255 steps.
+    """Shifts the hue of uint8 [N, H, W, 3] by fractions [N] of the circle, in Pillow's 255 steps.
 
-    Hue, saturation and value go through bytes, so that a share of 0 is not quite the identity. The
-    hue of 3 colours in 1,000 is one step off Pillow's, which rounds before it divides.
+    Hue, saturation and value are quantized to bytes, so a shift of 0 is not exactly the identity.
+    For 3 in 1,000 colors the hue is one step off Pillow's, which rounds before it divides.
     """
     hue, saturation, value = _to_hsv(images.astype(jnp.float32))
     shift = (255 * shares).astype(jnp.int32)[:, None, None]
@@ -74,7 +74,7 @@ def shift_hue(images, shares):
 
 
 def _to_hsv(images):
-    """Floats for their divisions, which are fast; whole numbers come in and go out."""
+    """RGB to HSV; floats make the divisions fast, inputs and outputs are whole numbers."""
     red, green, blue = jnp.moveaxis(images, -1, 0)
     value = images.max(-1)
     chroma = value - images.min(-1)
@@ -92,8 +92,8 @@ def _to_hsv(images):
 def _to_rgb(hue, saturation, value):
     """int32 [N, H, W] each -> uint8 [N, H, W, 3].
 
-    Along the circle a channel falls for a sixth, lies at its least for two sixths, rises for one,
-    and is full for two.
+    Along the circle a channel falls for one sixth, stays at its minimum for two, rises for one, and
+    stays at its maximum for two.
     """
 
     def channel(start):
@@ -105,5 +105,5 @@ def _to_rgb(hue, saturation, value):
 
 
 def _rounded(numerator, denominator):
-    """The nearest whole number; the denominator is odd, so that there are no ties."""
+    """Rounds to the nearest integer; the denominator is odd, so there are no ties."""
     return (2 * numerator + denominator) // (2 * denominator)

@@ -1,8 +1,8 @@
-"""Decoded images, kept as arrays in the user's cache, so that a second start reads one file.
+"""Caches decoded images as arrays in the user's cache, so that the next start reads one file.
 
-What is kept is found by a key of all that it follows from: name, size and times of every file, what
-was asked for, this package's code and the versions of the libraries that decode. Whatever differs
-makes another key; nothing is ever looked for under an old one.
+Entries are keyed by everything the result depends on: name, size and times of every file, the
+options, this package's code and the versions of the decoding libraries. Any change gives a new key;
+old entries are never looked up.
 """
 
 import functools
@@ -24,18 +24,18 @@ from PIL import features
 from asap_jax import compile_cache, memory
 from asap_jax.errors import UserError
 
-LIMIT = 10 * 1000**3  # bytes that are kept in all; those used longest ago make room
-WORTH = 1.0  # seconds of reading from which on images are kept
-SETTLED = 2.0  # seconds: a file that changed later may change again within one tick of its clock
+LIMIT = 10 * 1000**3  # total bytes; the least recently used entries are evicted
+WORTH = 1.0  # seconds; images that read faster are not cached
+SETTLED = 2.0  # seconds: a file changed more recently may change again within one clock tick
 VARIABLE = "ASAP_JAX_DATA_CACHE"
 _OURS = re.compile(r"[0-9a-f]{32}\.(npz|[0-9]+\.part)")
 
 
 class Stamp(NamedTuple):
-    """What tells files' contents from others without reading them.
+    """Identifies the contents of files without reading them.
 
     digest: of their paths, sizes and times.
-    newest: when the last of them changed, in seconds as `time.time` counts.
+    newest: time of the latest change, in seconds as in `time.time`.
     """
 
     digest: str
@@ -43,20 +43,20 @@ class Stamp(NamedTuple):
 
 
 def stamp(paths: Iterable[str | Path]) -> Stamp:
-    """The stamp of files; OSError if one is not there."""
+    """The stamp of files; raises OSError if one is missing."""
     sha, newest = hashlib.sha256(), 0.0
     for path in paths:
         found, place = os.stat(path), os.path.abspath(path)
-        times = (found.st_mtime_ns, found.st_ctime_ns)  # the second is not to be set by hand
+        times = (found.st_mtime_ns, found.st_ctime_ns)  # users cannot set the second
         sha.update(f"{place} {found.st_size} {times}\n".encode(errors="surrogateescape"))
         newest = max(newest, *(nanoseconds / 1e9 for nanoseconds in times))
     return Stamp(sha.hexdigest(), newest)
 
 
 def folder() -> Path | None:
-    """The user's cache, or the folder that ASAP_JAX_DATA_CACHE names.
+    """The user's cache, or the folder named by ASAP_JAX_DATA_CACHE.
 
-    None if that is "off", or for a user without a home.
+    None if that is "off", or if the user has no home directory.
     """
     place = os.environ.get(VARIABLE, "")
     if place == "off":
@@ -68,11 +68,11 @@ def folder() -> Path | None:
 
 
 class Kept:
-    """A place for what is made of a source's images in one way.
+    """The cache entry for one source and one set of options.
 
     Args:
-      source: an `opened.Source`. Arrays in memory are not kept, nor files that changed just now.
-      options: JSON; all that the result follows from beside the source.
+      source: an `opened.Source`. Arrays in memory and files changed just now are not cached.
+      options: JSON; everything else that the result depends on.
     """
 
     def __init__(self, source, options: dict):
@@ -95,7 +95,7 @@ class Kept:
         self._path = place / f"{name}.npz"
 
     def read(self, check: Callable[[dict], None]) -> tuple[dict, dict] | None:
-        """(arrays by name, record) that were kept, or None; `check` may refuse the record."""
+        """Cached (arrays by name, record), or None; `check` may reject the record by raising."""
         if self._path is None:
             return None
         try:
@@ -105,16 +105,14 @@ class Kept:
                     raise ValueError("it belongs to other images")
                 check(told["record"])
                 arrays = {name: archive[name] for name in told["arrays"]}
-            if _described(arrays) != told["arrays"]:  # a header: checksums are of all it tells of
+            if _described(arrays) != told["arrays"]:  # checksums do not cover array headers
                 raise ValueError("its arrays have other shapes than were written")
-            os.utime(self._path)  # used now: others make room before it
+            os.utime(self._path)  # mark as recently used
         except FileNotFoundError:
             return None
         except UserError:
             raise
-        except (
-            Exception
-        ) as error:  # the readers of archives raise whatever a broken file makes them
+        except Exception as error:  # archive readers may raise anything on a broken file
             self.notes.append(
                 f"the images kept in {self._path} cannot be used ({error}): they are read anew"
             )
@@ -122,7 +120,7 @@ class Kept:
         return arrays, told["record"]
 
     def write(self, arrays: dict[str, np.ndarray], record: dict) -> None:
-        """Keeps arrays and a JSON record, if it took long enough to make them."""
+        """Caches arrays and a JSON record, if they took long enough to make."""
         if self._path is None or time.monotonic() - self._begun < WORTH:
             return
         told = {"key": self._key, "record": record, "arrays": _described(arrays)}
@@ -152,12 +150,12 @@ def _described(arrays) -> dict:
 
 
 def _stamps(source) -> dict[str, Stamp] | None:
-    """The stamp of each split, or None where one has none that can be relied on."""
+    """The stamp of each split, or None if one has no reliable stamp."""
     if not all(split.stamp for split in source.splits.values()):
         return None
     try:
         stamps = {name: split.stamp() for name, split in source.splits.items()}
-    except OSError:  # reading will name the file
+    except OSError:  # reading reports the file
         return None
     newest = max(stamp.newest for stamp in stamps.values())
     return stamps if newest + SETTLED <= time.time() else None
@@ -165,7 +163,7 @@ def _stamps(source) -> dict[str, Stamp] | None:
 
 @functools.cache
 def _makers() -> dict:
-    """What turns files into arrays: this package, and the libraries that decode."""
+    """Versions of what turns files into arrays: this package and the decoding libraries."""
     sha = hashlib.sha256()
     files = importlib.resources.files("asap_jax.data").iterdir()
     for file in sorted(files, key=lambda file: file.name):
@@ -177,7 +175,7 @@ def _makers() -> dict:
 
 
 def _make_room(place: Path, needed: int) -> None:
-    """Removes what was used longest ago until `needed` bytes fit; OSError if they cannot."""
+    """Evicts the least recently used entries until `needed` bytes fit; raises OSError if not."""
     if needed > LIMIT:
         raise OSError(f"they take {memory.readable(needed)}, of {memory.readable(LIMIT)} in all")
     ours = [file for file in place.iterdir() if _OURS.fullmatch(file.name)]

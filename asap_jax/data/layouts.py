@@ -1,4 +1,4 @@
-"""How people lay out folders of images: which folders are splits, which classes, which neither."""
+"""Detects the layout of image folders: which folders are splits, classes, or neither."""
 
 import os
 import re
@@ -10,7 +10,7 @@ from PIL import Image
 from asap_jax.data.opened import VALIDATION, Choices
 from asap_jax.errors import UserError
 
-# Registered by Pillow, but no pictures, or none that it can decode by itself.
+# Extensions registered by Pillow that are not images, or that Pillow cannot decode by itself.
 _NO_PICTURES = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}
 _JUNK = {
     "__macosx",
@@ -47,9 +47,9 @@ SETTLED = (
 
 
 class Layout(NamedTuple):
-    """Folders that hold a folder per class, by split; what is left out of them; notes for the user.
+    """Folders that hold one folder per class, by split, and notes for the user.
 
-    apart: folders that are no classes, though they lie where classes do.
+    apart: folders that are not classes although they lie next to class folders.
     """
 
     splits: dict[str, Path]
@@ -58,23 +58,26 @@ class Layout(NamedTuple):
 
 
 def endings() -> set[str]:
-    """The endings of files that are images, in small letters."""
+    """The extensions of image files, in lower case."""
     known = Image.registered_extensions().items()
     return {e for e, kind in known if kind in Image.OPEN and kind not in _NO_PICTURES}
 
 
 def role(name: str) -> str | None:
-    """The split that a word names: train, test, val, valid or validation; None if it names none."""
+    """The split a name refers to: train, test, val, valid or validation; None for other names."""
     found = _role(name)
     return found[0] if found and not found[1] else None
 
 
 def find(path: Path, choices: Choices = Choices()) -> Layout:
-    """The layout of a folder, where it is certain; UserError, with what settles it, where not.
+    """Finds the layout of a folder.
 
     Args:
       path: the folder.
-      choices: `train` and `test` name folders in or outside it, and decide.
+      choices: `train` and `test` name folders inside or outside of it and take precedence.
+
+    Raises:
+      UserError: the layout is ambiguous; the message says how to resolve it.
     """
     if choices.train or choices.test:
         return _explicit(path, choices)
@@ -128,10 +131,10 @@ def find(path: Path, choices: Choices = Choices()) -> Layout:
 
 
 def subfolders(path: Path) -> tuple[list[Path], list[str]]:
-    """(the folders in a folder, links to such included, in order; notes of what was left out).
+    """(sorted folders in a folder, including links to folders; notes about skipped entries).
 
     Raises:
-      UserError: a link without ending leads nowhere, so that nobody knows what is missing.
+      UserError: a link without extension is broken, so its type is unknown.
     """
     found, back, junk = [], [], []
     real = os.path.realpath(path)
@@ -157,10 +160,9 @@ def subfolders(path: Path) -> tuple[list[Path], list[str]]:
 
 
 def files_below(folder: Path, back: list[str]) -> list[Path]:
-    """All files below a folder in order, but for hidden ones; links are followed, each place once.
+    """All non-hidden files below a folder, sorted; links are followed, each folder once.
 
-    Links that lead nowhere are among them. Those that lead back above themselves are not followed
-    but added to `back`.
+    Broken links are included. Links to a parent folder are not followed but added to `back`.
     """
     files, seen = [], set()
 
@@ -187,7 +189,7 @@ def files_below(folder: Path, back: list[str]) -> list[Path]:
 
 
 def leads_back(link: str, real: str) -> bool:
-    """Whether a link leads to the folder that holds it, whose real path is `real`, or above."""
+    """Whether a link points to its own folder, whose real path is `real`, or to a parent."""
     target = os.path.realpath(link)
     return os.path.commonpath([target, real]) == target
 
@@ -223,12 +225,12 @@ def _explicit(path, choices) -> Layout:
 
 
 def _named(root, folders) -> tuple[dict[str, Path], list[Path]]:
-    """(folders by the split that they name, the other folders)."""
+    """(folders by the split they name, the other folders)."""
     groups: dict = {}
     for folder in folders:
         if (found := _role(folder.name)) is not None:
             groups.setdefault(found[1], []).append((found[0], folder))
-    # seg_train and seg_test are splits as train and test are; train_station alone is none.
+    # seg_train and seg_test are splits like train and test; train_station alone is not.
     good = [
         rest
         for rest, pairs in groups.items()
@@ -252,7 +254,7 @@ def _trains(pairs) -> bool:
 
 
 def _check_classes(root, named, others) -> None:
-    """Raises UserError if folders without a training folder among them may not be classes."""
+    """Raises UserError if folders, none of them a training folder, may not be classes."""
     names = {folder.name for folder in others}
     inside = {
         name: {folder.name for folder in subfolders(folder)[0]} for name, folder in named.items()
@@ -273,7 +275,7 @@ def _check_classes(root, named, others) -> None:
 
 
 def _role(name: str) -> tuple[str, tuple[str, ...]] | None:
-    """(the split that a folder's name names, what else its name says), or None."""
+    """(the split named by a folder's name, the remaining words of the name), or None."""
     words = re.findall(r"[a-z]+|[^a-z\W_]+", re.sub(r"([a-z])([A-Z])", r"\1 \2", name).lower())
     found = [word for word in words if word in _ROLES]
     if len(found) != 1:
@@ -283,7 +285,7 @@ def _role(name: str) -> tuple[str, tuple[str, ...]] | None:
 
 
 def _unwrapped(path: Path) -> tuple[Path, list[str]]:
-    """(the folder in which the folders are that a single folder wraps, notes)."""
+    """(the folder below any single wrapping folders, notes)."""
     inside, below = path, subfolders(path)[0]
     while len(below) == 1 and not _images_in(inside) and role(below[0].name) != "train":
         inside = below[0]
@@ -295,7 +297,7 @@ def _unwrapped(path: Path) -> tuple[Path, list[str]]:
 
 
 def _is_unlabelled(folder: Path, classes: set[str]) -> bool:
-    """Whether a test or validation folder holds images but none in folders of their classes."""
+    """Whether a test or validation folder holds images, but none in class folders."""
     inner = subfolders(folder)[0]
     if not inner:
         return bool(_images_in(folder))
@@ -310,7 +312,7 @@ def _is_flat(folder: Path) -> bool:
 
 
 def _images_in(folder: Path) -> list[str]:
-    """Names of the images that lie in a folder itself."""
+    """Names of the images directly in a folder."""
     known = endings()
     return [e.name for e in _entries(folder) if Path(e.name).suffix.lower() in known]
 
@@ -321,7 +323,7 @@ def _holds_image(folder: Path) -> bool:
 
 
 def _entries(folder) -> list[os.DirEntry]:
-    """What a folder holds, but for hidden things, in order."""
+    """The non-hidden entries of a folder, sorted."""
     try:
         with os.scandir(folder) as entries:
             seen = [entry for entry in entries if not entry.name.startswith(".")]
@@ -336,5 +338,5 @@ def _entries(folder) -> list[os.DirEntry]:
 def _is_folder(entry) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link in a circle
+    except OSError:  # a link cycle
         return False

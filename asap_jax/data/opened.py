@@ -1,4 +1,4 @@
-"""What a source opens as: splits of images that are not read yet."""
+"""Opened sources: splits of images that are not read yet."""
 
 import dataclasses
 import hashlib
@@ -20,15 +20,15 @@ VALIDATION = ("val", "valid", "validation")
 
 
 class Choices(NamedTuple):
-    """What a user says of how a source is opened; "" and False leave it to the source.
+    """User options for opening a source; "" and False leave the choice to the source.
 
-    train, test: folders that hold a folder per class, within the source's or absolute.
-    images: folder that a CSV file's paths begin at.
+    train, test: folders with one folder per class, relative to the source's folder or absolute.
+    images: folder that the paths in a CSV file are relative to.
     path_column, label_column, split_column: columns of a CSV file, by name or number from 1.
-    group: what tells objects apart whose images stay together: a column of a CSV file, or a regular
-      expression on the path of an image, of which the part that is found (or its groups) counts.
-    max_pixels: pixels that an image file may have; 0 is Pillow's own bound.
-    sparse_labels: labels of arrays are ids of any size, and those that occur are the classes.
+    group: identifies objects whose images must stay together: a column of a CSV file, or a regular
+      expression searched in each image's path; the match (or its groups) is the group.
+    max_pixels: pixel limit of an image file; 0 is Pillow's own limit.
+    sparse_labels: array labels are arbitrary ids, and the ids that occur are the classes.
     """
 
     train: str = ""
@@ -47,14 +47,14 @@ class Split:
     """Images that are not read yet.
 
     Attributes:
-      count: how many.
+      count: number of images.
       read: index -> (image, label): a Pillow image (opened, not decoded) or an array; an integer.
       read_labels: () -> [count] int32; may have to read every record.
-      name: index -> what a message calls the image.
-      fingerprint: what tells this split from another, found without reading its images.
-      shape: (height, width, is grey) of all its images, where that is known beforehand.
-      stamp: () -> what tells its files' contents from others, see `kept.stamp`; a split of a source
-        in memory, or made of others, has none.
+      name: index -> name of the image in messages.
+      fingerprint: identifies this split, computed without reading its images.
+      shape: (height, width, is grey) of all its images, if known in advance.
+      stamp: () -> identifies the contents of its files, see `kept.stamp`; None for sources in
+        memory and for splits derived from others.
       groups: [count] int64, the group of each image, or None; images of one group stay together.
     """
 
@@ -74,14 +74,14 @@ class Split:
 
 
 class Source(NamedTuple):
-    """What a source holds.
+    """An opened source.
 
     splits: by name.
-    class_names: a name per class.
+    class_names: one name per class.
     statistics: published (mean, std), or None.
-    notes: for the user.
-    in_memory: the images are arrays already; the others can be streamed.
-    extra: names of the splits that were asked to train beside "train".
+    notes: messages for the user.
+    in_memory: whether the images are already arrays; other sources can be streamed.
+    extra: names of the splits that the user asked to train on in addition to "train".
     """
 
     splits: dict[str, Split]
@@ -93,11 +93,11 @@ class Source(NamedTuple):
 
 
 class Description(NamedTuple):
-    """What is known of a source's images without reading them, and without their being there.
+    """What is known about a source's images without reading them, even if they are not on disk.
 
     shape: (height, width, is grey), None if they differ.
-    class_names: a name per class.
-    count: of the images that train and test, None if that is not known.
+    class_names: one name per class.
+    count: number of training and test images, None if unknown.
     """
 
     shape: tuple[int, int, bool] | None
@@ -106,7 +106,7 @@ class Description(NamedTuple):
 
 
 def of_arrays(name, pixels, labels_name, labels, sparse: bool = False) -> Split:
-    """The split of arrays; sparse labels may be any ids, see `numbered`."""
+    """A split from arrays; sparse labels may be arbitrary ids, see `numbered`."""
     pixels = dataset.check_images(name, pixels)
     labels = dataset.check_labels(labels_name, labels, len(pixels), sparse)
     return Split(
@@ -120,18 +120,18 @@ def of_arrays(name, pixels, labels_name, labels, sparse: bool = False) -> Split:
 
 
 class Grouping:
-    """Numbers the groups of a source's images, one number a group over all its splits."""
+    """Numbers the groups of a source's images consistently across all its splits."""
 
     def __init__(self):
         self._numbers: dict[str, int] = {}
 
     def of_names(self, names) -> np.ndarray:
-        """[N] int64 of the groups' names."""
+        """[N] int64 from the groups' names."""
         numbers = (self._numbers.setdefault(name, len(self._numbers)) for name in names)
         return np.fromiter(numbers, np.int64)
 
     def of_paths(self, pattern: str, paths: list[str]) -> np.ndarray:
-        """[N] int64 of images by a regular expression on their paths; see `Choices.group`."""
+        """[N] int64 from a regular expression on image paths; see `Choices.group`."""
         try:
             compiled = re.compile(pattern)
         except re.error as error:
@@ -157,8 +157,8 @@ def files_split(
     groups: np.ndarray | None = None,
     max_pixels: int = 0,
 ) -> Split:
-    """The split of image files, most of them below `path`; it goes by their names within."""
-    # A worker gets a copy of the names: strings below one folder are lighter than paths.
+    """A split of image files, most of them below `path`, identified by their relative names."""
+    # Each worker copies the names; strings relative to one folder are lighter than paths.
     names, root = [within(file, path) for file in files], str(path)
     numbers = np.array(labels, np.int32)
 
@@ -181,7 +181,7 @@ def files_split(
 
 
 def within(file: Path, folder: Path) -> str:
-    """The path of a file from a folder on; its own where it lies outside."""
+    """The path of a file relative to a folder, or its absolute path if it lies outside."""
     try:
         return file.relative_to(folder).as_posix()
     except ValueError:
@@ -191,7 +191,7 @@ def within(file: Path, folder: Path) -> str:
 def numbered(
     splits: dict[str, Split], class_names, sparse: bool
 ) -> tuple[dict[str, Split], tuple[str, ...]]:
-    """(splits of arrays, renumbered if sparse; a name per class): see `dataset.as_classes`."""
+    """(splits of arrays, renumbered if sparse; one name per class): see `dataset.as_classes`."""
     labels, names = dataset.as_classes(
         [split.labels for split in splits.values()], class_names, sparse
     )
@@ -228,7 +228,7 @@ def joined(first: Split, second: Split) -> Split:
 
 def picked(split: Split, indices) -> Split:
     indices = np.asarray(indices, np.int64)
-    read, name = split.read, split.name  # not the split: its labels need not travel to a worker
+    read, name = split.read, split.name  # not the split: workers do not need its labels
     chosen = hashlib.sha256(indices.tobytes()).hexdigest()[:16]
     return Split(
         len(indices),

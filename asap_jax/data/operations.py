@@ -1,14 +1,13 @@
-"""Pillow's image operations on a batch on the device, each image with one of its own.
+"""Batched Pillow image operations on the device, with a different operation per image.
 
-vmap would turn a choice of operation into all of them, so an operation is data: a table of 256
-grey levels, a matrix of where pixels come from, and a factor of the distance from a duller image.
-The reference is Pillow on images of one or three channels (modes L and RGB), with nearest
-neighbours and `FILL` outside.
+Under vmap a choice of operation would compute all of them, so an operation is data instead: a table
+of 256 grey levels, a matrix for where pixels come from, and a factor for the distance from a
+degenerate image. The reference is Pillow on images of one or three channels (modes L and RGB), with
+nearest neighbors and `FILL` outside.
 
-Equal to Pillow bit for bit, but for two places where a whole number may become one level more or
-less. Autocontrast divides whole numbers here, floats there: 0.4 % of its table entries differ. XLA
-may fuse a factor's product and sum and round them once: 0.5 % of the pixels differ at factors in
-tenths.
+Results equal Pillow's bit for bit, with two exceptions that may differ by one level. Autocontrast
+divides integers here and floats in Pillow: 0.4 % of its table entries differ. XLA may fuse a
+factor's product and sum with a single rounding: 0.5 % of the pixels differ at factors in tenths.
 """
 
 import math
@@ -17,24 +16,25 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-FILL = 128  # grey level of what an image has no pixels for
-_ONE = 1 << 16  # 1 in the fixed-point numbers of a matrix
+FILL = 128  # grey level outside of the source image
+_ONE = 1 << 16  # 1 in the fixed-point format of a matrix
 _LEVELS = np.arange(256)
 
-# What a factor moves an image away from.
+# The degenerate image that a factor moves away from.
 BLACK, MEAN, GREY, SMOOTH = range(4)
 
 
 class Operation(NamedTuple):
-    """One operation; in `apply`, one for each image, with a leading axis N on every field.
+    """One operation; in `apply`, one per image, with a leading axis N on every field.
 
-    Each constructor below sets what it needs and leaves the rest neutral; `apply` relies on that.
+    Each constructor below sets the fields it needs and leaves the rest neutral; `apply` relies on
+    that.
 
-    table: uint8 [256], what each grey level becomes.
-    autocontrast, equalize: bool, whether a table of the image's own takes its place.
+    table: uint8 [256], the new value of each grey level.
+    autocontrast, equalize: bool, whether to use a table computed from the image instead.
     matrix: int32 [6], where a pixel comes from, in 1 / 65,536 of a pixel: (x, y) from
       (m0 x + m1 y + m2, m3 x + m4 y + m5), rounded down.
-    origin, factor: every level's distance from the image's BLACK, MEAN, GREY or SMOOTH form is
+    origin, factor: each pixel's distance from the image's BLACK, MEAN, GREY or SMOOTH form is
       multiplied by the factor.
     """
 
@@ -51,12 +51,12 @@ def invert() -> Operation:
 
 
 def posterize(bits: int) -> Operation:
-    """Keeps the upper `bits` of a grey level, 1 to 8."""
+    """Keeps the upper `bits` bits of each grey level, 1 to 8."""
     return _with_table(_LEVELS & -(1 << (8 - bits)))
 
 
 def solarize(threshold: float) -> Operation:
-    """Inverts the grey levels from `threshold` on."""
+    """Inverts grey levels at or above `threshold`."""
     return _with_table(np.where(_LEVELS < threshold, _LEVELS, 255 - _LEVELS))
 
 
@@ -69,7 +69,7 @@ def contrast(factor: float) -> Operation:
 
 
 def color(factor: float) -> Operation:
-    """Saturation; the identity on an image of one channel."""
+    """Saturation; the identity on single-channel images."""
     return Operation(origin=GREY, factor=factor)
 
 
@@ -83,12 +83,12 @@ def autocontrast() -> Operation:
 
 
 def equalize() -> Operation:
-    """Spreads each channel's levels so that all are about equally frequent."""
+    """Equalizes each channel's histogram."""
     return Operation(equalize=True)
 
 
 def affine(a: float, b: float, c: float, d: float, e: float, f: float) -> Operation:
-    """The pixel with its centre at (x, y) comes from (a x + b y + c, d x + e y + f)."""
+    """The pixel centered at (x, y) comes from (a x + b y + c, d x + e y + f)."""
     matrix = (a, b, c + (a + b) / 2, d, e, f + (d + e) / 2)
     return Operation(
         matrix=np.array([math.floor(_ONE * value + 0.5) for value in matrix], np.int32)
@@ -112,7 +112,7 @@ def translate_y(pixels: float) -> Operation:
 
 
 def rotate(degrees: float, height: int, width: int) -> Operation:
-    """Counterclockwise around the middle."""
+    """Rotates counterclockwise around the center."""
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     x, y = width / 2, height / 2
     return affine(cos, -sin, x - cos * x + sin * y, sin, cos, y - sin * x - cos * y)
@@ -123,17 +123,17 @@ def _with_table(levels) -> Operation:
 
 
 def apply(images, operation: Operation):
-    """uint8 [N, H, W, C] -> uint8 [N, H, W, C]; each image goes through its operation."""
+    """uint8 [N, H, W, C] -> uint8 [N, H, W, C]; applies each image's operation."""
     grey = luma(images)
     choice = operation.origin[:, None, None, None]
     origin = jnp.where(choice == SMOOTH, _smooth(images), plain_origin(choice, grey))
-    # The origins are of the images as they came: where a factor is not 1, nothing moves.
+    # Origins use the unmoved images: operations with a factor other than 1 do not move pixels.
     moved = _look_up(_move(images, operation.matrix), _tables(images, operation))
     return blend(origin, moved, operation.factor)
 
 
 def luma(images):
-    """uint8 [N, H, W, C] -> uint8 [N, H, W, 1], the brightness of each pixel (ITU-R 601-2)."""
+    """uint8 [N, H, W, C] -> uint8 [N, H, W, 1], the luma of each pixel (ITU-R 601-2)."""
     if images.shape[-1] == 1:
         return images
     weighted = images.astype(jnp.int32) * jnp.array([19595, 38470, 7471])
@@ -141,7 +141,7 @@ def luma(images):
 
 
 def plain_origin(choice, grey):
-    """uint8 [N, H, W, 1] of BLACK, the MEAN over an image, or GREY, by choice [N, 1, 1, 1]."""
+    """uint8 [N, H, W, 1]: BLACK, the image's MEAN, or GREY, selected by choice [N, 1, 1, 1]."""
     pixels = grey.shape[1] * grey.shape[2]
     total = grey.sum((1, 2, 3), dtype=jnp.int32, keepdims=True)
     mean = (2 * total + pixels) // (2 * pixels)  # rounded
@@ -149,7 +149,7 @@ def plain_origin(choice, grey):
 
 
 def blend(origin, images, factors):
-    """Multiplies the distance of images from an origin, and clips to 0..255.
+    """Scales the distance of images from an origin, and clips to 0..255.
 
     Args:
       origin: uint8, broadcasts against the images.
@@ -162,7 +162,7 @@ def blend(origin, images, factors):
 
 
 def _tables(images, operation):
-    """What each level becomes in each image and channel: uint8 [N, 256, C]."""
+    """The lookup table of each image and channel: uint8 [N, 256, C]."""
     chosen = jnp.where(
         operation.autocontrast[:, None, None],
         _autocontrast_tables(images),
@@ -180,7 +180,7 @@ def _autocontrast_tables(images):
 
 
 def _equalize_tables(images):
-    """A level becomes the number of lower pixels, in 255ths of those below the highest level."""
+    """Maps a level to the number of lower pixels, in 255ths of those below the highest level."""
     count, height, width, channels = images.shape
     histogram = (
         jnp.zeros((count, 256, channels), jnp.int32)
@@ -207,7 +207,7 @@ def _look_up(images, tables):
 
 
 def _move(images, matrices):
-    """Takes each pixel from where its image's matrix says, and `FILL` from outside."""
+    """Gathers each pixel from where its image's matrix points, with `FILL` outside."""
     count, height, width, channels = images.shape
     m = matrices[:, :, None, None]
     x, y = jnp.arange(width), jnp.arange(height)[:, None]
@@ -221,9 +221,9 @@ def _move(images, matrices):
 
 
 def _smooth(images):
-    """Every pixel's mean with its eight neighbours, itself five times; the border stays."""
+    """Averages each pixel, weighted 5, with its eight neighbors; the border is unchanged."""
     wide = images.astype(jnp.int32)
     rows = wide[:, :-2] + wide[:, 1:-1] + wide[:, 2:]
     total = rows[:, :, :-2] + rows[:, :, 1:-1] + rows[:, :, 2:]
-    mean = (2 * (total + 4 * wide[:, 1:-1, 1:-1]) + 13) // 26  # of 13, rounded; there are no ties
+    mean = (2 * (total + 4 * wide[:, 1:-1, 1:-1]) + 13) // 26  # over 13, rounded; no ties occur
     return images.at[:, 1:-1, 1:-1].set(mean.astype(jnp.uint8))

@@ -1,4 +1,4 @@
-"""Reads the images of a split into memory, in a few threads."""
+"""Reads the images of a split into memory with a thread pool."""
 
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -16,17 +16,17 @@ _PROBE = images.Preparation(8, 8, "rgb")
 
 
 class Reader:
-    """Reads images in a few threads. One that cannot be read is an error that names it, or is left
-    out and counted."""
+    """Reads images with a thread pool. Raises an error for an unreadable image, or skips and
+    counts it."""
 
     def __init__(self, skip: bool):
         self._skip, self._broken = skip, []
 
     def survey(self, split: Split) -> tuple[Split, list]:
-        """What can be read of a split, and each image's (height, width, is grey, largest value).
+        """The readable part of a split, and each image's (height, width, is grey, largest value).
 
-        The last is None but for images of more than eight bits. Where unreadable images are left
-        out each is decoded: one that is cut short has a size that should not decide for the others.
+        The largest value is None except for images of more than eight bits. When skipping
+        unreadable images, each is decoded: a truncated one has a size that must not count.
         """
         if split.shape is not None:
             return split, [(*split.shape, None)]
@@ -45,7 +45,7 @@ class Reader:
         return pixels, split.labels[kept]
 
     def read_images(self, split: Split, preparation) -> tuple[np.ndarray, np.ndarray]:
-        """(images [N, H, W, C], their indices [N]); no label is looked at."""
+        """(images [N, H, W, C], their indices [N]); labels are not read."""
         pixels, kept = self._each(lambda i: images.prepare(i, preparation), split)
         if not pixels:
             return np.empty((0, *preparation.shape), np.uint8), kept
@@ -58,7 +58,7 @@ class Reader:
         return [f"{len(self._broken)} images could not be read and are left out: {names}"]
 
     def _each(self, function, split: Split):
-        """([function(image)], their indices) over what can be read of a split."""
+        """([function(image)], their indices) over the readable images of a split."""
 
         def attempt(index):
             try:
@@ -67,10 +67,10 @@ class Reader:
                 if isinstance(image, Image.Image):
                     image.close()
                 return result
-            except Exception as error:  # Pillow's decoders raise whatever a broken file makes them
+            except Exception as error:  # Pillow's decoders may raise anything on a broken file
                 return _Unreadable(split.name(index), error)
 
-        def attempt_some(start):  # many images a task: small ones take less than a task's start
+        def attempt_some(start):  # a chunk per task: small images read faster than a task starts
             return [attempt(i) for i in range(start, min(start + _CHUNK, split.count))]
 
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:

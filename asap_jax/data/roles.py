@@ -1,4 +1,4 @@
-"""Which of a source's images train, and which test."""
+"""Assigns a source's images to training and test."""
 
 import collections
 import functools
@@ -21,15 +21,16 @@ def train_and_test(
 ) -> tuple[Split, Split, list[str]]:
     """(training images, test images, notes for the user).
 
-    The source's extra splits train. A validation split joins them where there is a test split too,
-    and is the test where there is none. Without either, a share of the images is held out.
+    The source's extra splits are used for training. A validation split is used for training if
+    there is a test split, otherwise as the test split. Without either, a share of the images is
+    held out.
 
     Args:
-      source: its splits.
-      train_examples, test_examples: keep that many, the same share of each class; 0 for all.
-      test_share: share of the images that is held out where the source has no test split.
-      split_seed: of that split.
-      at_most: take all images of a part that has fewer than `train_examples` or `test_examples`.
+      source: an opened source.
+      train_examples, test_examples: size of a stratified subset; 0 for all.
+      test_share: share of the images held out if the source has no test split.
+      split_seed: seed of the held-out split.
+      at_most: use all images of a part that has fewer than `train_examples` or `test_examples`.
     """
     notes = list(source.notes)
     train, test = _by_name(source, test_share, split_seed, notes)
@@ -47,7 +48,7 @@ def train_and_test(
 
 
 def named(source: Source, split: str) -> Split:
-    """One split; "all" joins those there are."""
+    """One split; "all" joins all of them."""
     if split == "all":
         return functools.reduce(joined, source.splits.values())
     if split not in source.splits:
@@ -58,7 +59,7 @@ def named(source: Source, split: str) -> Split:
 
 
 def check_classes(source: Source) -> None:
-    """Raises UserError if there is nothing to tell apart, or no telling apart by name."""
+    """Raises UserError for fewer than two classes or duplicate class names."""
     counts = collections.Counter(source.class_names)
     repeated = {name for name, count in counts.items() if count > 1}
     if repeated:
@@ -73,7 +74,7 @@ def check_classes(source: Source) -> None:
 
 
 def check_labels(source: Source) -> None:
-    """Raises UserError for a label that stands for no class; reads all labels."""
+    """Raises UserError for a label without a class; reads all labels."""
     classes = len(source.class_names)
     for name, split in source.splits.items():
         if split.count and split.labels.max() >= classes:
@@ -124,7 +125,7 @@ def _by_name(source, test_share, seed, notes) -> tuple[Split, Split]:
 
 
 def _check_groups(train, test) -> None:
-    """Raises UserError if a group lies in both parts."""
+    """Raises UserError if a group has images in both parts."""
     if train.groups is None or test.groups is None:
         return
     common = np.intersect1d(train.groups, test.groups)
@@ -140,7 +141,7 @@ def _check_groups(train, test) -> None:
 
 
 def _subset(split: Split, count: int, part: str) -> Split:
-    """A stratified subset of `count` images; all of them for 0."""
+    """A stratified subset of `count` images; all of them if 0."""
     if count in (0, split.count):
         return split
     if not 0 < count < split.count:

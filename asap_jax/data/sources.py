@@ -1,7 +1,7 @@
-"""Where images come from: scikit-learn's digits, tfds, folders, npz files.
+"""Data sources: scikit-learn's digits, tfds, folders, CSV files, npz files, arrays.
 
-A source opens as splits, each a function that reads one image and its label; what follows is the
-same for all of them: which splits train and test, a subset, colour, size, arrays.
+A source opens as splits, each a function that reads one image and its label. The remaining steps
+are shared: assigning splits to training and test, subsets, color, size, arrays.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ from asap_jax.errors import UserError
 DIGITS_TEST = 360
 KINDS = {"folder": folder, "csv": table, "cinic10": cinic10, "freiburg": freiburg, "npz": npz}
 DESCRIBED = {"cinic10": CINIC10_DESCRIBED, "freiburg": FREIBURG_DESCRIBED}
-# The choices that kinds of sources have; the others have none.
+# The choices that each kind of source supports; other kinds support none.
 TAKES = {
     "folder": ("train", "test", "images", "path_column", "label_column", "group", "max_pixels"),
     "csv": ("test", "images", "path_column", "label_column", "split_column", "group", "max_pixels"),
@@ -47,18 +47,19 @@ def load(
     """Loads a data set.
 
     Args:
-      source: "digits", "tfds:NAME" for an image classification data set of tensorflow_datasets
-        ("tfds:NAME+SPLIT" to train on a further split of it), "folder:PATH" for class folders (with
-        or without train, val and test folders above them), "csv:PATH" for a list of images and
-        labels, "cinic10:PATH" and "freiburg:PATH" for
-        those data sets as they are unpacked, "npz:PATH" for a NumPy archive (see `npz`).
-      data_dir: folder that holds tfds' prepared data sets (tfds' own default if None).
-      prepare: let tfds download and prepare a set that is not there (needs TensorFlow).
-      choices: how it is opened; what each source has of them is in docs/data.md.
-      options: see `assemble`; fields of `choices` may stand among them.
+    Args:
+      source: "digits"; "tfds:NAME" for an image classification data set of tensorflow_datasets
+        ("tfds:NAME+SPLIT" to also train on another of its splits); "folder:PATH" for class folders
+        (with or without train, val and test folders above them); "csv:PATH" for a list of images
+        and labels; "cinic10:PATH" and "freiburg:PATH" for those data sets as unpacked; "npz:PATH"
+        for a NumPy archive (see `npz`).
+      data_dir: folder with tfds' prepared data sets (tfds' default if None).
+      prepare: let tfds download and prepare a missing set (requires TensorFlow).
+      choices: how to open the source; docs/data.md lists the choices each source supports.
+      options: see `assemble`; may also include fields of `choices`.
 
     Raises:
-      UserError: what was wrong with the source, and what to do.
+      UserError: the source is invalid; the message says how to fix it.
     """
     for key in [key for key in options if key in Choices._fields]:
         choices = choices._replace(**{key: options.pop(key)})
@@ -71,7 +72,7 @@ def open_source(
     prepare: bool = False,
     choices: Choices = Choices(),
 ) -> Source:
-    """The splits of a named source, no image read yet; see `load`."""
+    """Opens the splits of a named source without reading images; see `load`."""
     kind, _, place = source.partition(":")
     check_choices(kind, choices)
     if source == "digits":
@@ -84,7 +85,7 @@ def open_source(
 
 
 def describe_source(source: str, data_dir: str | None = None) -> Description | None:
-    """What is known of a published set though it need not be there; None of any other source."""
+    """What is known about a published data set even if it is not on disk; None for others."""
     kind, _, place = source.partition(":")
     if kind == "tfds" and place:
         return describe_tfds(place, data_dir)
@@ -92,7 +93,7 @@ def describe_source(source: str, data_dir: str | None = None) -> Description | N
 
 
 def check_choices(kind: str, choices: Choices) -> None:
-    """Raises UserError for a choice that sources of this kind, or "arrays", do not have."""
+    """Raises UserError for a choice that this kind of source, or "arrays", does not support."""
     if kind == "arrays" and choices.group:
         raise UserError(
             f"config.data.group is {choices.group!r}, but arrays have no paths: make a Dataset "
@@ -118,22 +119,22 @@ def from_arrays(
     groups=None,
     **options,
 ) -> Dataset:
-    """A data set from arrays.
+    """Creates a data set from arrays.
 
     Args:
       images: [N, H, W] or [N, H, W, C], C 1 or 3; uint8, other integers in 0..255, or floats in
         [0, 1], which are rounded to 255 steps.
       labels: [N] or [N, 1] integers from 0.
-      test_images, test_labels: the same for the test; without them a share of `images` is held out.
-      class_names: a name per class; else the labels' numbers.
-      sparse_labels: the labels may be any ids of 64 bits; those that occur are the classes, in
-        order, and named after the ids (or by class_names).
-      groups: [N], what the images show, by number or name, where several show one thing: images of
-        a group stay together when a test is held out, and in the halves of a search.
+      test_images, test_labels: the same for testing; if None, a share of `images` is held out.
+      class_names: one name per class; defaults to the labels' numbers.
+      sparse_labels: labels may be arbitrary 64-bit ids; the ids that occur are the classes, in
+        order, named after the ids (or by class_names).
+      groups: [N] numbers or names, for data with several images of one object: images of a group
+        stay together in a held-out test split and in the halves of a search.
       options: see `assemble`.
 
     Raises:
-      UserError: shapes, types or values that no training could use.
+      UserError: shapes, dtypes or values are invalid.
     """
     if (test_images is None) != (test_labels is None):
         raise UserError("test_images and test_labels go together: one of them is missing")
@@ -170,19 +171,19 @@ def assemble(
     skip_unreadable: bool = False,
     preparation: images.Preparation | None = None,
 ) -> Dataset:
-    """Reads a source's images and makes training and test of its splits.
+    """Reads a source's images and builds the training and test sets from its splits.
 
     Args:
-      source: what `open_source` gave.
+      source: result of `open_source`.
       train_examples, test_examples, test_share, split_seed, at_most: see `roles.train_and_test`.
-      image_size: side that all images are resized to; 0 is their own size, or 64 where they differ.
-      color: "rgb" or "grey"; "" is the images' own: grey if none has colour.
+      image_size: side to resize all images to; 0 keeps their size, or uses 64 if sizes differ.
+      color: "rgb" or "grey"; "" keeps the images' own: grey if none has color.
       resize: "stretch" or "crop", see `images.Preparation`.
-      bits: of deep images, see `images.Preparation`; 0 is what the largest value of all takes.
-      skip_unreadable: leave out images that cannot be read, and say how many; else they are errors.
-      preparation: that of a trained network, in place of `image_size`, `color`, `resize`, `bits`.
+      bits: depth of deep images, see `images.Preparation`; 0 infers it from the largest value.
+      skip_unreadable: skip and count unreadable images instead of raising an error.
+      preparation: that of a trained network; overrides `image_size`, `color`, `resize`, `bits`.
 
-    What took long to read is kept for the next time, see `kept`.
+    Results that are slow to read are cached, see `kept`.
     """
     asked = {key: value for key, value in locals().items() if key != "source"}
     images.check_options(color, resize, bits)
@@ -223,7 +224,7 @@ def assemble(
         [*notes, *reader.notes()],
         None if train.groups is None else np.unique(train.groups[read], return_inverse=True)[1],
     )
-    if not reader.notes():  # what could not be read now may be readable the next time
+    if not reader.notes():  # do not cache if images were skipped: they may be readable next time
         record = {key: getattr(made, key) for key in ("mean", "std", "preparation", "notes")}
         arrays = {key: getattr(made, key) for key in ARRAYS}
         kept.write(
@@ -236,7 +237,7 @@ def assemble(
 def read_split(
     source: Source, split: str, preparation: images.Preparation, skip_unreadable: bool = False
 ):
-    """(images [N, H, W, C], labels [N], notes) of one split; "all" joins those there are."""
+    """(images [N, H, W, C], labels [N], notes) of one split; "all" joins all splits."""
     whole = roles.named(source, split)
     asked = {"split": split, "preparation": preparation, "skip_unreadable": skip_unreadable}
     kept = Kept(source, asked)
@@ -253,7 +254,7 @@ def read_split(
 
 
 def _as_it_was(arrays, record, class_names) -> Dataset:
-    """The data set that was kept."""
+    """Restores a cached data set."""
     return Dataset(
         **arrays,
         class_names=tuple(class_names),
@@ -265,7 +266,7 @@ def _as_it_was(arrays, record, class_names) -> Dataset:
 
 
 def _check_fits_again(record) -> None:
-    """Raises UserError if memory does not hold what is kept."""
+    """Raises UserError if a cached data set does not fit into memory."""
     _check_fits(record["count"], images.Preparation(*record["preparation"]))
 
 
@@ -309,7 +310,7 @@ def _preparation(train_shapes, test_shapes, image_size, color, resize, bits, not
 
 
 def _digits() -> Source:
-    """scikit-learn's 1,797 handwritten digits, 8 x 8, of which 360 are held out for the test."""
+    """scikit-learn's 1,797 handwritten digits, 8 x 8, with 360 held out for testing."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()

@@ -1,4 +1,4 @@
-"""Deterministic splits that keep the classes' shares."""
+"""Deterministic stratified splits."""
 
 import itertools
 
@@ -6,18 +6,18 @@ import numpy as np
 
 
 def stratified(labels, sizes, seed):
-    """Splits indices into parts of the given sizes, every class spread over them evenly.
+    """Splits indices into parts of the given sizes, with each class spread evenly over the parts.
 
-    Each class's examples are shuffled and laid out at even distances over [0, 1); the parts are cut
-    from that order, so a part of size n holds each class n * share times, up to rounding.
+    Each class's examples are shuffled and placed at equal distances over [0, 1); the parts are cut
+    from that order, so a part holds its share of each class, up to rounding.
 
     Args:
       labels: [N] int.
       sizes: sizes of the parts; their sum is at most N.
-      seed: of the shuffle.
+      seed: seed of the shuffle.
 
     Returns:
-      A list of sorted index arrays, one a part.
+      A list of sorted index arrays, one per part.
     """
     rng = np.random.default_rng(seed)
     position = np.empty(len(labels))
@@ -26,24 +26,25 @@ def stratified(labels, sizes, seed):
         position[members] = (np.arange(len(members)) + rng.random()) / len(members)
     order = np.argsort(position, kind="stable")
     ends = np.cumsum([0, *sizes])
-    # Any run of this order has the classes' shares, so the cuts may fall anywhere.
+    # Any contiguous range of this order is stratified, so cuts may fall anywhere.
     return [np.sort(order[a:b]) for a, b in itertools.pairwise(ends)]
 
 
 def grouped(labels, groups, sizes, seed):
-    """Splits all indices into parts of about the given sizes; a group lies whole in one of them.
+    """Splits all indices into parts of approximately the given sizes, keeping groups whole.
 
-    The groups are dealt out from the largest on, in an order from the seed where they are equal,
-    each to the part that lacks most of its classes. A class of several groups gets into every part.
+    Groups are assigned from the largest on (ties ordered by the seed), each to the part that lacks
+    its classes most. A class with at least as many groups as parts occurs in every part where
+    possible.
 
     Args:
       labels: [N] int.
       groups: [N] int, the group of each example.
       sizes: of the parts; their sum is N.
-      seed: of the order.
+      seed: seed of the order.
 
     Returns:
-      A list of sorted index arrays, one a part. One may be empty where the groups are too few.
+      A list of sorted index arrays, one per part. A part may be empty if there are too few groups.
     """
     labels, (names, groups) = np.asarray(labels), np.unique(groups, return_inverse=True)
     shares = np.asarray(sizes) / len(labels)
@@ -67,7 +68,7 @@ def grouped(labels, groups, sizes, seed):
 
 
 def _spread(held, count, part_of, parts) -> None:
-    """Moves the smallest group of a class into each part that has none, from one that has more."""
+    """Moves a class's smallest group into each part without one, from a part with several."""
     of_class: dict = {}
     for group in np.argsort(count, kind="stable"):
         for label in held[group][0]:
@@ -88,7 +89,7 @@ def _spread(held, count, part_of, parts) -> None:
 def halves(labels, seed, groups=None):
     """Two stratified halves of the training set: one for omega, one for alpha.
 
-    With `groups` [N], each lies whole in one of them, and they differ in size as the groups do.
+    With `groups` [N], each group lies in one half, so the halves' sizes may differ.
     """
     half = len(labels) // 2
     if groups is not None:

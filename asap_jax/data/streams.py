@@ -1,8 +1,8 @@
-"""Images that are read while the network trains, for sets too large for memory; by Google's grain.
+"""Streams images from disk during training, for sets too large for memory, with Google's grain.
 
-A batch is a pure function of the seed and its number: which records it holds follows from grain's
-shuffle of the indices, and what is random about a record from (seed, epoch, record). So a training
-goes on in the middle of an epoch by starting at that batch, with any number of workers.
+A batch is a pure function of the seed and its number: grain's shuffle of the indices determines its
+records, and (seed, epoch, record) the random augmentation of a record. Training therefore resumes
+in the middle of an epoch by starting at that batch, with any number of workers.
 """
 
 import ast
@@ -27,21 +27,21 @@ from asap_jax.data.opened import Source, Split, picked
 from asap_jax.data.reading import Reader
 from asap_jax.errors import UserError
 
-MEMORY_SHARE = 0.5  # of what is left; images that take more are streamed if nothing else is said
-MEASURED = 512  # training images whose statistics are taken where none are published
+MEMORY_SHARE = 0.5  # of available memory; by default, larger sets are streamed
+MEASURED = 512  # training images sampled for statistics if none are published
 
 
 @dataclasses.dataclass(frozen=True)
 class Stream:
-    """Images on disk, with what a training has to know of them; see `Dataset` for those in memory.
+    """Images on disk, with the metadata training needs; the streamed counterpart of `Dataset`.
 
     Attributes:
-      train, test: the images that train and test.
-      class_names: a name per class.
+      train, test: the training and test images.
+      class_names: one name per class.
       mean, std: [C] of images scaled to [0, 1].
-      preparation: how the images are brought to their size and colour.
-      workers: processes that read; 0 reads in threads of this one, -1 stands for one a core.
-      notes: what a user should know of how the set came about, a line each.
+      preparation: how images are brought to their size and color.
+      workers: number of reader processes; 0 reads in threads of this process, -1 uses one per core.
+      notes: messages for the user about how the data set was built, one per line.
     """
 
     train: Split
@@ -53,7 +53,7 @@ class Stream:
     workers: int = -1
     notes: tuple[str, ...] = ()
 
-    nbytes = 0  # none of the images stays in memory
+    nbytes = 0  # no image stays in memory
 
     @property
     def train_count(self) -> int:
@@ -65,11 +65,11 @@ class Stream:
 
     @property
     def train_labels(self) -> np.ndarray:
-        """[N] int32; a tfds set is read once through for them."""
+        """[N] int32; for a tfds set this reads every record once."""
         return self.train.labels
 
     def digest(self) -> str:
-        """A fingerprint of names and counts, not of the pixels: those are too many to read."""
+        """A fingerprint of names and counts; reading all pixels would be too expensive."""
         both = f"{self.train.fingerprint}\n{self.test.fingerprint}"
         return f"streamed-{hashlib.sha256(both.encode()).hexdigest()[:16]}"
 
@@ -78,7 +78,7 @@ class Stream:
     ) -> Iterator[tuple]:
         """(images uint8 [B, H, W, C], labels int32 [B]) on the device, from a step of an epoch on.
 
-        Each epoch has all records in an order of its own, but for an incomplete last batch.
+        Each epoch has its own order of the records; an incomplete last batch is dropped.
         """
         import grain
 
@@ -92,7 +92,7 @@ class Stream:
         return _batches(draw, begin, epochs * steps, batch_size, self.workers)
 
     def batches(self, part: str, batch_size: int = 256) -> Iterator[tuple]:
-        """(images, labels) of the part, "train" or "test", as a test sees them."""
+        """(images, labels) of the part, "train" or "test", prepared as for testing."""
         split = getattr(self, part)
         return _valid_only(in_order(split, self.preparation, batch_size, self.workers))
 
@@ -117,20 +117,20 @@ def stream(
     preparation: images.Preparation | None = None,
     workers: int = -1,
 ) -> Stream:
-    """A stream of a source's images; no image is read but for the statistics of the channels.
+    """Streams a source's images; only a sample is read, for the channel statistics.
 
     Args:
-      source: what `open_source` gave.
+      source: result of `open_source`.
       train_examples, test_examples, test_share, split_seed, at_most: see `roles.train_and_test`.
-      image_size, color, resize: see `assemble`; sizes that differ need an `image_size`, and colour
-        is "rgb" where it is not known beforehand.
-      bits: of deep images, see `images.Preparation`; 0 is 16 if there are any in a sample.
-      skip_unreadable: refused: what cannot be read is found when it is too late to leave it out.
-      preparation: that of a trained network, in place of `image_size`, `color`, `resize`, `bits`.
+      image_size, color, resize: see `assemble`; images of mixed sizes require an `image_size`, and
+        color defaults to "rgb" unless it is known in advance.
+      bits: depth of deep images, see `images.Preparation`; 0 means 16 if a sample has any.
+      skip_unreadable: not supported: unreadable images are only found during training.
+      preparation: that of a trained network; overrides `image_size`, `color`, `resize`, `bits`.
       workers: see `Stream`.
 
     Raises:
-      UserError: the source cannot be streamed so.
+      UserError: the source cannot be streamed with these options.
     """
     images.check_options(color, resize, bits)
     roles.check_classes(source)
@@ -171,9 +171,9 @@ def outgrows_memory(
     """Why the images should be streamed, for the user, or "" if they fit into memory.
 
     Args:
-      source: what `open_source` gave.
-      image_size: the side asked for, or 0.
-      preparation: in place of it.
+      source: result of `open_source`.
+      image_size: the requested side, or 0.
+      preparation: overrides `image_size`.
       choice: see `roles.train_and_test`.
     """
     if source.in_memory:
@@ -195,13 +195,13 @@ def split_batches(
     batch_size: int = 256,
     workers: int = -1,
 ) -> tuple[Iterable[tuple[np.ndarray, np.ndarray]], list[str]]:
-    """(batches (images, labels) of one split, notes), streamed if memory does not hold it.
+    """(batches (images, labels) of one split, notes), streamed if it does not fit into memory.
 
     Args:
-      source: what `open_source` gave.
+      source: result of `open_source`.
       split: its name, or "all".
-      preparation: size and colour of the images.
-      batch_size, workers: of a stream; what is in memory comes in one piece.
+      preparation: size and color of the images.
+      batch_size, workers: of the stream; images in memory come as a single batch.
     """
     part = roles.named(source, split)
     if source.in_memory:
@@ -215,14 +215,14 @@ def split_batches(
 
 
 def _valid_only(batches: Iterable[tuple]) -> Iterator[tuple]:
-    """(images, labels) of batches of `in_order`, the last one short."""
+    """(images, labels) from the batches of `in_order`; the last one may be smaller."""
     for pixels, labels, valid in batches:
         count = int(valid.sum())
         yield np.asarray(pixels[:count]), np.asarray(labels[:count])
 
 
 def too_large(count: int, size: int) -> str:
-    """Why `count` images of `size` bytes are streamed, or ""."""
+    """Why `count` images of `size` bytes are streamed, or "" if they fit into memory."""
     left = memory.host_available()
     if left is None or count * size <= MEMORY_SHARE * left:
         return ""
@@ -238,7 +238,7 @@ def in_order(
 ) -> Iterator[tuple]:
     """Yields (images uint8 [B, H, W, C], labels int32 [B], valid bool [B]) of a split, in order.
 
-    The last batch is filled up from the start again, and marked as not valid there.
+    The last batch wraps around to the first images, which are marked as not valid.
     """
     read = _Record(split.read, split.name, preparation, split.count)
     steps = -(-split.count // batch_size)
@@ -262,7 +262,7 @@ def _preparation(train, test, image_size, color, resize, notes) -> images.Prepar
 
 
 def _bits(train, bits, notes) -> int:
-    """The bits of deep images: those asked for, or 16 where a sample has such images, else 0."""
+    """Bit depth of deep images: the requested one, or 16 if a sample has such images, else 0."""
     if bits or train.shape:
         return bits
     _, shapes = Reader(skip=False).survey(_sample(train))
@@ -277,20 +277,20 @@ def _bits(train, bits, notes) -> int:
 
 
 def _sample(split: Split) -> Split:
-    """Images that stand for all of a split, evenly spread."""
+    """An evenly spaced sample of a split."""
     return picked(split, np.unique(np.linspace(0, split.count - 1, MEASURED).astype(int)))
 
 
 def _batches(read: Callable, begin: int, end: int, batch_size: int, workers: int) -> Iterator:
-    """Batches of read(position), numbers `begin` to `end`, on the device, made ahead of time."""
+    """Prefetched batches of read(position) on the device, from batch `begin` to before `end`."""
     import grain
 
     if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()  # in a notebook; grain asks for the values of its flags
+        flags.FLAGS.mark_as_parsed()  # in a notebook; grain reads its flags
     workers = _cores() if workers < 0 else workers
     if workers:
         _check_script()
-    ahead = 1 if workers else _cores()  # batches in the making, a thread each
+    ahead = 1 if workers else _cores()  # batches in flight, one thread each
     positions = grain.MapDataset.range(begin * batch_size, end * batch_size)
     batches = positions.map(read).batch(batch_size, drop_remainder=True)
     batches = batches.to_iter_dataset(
@@ -299,7 +299,7 @@ def _batches(read: Callable, begin: int, end: int, batch_size: int, workers: int
     batches = batches.mp_prefetch(
         grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2), _enter_worker
     )
-    # A worker's arrays lie in shared memory; their copies may be kept as long as one likes.
+    # A worker's arrays lie in shared memory; copies may outlive the iterator.
     batches = batches.map(lambda batch: tuple(np.array(part) for part in batch))
     batches = grain.experimental.device_put(batches, jax.devices()[0], cpu_buffer_size=1)
     iterator = iter(batches)
@@ -310,11 +310,11 @@ def _batches(read: Callable, begin: int, end: int, batch_size: int, workers: int
 
 
 def _check_script() -> None:
-    """Raises UserError if this process' script has no guard, so that each worker would start it."""
+    """Raises UserError if this process' script has no main guard: each worker would rerun it."""
     path = getattr(sys.modules["__main__"], "__file__", None)
     try:
         tree = ast.parse(Path(path).read_bytes()) if path else None
-    except (OSError, SyntaxError, ValueError):  # no script in Python: workers import none
+    except (OSError, SyntaxError, ValueError):  # not a Python script: workers import nothing
         return
     if tree and not any(isinstance(n, ast.Name) and n.id == "__name__" for n in ast.walk(tree)):
         raise UserError(
@@ -325,12 +325,12 @@ def _check_script() -> None:
 
 
 def _cores() -> int:
-    """Cores that this process may use; all of them where the system does not say."""
+    """Cores available to this process; all cores if the system does not say."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _enter_worker(index: int, count: int) -> None:
-    """A worker leaves signals to the training, and ends with it however that ends."""
+    """Makes a worker ignore signals, which the parent handles, and exit with its parent."""
 
     def follow():
         parent_process().join()
@@ -343,7 +343,7 @@ def _enter_worker(index: int, count: int) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class _Record:
-    """position -> (image as a test sees it, label)."""
+    """position -> (image prepared as for testing, label)."""
 
     read: Callable[[int], tuple[Any, int]]
     name: Callable[[int], str]
@@ -357,12 +357,12 @@ class _Record:
 
 @dataclasses.dataclass(frozen=True)
 class _TrainingRecord:
-    """position in the whole course of a training -> (image, label).
+    """position in the whole training -> (image, label).
 
     Args:
-      order: grain's shuffle of the indices, another one each time that it is gone through.
-      used: records an epoch.
-      seed: of what is random about an image.
+      order: grain's shuffle of the indices, a new one each epoch.
+      used: records per epoch.
+      seed: seed of random crops.
     """
 
     read: Callable[[int], tuple[Any, int]]
@@ -389,7 +389,7 @@ def _read(record, index, form):
     try:
         image, label = record.read(index)
         return form(image), np.int32(label)
-    except Exception as error:  # Pillow's decoders raise whatever a broken file makes them
+    except Exception as error:  # Pillow's decoders may raise anything on a broken file
         raise UserError(
             f"cannot read the image {record.name(index)}: "
             f"{images.why(error, record.name(index))}. Repair or remove it: streamed "

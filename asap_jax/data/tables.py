@@ -1,4 +1,4 @@
-"""CSV files as a source: a line an image, with its path, its label, and its split if need be."""
+"""CSV files as a source: one line per image, with its path, label and optionally its split."""
 
 import csv
 import functools
@@ -12,7 +12,7 @@ from asap_jax.data.opened import Choices, Grouping, Source, Split, files_split
 from asap_jax.errors import UserError
 
 _DELIMITERS = (",", ";", "\t", "|")
-# What headers call the columns, in small letters and without signs; the first that is there counts.
+# Common column names, lower case without punctuation; the first one present is used.
 _NAMES = {
     "path": (
         "path paths filepath filepaths imagepath imgpath file files filename filenames imagefile "
@@ -26,7 +26,7 @@ _NAMES = {
 
 
 class _Row(NamedTuple):
-    """line: of the file, for messages. label, split, group: "" where there is none."""
+    """line: in the file, for messages. label, split, group: "" if missing."""
 
     line: int
     path: str
@@ -36,7 +36,7 @@ class _Row(NamedTuple):
 
 
 class _Table(NamedTuple):
-    """place: the file. base: of the paths. columns: names by use. rows: a `_Row` an image."""
+    """place: the file. base: root of the paths. columns: names by use. rows: one `_Row` each."""
 
     place: Path
     base: Path
@@ -50,11 +50,11 @@ class _Table(NamedTuple):
 
 
 def table(place: Path, choices: Choices = Choices()) -> Source:
-    """A CSV file (or one with semicolons, tabs or bars) that lists images and their labels.
+    """Opens a CSV file (or one with semicolons, tabs or bars) of image paths and labels.
 
     Args:
-      place: the file. Paths in it begin at its folder.
-      choices: `images`, another folder that they begin at; `path_column`, `label_column`,
+      place: the file. Its paths are relative to its folder.
+      choices: `images`, another folder that paths are relative to; `path_column`, `label_column`,
         `split_column`; `group`, a column or a pattern on the paths; `test`, a second such file.
     """
     if not place.is_file():
@@ -103,9 +103,9 @@ def test(
     grouping: Grouping,
     seen: dict[str, str] | None = None,
 ) -> tuple[Split, list[str]]:
-    """(the test images that a second CSV file lists, notes).
+    """(the test images listed by a second CSV file, notes).
 
-    `seen`: {path: where it is listed} of the images that are listed elsewhere.
+    `seen`: {path: where it is listed} of the images listed elsewhere.
     """
     if not place.is_file():
         raise UserError(
@@ -118,7 +118,7 @@ def test(
 
 
 def class_number(label: str, numbers: dict[str, int]) -> int | None:
-    """The number of the class that a label names, "7" for 00007 too; None if it names none."""
+    """The class number of a label ("7" also matches 00007); None if there is no such class."""
     if label in numbers or not label.isdecimal():
         return numbers.get(label)
     alike = [n for name, n in numbers.items() if name.isdecimal() and int(name) == int(label)]
@@ -148,7 +148,7 @@ def _read(place, choices) -> _Table:
         raise UserError(f"{place}, line {reader.line_num}: {error}") from error
     header = rows[0][1]
     known = layouts.endings()
-    if any(Path(cell).suffix.lower() in known for cell in header):  # an image: there are no names
+    if any(Path(cell).suffix.lower() in known for cell in header):  # an image: there is no header
         header = [str(number) for number in range(1, len(header) + 1)]
     else:
         rows = rows[1:]
@@ -174,7 +174,7 @@ def _read(place, choices) -> _Table:
 
 
 def _columns(place, finder, header, cells, choices) -> dict[str, str]:
-    """The columns' names by use: those asked for, else what their names tell."""
+    """The columns' names by use: those requested, else those recognized by name."""
     plain = ["".join(c for c in name.lower() if c.isalnum()) for name in header]
     columns = {}
     for use, names in _NAMES.items():
@@ -188,7 +188,7 @@ def _columns(place, finder, header, cells, choices) -> dict[str, str]:
             found = there or found
         if found:
             columns[use] = found[0]
-    if header[0] == "1" and "path" not in columns:  # no names: the path has an image's ending
+    if header[0] == "1" and "path" not in columns:  # no header: find the path by its extension
         known = layouts.endings()
         columns["path"] = next(
             n for n, c in zip(header, cells, strict=False) if Path(c).suffix.lower() in known
@@ -225,7 +225,7 @@ def _told(header) -> str:
 
 
 def _class_names(rows) -> tuple[str, ...]:
-    """The labels in order: of numbers if all are, else of the alphabet."""
+    """The sorted labels: numerically if all are numbers, else alphabetically."""
     labels = {row.label for row in rows if row.label}
     if labels and all(label.isdecimal() for label in labels):
         return tuple(sorted(labels, key=lambda label: (int(label), label)))
@@ -233,7 +233,7 @@ def _class_names(rows) -> tuple[str, ...]:
 
 
 def _split(read, rows, class_names, choices, grouping, seen) -> Split:
-    """`seen`: {path: where it is listed} so far; gets these images too."""
+    """Builds a split and adds its images to `seen`, {path: where it is listed}."""
     place, base, finder = read.place, read.base, _Finder(read.base)
     numbers = {name: number for number, name in enumerate(class_names)}
     number_of = functools.cache(lambda label: class_number(label, numbers))
@@ -291,9 +291,9 @@ class _Finder:
         self._stems = functools.cache(self._by_stem)
 
     def find(self, path: str) -> str | None:
-        """The name of an image within the folder, its ending found where it is left out, or None.
+        """The name of an image within the folder, with a missing extension added, or None.
 
-        A link that leads nowhere is there: reading it will say so.
+        A broken link counts as found: reading it reports the error.
         """
         for name in dict.fromkeys((path, path.replace("\\", "/"))):
             place = self._base / name

@@ -1,7 +1,7 @@
-"""Lets tensorflow_datasets download and prepare a data set, in a process of its own.
+"""Downloads and prepares a tensorflow_datasets data set in a subprocess.
 
-Generating a tfds data set needs TensorFlow (the extra `prepare`), reading one does not. A process
-apart keeps TensorFlow, its threads and its memory out of the training.
+Preparing a tfds data set requires TensorFlow (the extra `prepare`), reading one does not. The
+subprocess keeps TensorFlow, its threads and its memory out of the training process.
 """
 
 import importlib.util
@@ -26,12 +26,12 @@ builder.download_and_prepare()
 
 
 def run(name: str, data_dir: str | None) -> None:
-    """Prepares the data set `name` in `data_dir`; raises UserError with what the process said."""
+    """Prepares data set `name` in `data_dir`; raises UserError with its last message."""
     process = subprocess.Popen(
         [sys.executable, "-c", _CODE, name, data_dir or ""], stderr=subprocess.PIPE, text=True
     )
     last = "no message"
-    for line in process.stderr:  # tfds shows its progress there
+    for line in process.stderr:  # tfds reports its progress there
         sys.stderr.write(line)
         last = line.strip() or last
     if process.wait() == 0:

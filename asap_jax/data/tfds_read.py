@@ -1,4 +1,4 @@
-"""Prepared data sets of tensorflow_datasets as a source; `tfds_prepare` prepares them."""
+"""Prepared tensorflow_datasets data sets as a source; `tfds_prepare` prepares them."""
 
 import io
 from pathlib import Path
@@ -10,7 +10,7 @@ from asap_jax.data import kept, tfds_prepare
 from asap_jax.data.opened import VALIDATION, Description, Source, Split
 from asap_jax.errors import UserError
 
-# Mean and standard deviation of the training images' channels, in [0, 1], as published.
+# Published mean and standard deviation of the training images per channel, in [0, 1].
 STATISTICS = {
     "cifar10": (
         (0.49139968, 0.48215827, 0.44653124),
@@ -21,7 +21,7 @@ STATISTICS = {
     "fashion_mnist": ((0.28604,), (0.35302,)),
 }
 
-# Images of the splits, for sets that are not prepared: tfds' code does not tell.
+# Images per split, for sets that are not prepared; tfds itself does not provide them.
 COUNTS = {
     "cifar10": {"train": 50_000, "test": 10_000},
     "cifar100": {"train": 50_000, "test": 10_000},
@@ -33,10 +33,10 @@ COUNTS = {
 
 
 def open_tfds(place: str, data_dir: str | None, prepare: bool) -> Source:
-    """A set in the array_record format, by "NAME" or "NAME+SPLIT", a split that trains as well.
+    """Opens a data set in array_record format by "NAME", or "NAME+SPLIT" to also train on SPLIT.
 
     Raises:
-      UserError: it is not there, or not whole, or no image classification.
+      UserError: the set is missing, incomplete, or not image classification.
     """
     import tensorflow_datasets as tfds  # reads array_record without TensorFlow
     from tensorflow_datasets.proto import tf_example_pb2
@@ -77,8 +77,8 @@ def open_tfds(place: str, data_dir: str | None, prepare: bool) -> Source:
         return tf_example_pb2.Example.FromString(record).features.feature
 
     def split(part):
-        # Of a record two features are wanted; tfds' own way through all of them takes longer than
-        # decoding a small image does.
+        # Only two features of each record are needed; tfds' own decoding of all features takes
+        # longer than decoding a small image.
         raw = tfds.decode.DeserializeMethod.RAW_BYTES
         records = builder.as_data_source(split=part, deserialize_method=raw)
 
@@ -110,7 +110,7 @@ def open_tfds(place: str, data_dir: str | None, prepare: bool) -> Source:
     wanted = ("train", "test", *VALIDATION, *extra)
     splits = {part: split(part) for part in builder.info.splits if part in wanted}
     notes = []
-    if "test" in splits and splits["test"].read(0)[1] < 0:  # as ImageNet's, kept for its contest
+    if "test" in splits and splits["test"].read(0)[1] < 0:  # ImageNet: unlabelled, for its contest
         del splits["test"]
         notes.append("the test images have no labels")
     if others := sorted(set(builder.info.splits) - set(splits)):
@@ -125,7 +125,7 @@ def open_tfds(place: str, data_dir: str | None, prepare: bool) -> Source:
 
 
 def describe_tfds(place: str, data_dir: str | None) -> Description | None:
-    """What tfds tells of a set that need not be prepared; None if it knows none of that name."""
+    """What tfds knows about a set that need not be prepared; None if the name is unknown."""
     import tensorflow_datasets as tfds
 
     name, extra = _parts(place)
@@ -135,7 +135,7 @@ def describe_tfds(place: str, data_dir: str | None) -> Description | None:
         height, width, channels = info.features[pixels].shape
         class_names = tuple(info.features[target].names)
     except (tfds.core.DatasetNotFoundError, ImportError, ValueError, KeyError, AttributeError):
-        return None  # opening it will say what is wrong
+        return None  # opening it reports the error
     base = name.partition("/")[0].partition(":")[0]
     counts = {part: split.num_examples for part, split in info.splits.items()} or COUNTS.get(base)
     used = ("train", "test", *VALIDATION, *extra)
@@ -145,14 +145,14 @@ def describe_tfds(place: str, data_dir: str | None) -> Description | None:
 
 
 def _check_format(name: str, data_dir: str | None) -> None:
-    """Raises UserError for a set that is prepared in a format that only TensorFlow reads."""
+    """Raises UserError for a set prepared in a format that only TensorFlow can read."""
     import tensorflow_datasets as tfds
 
     try:
         builder = tfds.builder(name, data_dir=data_dir)
         prepared, form = Path(builder.data_path).exists(), builder.info.file_format
     except (tfds.core.DatasetNotFoundError, ImportError, ValueError):
-        return  # opening it in the right format will say what is wrong
+        return  # opening it in the right format reports the error
     if prepared and form is not None and form.value != "array_record":
         other = f"{builder.data_path.parent.parent}_array_record"
         raise UserError(
@@ -166,7 +166,7 @@ def _check_format(name: str, data_dir: str | None) -> None:
 
 
 def _parts(place: str) -> tuple[str, list[str]]:
-    """(name, splits that train as well) of "NAME+SPLIT"."""
+    """(name, extra training splits) of "NAME+SPLIT"."""
     name, *extra = place.split("+")
     refused = [part for part in extra if part in ("train", "test", *VALIDATION)]
     if refused or len(set(extra)) < len(extra):
@@ -179,7 +179,7 @@ def _parts(place: str) -> tuple[str, list[str]]:
 
 
 def _check_splits(builder, needed) -> None:
-    """Raises UserError if a split or a file of one is missing."""
+    """Raises UserError if a split or one of its files is missing."""
     splits = builder.info.splits
     missing = [part for part in needed if part not in splits]
     if missing:

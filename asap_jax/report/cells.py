@@ -1,4 +1,4 @@
-"""A picture of found cells: one lane an edge, so that any number of edges stays readable."""
+"""Draws derived cells with one lane per edge, which stays readable for any number of edges."""
 
 import matplotlib
 from matplotlib.figure import Figure
@@ -11,11 +11,11 @@ _TITLES = {"normal": "Normal cell", "reduce": "Reduction cell"}
 
 
 def draw_cells(genotype: Genotype, paths) -> None:
-    """Draws the cells into each of `paths`; the ending chooses the format (.svg, .png).
+    """Draws the cells into each of `paths`; the extension selects the format (.svg, .png).
 
-    Columns are the nodes in order: the outputs of the cells before, the intermediate nodes, the
-    cell's output. Each lane below is one edge, an arrow from its source's column to its target's,
-    with the operation's name on it.
+    Columns are the nodes in order: outputs of previous cells, intermediate nodes, the cell's
+    output. Each lane below is one edge: an arrow from its source's column to its target's, labelled
+    with the operation.
     """
     cells = genotype.cells
     lanes = [sum(map(len, nodes)) for nodes, _ in cells.values()]

@@ -1,15 +1,15 @@
-"""Line charts as SVG text, in the colours of the page that holds them (CSS variables)."""
+"""Line charts as SVG text, colored by CSS variables of the embedding page."""
 
 import html
 import math
 from collections.abc import Mapping, Sequence
 
 LEFT, RIGHT, TOP, BOTTOM = 44, 8, 8, 20  # margins of a chart with axes, pixels
-COLOURS = 8  # --c0 ... of the page; then again from the first
+COLOURS = 8  # --c0, ... of the page; further series start over
 
 
 def colour(index: int) -> str:
-    """The colour of a series, as CSS."""
+    """The color of a series, as CSS."""
     return f"var(--c{index % COLOURS})"
 
 
@@ -25,14 +25,14 @@ def line_chart(
     axes: bool = True,
     marks: Sequence[int] = (),
 ) -> str:
-    """One SVG element with a line a series over the epochs.
+    """One SVG element with one line per series over the epochs.
 
     Args:
-      title: what a screen reader says of it.
-      series: {name: values}; a value that is None or not finite leaves a gap.
-      start: the number of the first value's epoch.
-      width, height: pixels of its own coordinates; a page may scale it.
-      low, high: ends of the value axis; the values' own if None.
+      title: label for screen readers.
+      series: {name: values}; a None or non-finite value leaves a gap.
+      start: epoch of the first value.
+      width, height: size of the view box in pixels; a page may scale it.
+      low, high: limits of the value axis; taken from the values if None.
       axes: whether to draw axes with numbers.
       marks: epochs at which to draw a vertical line.
     """
@@ -91,7 +91,7 @@ def line_chart(
 
 
 def legend(names: Sequence[str]) -> str:
-    """The series' names beside their colours."""
+    """The names of the series with their colors."""
     entries = [
         f'<li><span class="swatch" style="background:{colour(i)}"></span>{html.escape(name)}</li>'
         for i, name in enumerate(names)
@@ -104,7 +104,7 @@ def _finite(value) -> bool:
 
 
 def _runs(values):
-    """(index of the first, values) of each stretch without a gap."""
+    """(index of the first, values) of each run without gaps."""
     begun = None
     for i, value in enumerate([*values, None]):
         if _finite(value):

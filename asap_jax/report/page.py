@@ -1,8 +1,8 @@
-"""report.html: one file, offline, of what a workdir tells of its run.
+"""Writes report.html: one self-contained offline page about the run in a workdir.
 
-Everything on the page is read from the workdir, so it can be rebuilt at any time, also while the
-run goes on and where its data are not. What only the run itself can see, sample images and what
-the network got wrong, it leaves in the folder `report` by `keep_samples` and `keep_mistakes`.
+Everything on the page is read from the workdir, so it can be rebuilt at any time, including while
+the run is in progress or without its data. What only the run has access to, sample images and the
+network's mistakes, is saved to the folder `report` by `keep_samples` and `keep_mistakes`.
 """
 
 import base64
@@ -26,15 +26,15 @@ from asap_jax.spaces import SPACES
 
 SAMPLES, MISTAKES = 24, 12
 _CELLS = {"normal": "Normal cell", "reduce": "Reduction cell"}
-LARGEST_CONFUSION = 30  # classes whose confusion matrix is shown whole
+LARGEST_CONFUSION = 30  # maximum number of classes for showing the confusion matrix
 
 
 def keep_samples(folder: Path, images, labels, augmentation, class_names) -> None:
-    """Leaves training images in the workdir, as a network sees them after augmentation.
+    """Saves training images to the workdir, as the network sees them after augmentation.
 
     Args:
-      images, labels: [N, H, W, C] uint8 and [N]; N of them are drawn once.
-      augmentation: `data.augment.Augmentation` of the training.
+      images, labels: [N, H, W, C] uint8 and [N]; each image is augmented once.
+      augmentation: `data.augment.Augmentation` used in training.
     """
     seen = augment(jax.numpy.asarray(images), augmentation, jax.random.key(0))
     seen = pictures.uint8_of(seen, augmentation.mean, augmentation.std)
@@ -43,7 +43,7 @@ def keep_samples(folder: Path, images, labels, augmentation, class_names) -> Non
 
 
 def keep_mistakes(folder: Path, images, labels, probabilities, class_names) -> None:
-    """Leaves the test images that the network got most wrong in the workdir.
+    """Saves the worst misclassified test images to the workdir.
 
     Args:
       images, labels: [N, H, W, C] uint8 and [N].
@@ -62,10 +62,10 @@ def keep_mistakes(folder: Path, images, labels, probabilities, class_names) -> N
 
 
 def keep_command(folder: Path, arguments: Sequence[str]) -> None:
-    """Adds the command line to those that made the workdir, as a shell takes it."""
+    """Appends the shell command to those that made the workdir, unless already listed."""
     text, path = shlex.join(["python", "-m", "asap_jax.main", *arguments]), folder / "command.txt"
     before = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    text = text.encode("utf-8", "backslashreplace").decode()  # of names that are no text
+    text = text.encode("utf-8", "backslashreplace").decode()  # for file names that are not UTF-8
     if text not in before:
         path.write_text("\n".join([*before, text]) + "\n", encoding="utf-8")
 
@@ -79,10 +79,10 @@ def _keep(folder, name, images, told):
 
 
 def write(folder: str | Path) -> Path:
-    """Writes FOLDER/report.html, whole or not at all; returns its path.
+    """Writes FOLDER/report.html atomically and returns its path.
 
     Raises:
-      UserError: the folder is no run's, or cannot be written to.
+      UserError: the folder is not a run's workdir, or is not writable.
     """
     folder = workdir.locate(folder)
     path = folder / "report.html"
@@ -130,7 +130,7 @@ def _json(path) -> dict:
 
 
 def _lines(path) -> list[dict]:
-    """The records of a file that may be under way: a last line half written is left out."""
+    """The records of a file that may still be written to; an incomplete last line is skipped."""
     found = []
     for line in path.read_text().splitlines() if path.exists() else ():
         try:
@@ -207,7 +207,7 @@ def _cells(folder) -> str:
 
 
 def _edges(config, records) -> str:
-    """A small chart an edge: the weight of each candidate over the epochs."""
+    """One small chart per edge: the weight of each candidate over the epochs."""
     if not records:
         return ""
     whole = presets.get_config()
@@ -266,7 +266,7 @@ def _edge(space, edge, history, start) -> str:
 
 
 def _node(space, node) -> str:
-    """As the drawing of the cells has it."""
+    """The node's name, as in the drawing of the cells."""
     return f"c(k-{space.inputs - node})" if node < space.inputs else f"node {node - space.inputs}"
 
 

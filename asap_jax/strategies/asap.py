@@ -20,23 +20,25 @@ def asap(
 ) -> Strategy:
     """Algorithm 1 with the exponential schedule (eq. 9) and a fixed threshold.
 
-    Alphas start at 0. Every step trains omega; once T < `grace_temperature` (tau) it trains alpha
-    on the other half too, and each candidate whose weight is then under theta is pruned, never an
-    edge's last. The search is over when every edge holds one.
+    Alphas start at 0. Every step trains omega; once T < `grace_temperature` (tau), each step also
+    trains alpha on the other half and prunes candidates whose weight is below theta, except the
+    last one of an edge. The search ends when every edge has one candidate left.
 
     Args:
       space: edges and candidates.
       epochs: length of the search.
-      steps_per_epoch: omega steps in an epoch.
-      initial_temperature: T0. The paper has 1.3 (4.1) and 1.6 (6.2.1); 1.3 fits what it states.
-      decay: T's factor an epoch. By default the paper's 0.95 over 50 epochs, stretched to `epochs`:
-        0.95^(50 / epochs), so that a search of any length ends at T0 * 0.95^50 = 0.100.
-      final_temperature: T in the last epoch, in place of `decay`.
+      steps_per_epoch: omega steps per epoch.
+      initial_temperature: T0. The paper gives 1.3 (4.1) and 1.6 (6.2.1); 1.3 is consistent with
+        its statements.
+      decay: factor of T per epoch. Defaults to the paper's 0.95 over 50 epochs, stretched to
+        `epochs`: 0.95^(50 / epochs), so that a search of any length ends at T0 * 0.95^50 = 0.100.
+      final_temperature: T in the last epoch, as an alternative to `decay`.
       grace_temperature: tau.
-      threshold: theta = `threshold` / N with the space's N, on every edge at all times.
+      threshold: theta = `threshold` / N with the space's N, constant for all edges and steps.
 
     Raises:
-      ValueError: a temperature or threshold out of range, or both `decay` and `final_temperature`.
+      ValueError: a temperature or threshold is out of range, or both `decay` and
+        `final_temperature` are given.
     """
     if initial_temperature <= 0:
         raise ValueError(f"initial_temperature has to be above 0, got {initial_temperature}")

@@ -18,24 +18,24 @@ def asap_pac(
     gradient_bound: float = 0.01,
     grace: float = 0.1,
 ) -> Strategy:
-    """Algorithm 1 under the temperature and threshold for which the paper proves (0, delta)-PAC.
+    """Algorithm 1 with the temperature and threshold for which the paper proves (0, delta)-PAC.
 
-    theta_t = e^-t / N and T(t) = eta L sqrt(8/t log(pi^2 N t^2 / (3 delta))), t counting alpha
-    steps from 1 (nu = 1/N, so rho = 1). The proof wants plain gradient descent with gradients
-    bounded by L: alphas learn by SGD without decay, each gradient clipped to L. T is proportional
-    to eta, and so are the alphas: eta is set to 1. The bound is careful: at the paper's 11,700
-    alpha steps T is still about 0.13 eta L, so few candidates are cut in a search of usual length;
-    see docs/theory.md.
+    theta_t = e^-t / N and T(t) = eta L sqrt(8/t log(pi^2 N t^2 / (3 delta))), with t counting alpha
+    steps from 1 (nu = 1/N, so rho = 1). The proof assumes plain gradient descent with gradients
+    bounded by L, so alphas use SGD without weight decay and each gradient is clipped to L. T and
+    the alphas are both proportional to eta, so eta is set to 1. The bound is conservative: at the
+    paper's 11,700 alpha steps T is still about 0.13 eta L, so a search of usual length prunes few
+    candidates; see docs/theory.md.
 
     Args:
       space: edges and candidates.
       epochs: length of the search.
-      steps_per_epoch: omega steps in an epoch.
-      delta: probability with which the survivor may not be the best.
-      gradient_bound: L. The paper names none, and the default rests on nothing but searches of the
-        digits; `clipped_share` in the log is the share of the living alphas' gradients, over the
-        search so far, that L has cut (49 % on the digits, docs/theory.md). What is cut is not the
-        gradient that the proof is about.
+      steps_per_epoch: omega steps per epoch.
+      delta: probability that the survivor is not the best.
+      gradient_bound: L. The paper gives no value; the default is based only on searches of the
+        digits. `clipped_share` in the log is the share of unpruned alphas' gradients clipped by L
+        so far in the search (49 % on the digits, docs/theory.md). The proof does not cover clipped
+        gradients.
       grace: share of the epochs in which only omega learns.
     """
     if not 0 < delta < 1:
@@ -65,7 +65,7 @@ def asap_pac(
         return arch._replace(masks=masks, extra=counted(arch, gradients))
 
     def counted(arch, gradients):
-        """How many gradients of living alphas there were so far, and how many of them L cut."""
+        """Counts the gradients of unpruned alphas so far, and how many of them L clipped."""
         cut = {cell: jnp.abs(g) > gradient_bound for cell, g in gradients.items()}
         seen = sum(mask.sum() for mask in arch.masks.values())
         clipped = sum((cut[cell] & mask).sum() for cell, mask in arch.masks.items())

@@ -16,12 +16,12 @@ UPDATES = {
 def darts(
     space: SearchSpace, epochs: int, steps_per_epoch: int, *, order: str = "first"
 ) -> Strategy:
-    """A plain softmax over all candidates to the last step, then the strongest edges.
+    """A plain softmax over all candidates throughout the search, then the strongest edges.
 
     Alphas start at 1e-3 times a normal draw; each step trains them first, then omega.
 
     Args:
-      space: edges and candidates; `none` is mixed in but never derived.
+      space: edges and candidates; `none` is part of the mixture but never derived.
       epochs, steps_per_epoch: unused, the method has no schedule.
       order: "first" holds omega fixed (xi = 0); "second" takes a virtual omega step (eq. 7) with
         the published finite difference (eq. 8); "exact" differentiates through that step.

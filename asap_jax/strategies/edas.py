@@ -17,18 +17,18 @@ from asap_jax.strategies.base import (
 
 
 def edas(space: SearchSpace, epochs: int, steps_per_epoch: int) -> Strategy:
-    """One edge is relaxed at a time, all others are clamped to their strongest candidate.
+    """Relaxes one edge at a time and clamps all others to their strongest candidate.
 
-    So the supernet is close to what will be derived: with all edges kept, deriving only clamps the
-    one that is relaxed. Only the relaxed edge's alphas learn, and their optimizer counts the steps
-    of each edge (`optim.adam`).
+    The supernet is thus close to the derived network: with all edges kept, deriving only clamps the
+    relaxed edge. Only the relaxed edge's alphas learn, and their optimizer counts steps per edge
+    (`optim.adam`).
 
-    Written from the abstract. What it leaves open, and what is done here: the edge is drawn
-    uniformly over the edges of both cell types, anew for each omega and each alpha step; none of
-    the unnamed regularisers is used; alphas start as DARTS' do. How many edges the authors derive
-    is not public either. The preset keeps all (`edges=all`), since the claim is that nothing is
-    lost; `edges=top2` drops 6 of a cell's 14 after the search, by DARTS' rule, and loses what those
-    edges carried.
+    Implemented from the abstract. Choices it leaves open: the edge is drawn uniformly over the
+    edges of both cell types, anew for each omega and each alpha step; the unnamed regularizers are
+    omitted; alphas start as in DARTS. The number of edges that the authors derive is not public
+    either. The preset keeps all (`edges=all`), since the paper claims that nothing is lost;
+    `edges=top2` drops 6 of a cell's 14 edges after the search, by DARTS' rule, and loses what they
+    contributed.
 
     Args:
       space: edges and candidates.
@@ -38,7 +38,7 @@ def edas(space: SearchSpace, epochs: int, steps_per_epoch: int) -> Strategy:
     edges = len(space.edges)
 
     def relaxed(key):
-        """{cell type: [E] bool}, True at the one edge that is relaxed."""
+        """{cell type: [E] bool}, True at the relaxed edge."""
         drawn = jax.random.randint(key, (), 0, edges * len(space.cell_types))
         return {
             cell: jnp.arange(edges) + i * edges == drawn for i, cell in enumerate(space.cell_types)

@@ -1,6 +1,7 @@
-"""GDAS: Searching for a Robust Neural Architecture in Four GPU Hours (Dong and Yang, 2019,
+"""GDAS: Searching for a Robust Neural Architecture in Four GPU Hours.
 
-arXiv:1910.04465)."""
+Dong and Yang, 2019, arXiv:1910.04465.
+"""
 
 from functools import partial
 
@@ -29,22 +30,21 @@ def gdas(
     final_temperature: float = 0.1,
     pairs: bool = True,
 ) -> Strategy:
-    """One sampled candidate an edge, by a hard Gumbel-softmax; straight-through gradients.
+    """Samples one candidate per edge by a hard Gumbel-softmax with straight-through gradients.
 
-    Only the sampled candidates are computed, and only they get gradients of their own; the alphas
-    of the others learn through the softmax's normalisation. (The authors' code also adds the
-    zero-valued weight of each unsampled candidate to the sum, a gradient without a forward value;
-    left out here.)
+    Only the sampled candidates are computed and get their own gradients; the other alphas learn
+    through the softmax normalization. (The authors' code also adds the zero-valued weight of each
+    unsampled candidate to the sum, a gradient without a forward value; omitted here.)
 
     Args:
       space: edges and candidates; `none` may be sampled but is never derived.
-      epochs: over which the temperature falls, by a constant difference an epoch.
-      steps_per_epoch: omega steps in an epoch.
+      epochs: number of epochs over which the temperature falls linearly.
+      steps_per_epoch: omega steps per epoch.
       initial_temperature, final_temperature: tau in the first and in the last epoch.
-      pairs: where a node keeps a number of inputs (`edges=top2`), these are its strongest pairs of
-        an operation and a source, two of which may share the source, as in the authors' code for
-        DARTS' space; False for DARTS' rule, of each edge the strongest candidate alone. With
-        `edges=all`, and in NAS-Bench-201's cells, it is always the latter.
+      pairs: if a node keeps a fixed number of inputs (`edges=top2`), True keeps its strongest pairs
+        of operation and source, two of which may share the source, as in the authors' code for
+        DARTS' space; False uses DARTS' rule, the strongest candidate of each edge. With `edges=all`
+        and in NAS-Bench-201's cells, DARTS' rule always applies.
     """
     if not 0 < final_temperature <= initial_temperature:
         raise ValueError(

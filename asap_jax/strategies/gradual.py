@@ -1,8 +1,8 @@
-"""Pruning while training by eq. 13 of the ASAP paper: its two baselines (section 4.4), and NAP.
+"""Pruning during training by eq. 13 of the ASAP paper: its two baselines (section 4.4), and NAP.
 
-All three cut, once an epoch, as many candidates as the sparsity schedule asks for; they differ in
-what they rank by. The count holds for each cell type by itself: normal and reduction cells end with
-equally many candidates. (The paper does not say whether its own was for both together.)
+All three prune once per epoch, to the count given by the sparsity schedule; they differ in the
+ranking. The count applies to each cell type separately, so normal and reduction cells end with the
+same number of candidates. (The paper does not say whether its count covers both together.)
 """
 
 from functools import partial
@@ -33,20 +33,20 @@ def magnitude(
     start_epoch: int | None = None,
     sparsity: float | None = None,
 ) -> Strategy:
-    """DARTS plus masks: the candidates of smallest weight are cut, as eq. 13 asks.
+    """DARTS with masks: prunes the candidates of smallest weight by the schedule of eq. 13.
 
-    A candidate's weight is what its output is multiplied by, its share of the softmax over those
-    of its edge that live. (Alphas themselves cannot be compared between edges: to add a number to
-    all of an edge's changes nothing of the network.)
+    A candidate's weight is the factor of its output, its share of the softmax over the unpruned
+    candidates of its edge. (Alphas are not comparable between edges: adding a constant to all
+    alphas of an edge does not change the network.)
 
     Args:
       space: edges and candidates.
       epochs: E_f; the last epoch reaches the final sparsity.
-      steps_per_epoch: omega steps in an epoch.
-      power: p, 1 (a constant rate) or 3 (most is cut early).
-      start: t0 as a share of the epochs; the paper's 20 of 50.
-      start_epoch: t0 itself, in place of `start`. The paper's is 20 for every E_f from 50 to 70.
-      sparsity: s_f; by default 1 - 1 / N, one candidate an edge.
+      steps_per_epoch: omega steps per epoch.
+      power: p, 1 (a constant rate) or 3 (prunes most early).
+      start: t0 as a share of the epochs; the paper uses 20 of 50.
+      start_epoch: t0 itself, overrides `start`. The paper uses 20 for every E_f from 50 to 70.
+      sparsity: s_f; defaults to 1 - 1 / N, one candidate per edge.
     """
     kept = _schedule(space, epochs, steps_per_epoch, power, start, sparsity, start_epoch)
 
@@ -67,9 +67,9 @@ def accum_grad(
     start_epoch: int | None = None,
     sparsity: float | None = None,
 ) -> Strategy:
-    """As `magnitude`, but ranks by the sum of |dL/dalpha| over all alpha steps so far.
+    """Like `magnitude`, but ranks by the sum of |dL/dalpha| over all alpha steps so far.
 
-    The arguments are those of `magnitude`.
+    For the arguments see `magnitude`.
     """
     kept = _schedule(space, epochs, steps_per_epoch, power, start, sparsity, start_epoch)
 
@@ -95,19 +95,19 @@ def nap(
     start: float = 0.1,
     sparsity: float | None = None,
 ) -> Strategy:
-    """NAP: Neural architecture search with pruning (Neurocomputing 477, 2022), by its abstract.
+    """NAP: Neural architecture search with pruning (Neurocomputing 477, 2022), from its abstract.
 
-    Each candidate has a strength of its own, not normalised over the edge; the weakest are cut by
-    one criterion for the whole cell. Edges may lose all their candidates and keep several, so the
-    nodes of the result differ in the number of their inputs.
+    Each candidate has its own strength, not normalized over the edge; the weakest are pruned by one
+    criterion for the whole cell. An edge may lose all its candidates or keep several, so the
+    derived nodes differ in their number of inputs.
 
-    What is not public, and what is done here: the schedule is eq. 13 of the ASAP paper; strengths
-    start at 1 / N (identity) or 0 (sigmoid: 1/2).
+    Choices for what is not public: the schedule is eq. 13 of the ASAP paper; strengths start at
+    1 / N (identity) or 0 (sigmoid: 1/2).
 
     Args:
       relaxation: how an alpha becomes a strength: "identity" or "sigmoid".
       space, epochs, steps_per_epoch, power, start: see `magnitude`.
-      sparsity: s_f; by default as many candidates are kept as the cell has edges.
+      sparsity: s_f; by default the cell keeps as many candidates as it has edges.
     """
     if relaxation not in ("identity", "sigmoid"):
         raise ValueError(f"relaxation has to be identity or sigmoid, got {relaxation!r}")
@@ -135,13 +135,13 @@ def nap(
         mixture=mixture,
         derive=lambda arch, inputs, key, evaluate: derive.all_living(arch.masks, space),
         prune=prune,
-        distribution=None,  # strengths are not normalised
+        distribution=None,  # strengths are not normalized
         edges_may_empty=True,
     )
 
 
 def _schedule(space, epochs, steps_per_epoch, power, start, sparsity, start_epoch=None):
-    """step -> how many candidates a cell type keeps."""
+    """step -> number of candidates that a cell type keeps."""
     if power not in (1, 3):
         raise ValueError(f"power has to be 1 or 3, got {power}")
     if not 0 <= start < 1:

@@ -21,29 +21,29 @@ def p_darts(
     grace: float = 0.4,
     max_skips: int = 2,
 ) -> Strategy:
-    """DARTS in stages: each with a deeper supernet and, on each edge, fewer candidates.
+    """DARTS in stages, each with a deeper supernet and fewer candidates per edge.
 
-    A stage ends by keeping the `keep` strongest candidates of each edge; the next one begins anew
-    with weights and alphas. Dropout after the identities keeps them from winning by learning fast:
-    its rate in a stage's epoch e of n, g of them grace, is r (n - 1 - e) / n while alphas rest and
-    r exp(-0.2 (e - g)) then. At the end DARTS' rule; while the normal cell has more skips than
-    `max_skips`, the weakest of them is taken away and the edges are chosen again.
+    A stage ends by keeping the `keep` strongest candidates of each edge; the next one starts with
+    new weights and alphas. Dropout after the identities keeps them from winning by learning fast:
+    in epoch e of a stage's n epochs, g of them grace, its rate is r (n - 1 - e) / n during grace
+    and r exp(-0.2 (e - g)) afterwards. The final cell follows DARTS' rule; while the normal cell
+    has more than `max_skips` skips, the weakest one is removed and the edges are chosen again.
 
-    The authors' command has dropout 0.1, 0.4, 0.7; their code clips the alphas' gradient at a norm
-    of 5, which is left out here.
+    The authors' command uses dropout 0.1, 0.4, 0.7; their code clips the norm of the alphas'
+    gradient at 5, which is omitted here.
 
     Args:
-      space: edges and candidates; `none` is mixed in but never derived.
-      epochs: of all stages together, spread evenly; the authors' 75.
-      steps_per_epoch: omega steps in an epoch.
-      extra_cells: cells of each stage's supernet beyond the config's; the authors' 5, 11 and 17.
-      keep: candidates an edge holds after each stage but the last.
+      space: edges and candidates; `none` is part of the mixture but never derived.
+      epochs: of all stages together, split evenly; the authors use 75.
+      steps_per_epoch: omega steps per epoch.
+      extra_cells: cells per stage added to the config's; the authors use 5, 11 and 17 in total.
+      keep: candidates that each edge keeps after each stage but the last.
       skip_dropout: r of each stage.
-      grace: share of a stage's epochs in which only omega learns; the authors' 10 of 25.
-      max_skips: in the derived normal cell.
+      grace: share of a stage's epochs in which only omega learns; the authors use 10 of 25.
+      max_skips: maximum number of skips in the derived normal cell.
 
     Raises:
-      ValueError: the stages' lists do not fit each other, or a value is out of range.
+      ValueError: the lists describe different numbers of stages, or a value is out of range.
     """
     stages = len(extra_cells)
     if len(skip_dropout) != stages or len(keep) != stages - 1:
@@ -121,7 +121,7 @@ def p_darts(
 
 
 def _dropout_rates(rate: float, length: int, begin: int):
-    """[length], the dropout of each epoch of a stage."""
+    """[length], the dropout rate of each epoch of a stage."""
     epoch = np.arange(length)
     resting, learning = (length - 1 - epoch) / length, np.exp(-0.2 * (epoch - begin))
     return jnp.asarray(rate * np.where(epoch < begin, resting, learning), jnp.float32)

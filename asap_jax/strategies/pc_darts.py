@@ -1,6 +1,7 @@
-"""PC-DARTS: Partial Channel Connections for Memory-Efficient Architecture Search
+"""PC-DARTS: Partial Channel Connections for Memory-Efficient Architecture Search.
 
-(Xu et al., 2020, arXiv:1907.05737)."""
+Xu et al., 2020, arXiv:1907.05737.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -25,19 +26,19 @@ def pc_darts(
     partial_channels: int = 4,
     grace: float = 0.3,
 ) -> Strategy:
-    """Mixes 1 / K of the channels; a softmax over each node's edges steadies the choice of inputs.
+    """Mixes 1 / K of the channels; a softmax over each node's edges stabilizes input selection.
 
     An edge's output is beta_e * shuffle([sum_o softmax(alpha_e)_o o(x_1), x_2]): x_1 is the first
-    1 / K of x's channels, x_2 the others, max-pooled 2 x 2 where the edge has stride 2. beta is a
+    1 / K of x's channels, x_2 the others, max-pooled 2 x 2 if the edge has stride 2. beta is a
     softmax over the edges into a node (eq. 4). Edges and candidates are ranked by alpha times beta.
     Alphas and betas start at 1e-3 times a normal draw; the alpha step comes first, as in DARTS.
 
     Args:
-      space: edges and candidates; `none` is mixed in but never derived.
+      space: edges and candidates; `none` is part of the mixture but never derived.
       epochs: length of the search.
-      steps_per_epoch: omega steps in an epoch.
+      steps_per_epoch: omega steps per epoch.
       partial_channels: K, a divisor of the supernet's channels.
-      grace: share of the epochs in which only omega learns; the authors' 15 of 50.
+      grace: share of the epochs in which only omega learns; the authors use 15 of 50.
     """
     if partial_channels < 1:
         raise ValueError(f"partial_channels has to be at least 1, got {partial_channels}")

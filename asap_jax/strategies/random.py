@@ -22,24 +22,24 @@ def random(
     best: int = 10,
     rounds: int = 1,
 ) -> Strategy:
-    """One uniform architecture a minibatch trains the shared weights; the best of a sample wins.
+    """Trains shared weights on one uniform architecture per minibatch, then picks the best sampled.
 
-    At the end, in each round, a sample is ranked on a few images of the alpha half, and the best of
-    it on all of that half; the best of all rounds wins.
+    At the end, each round ranks a sample on a few images of the alpha half, and its best on all of
+    that half; the best of all rounds wins.
 
-    Where the authors' code differs: it ranks each architecture on the next ten minibatches, where
-    here all are ranked on the same images; it normalises by running statistics, here by each
-    batch's own; it goes on with the winner of the first of its rounds; and it draws `none` as any
-    other.
+    Differences from the authors' code: it ranks each architecture on the next ten minibatches, here
+    all are ranked on the same images; it normalizes by running statistics, here by batch
+    statistics; it uses the winner of the first round; and it draws `none` like any other
+    candidate.
 
     Args:
-      space: edges and candidates; `none` is drawn only where it can be derived.
+      space: edges and candidates; `none` is drawn only if it can be derived.
       epochs, steps_per_epoch: unused, the method has no schedule.
       inputs_per_node: edges that a sampled architecture keeps at each node, None for all.
-      samples: architectures drawn in a round; the authors' 1,000.
-      images: of the alpha half, on which a sample is ranked; the authors' ten minibatches of 64.
-      best: of a sample, ranked on the whole half; the authors' 10.
-      rounds: the authors have one for 10,000 steps, 3 in a search of 100 epochs of CIFAR-10.
+      samples: architectures drawn per round; the authors use 1,000.
+      images: of the alpha half, used to rank a sample; the authors use ten minibatches of 64.
+      best: of a sample, ranked on the whole half; the authors use 10.
+      rounds: the authors use one per 10,000 steps, 3 in a CIFAR-10 search of 100 epochs.
     """
     del epochs, steps_per_epoch
     for name, value in (
@@ -55,7 +55,7 @@ def random(
     drawn = jnp.array([with_none or name != "none" for name in space.candidates])
 
     def sample(key, inputs_per_node):
-        """One architecture's candidates, [E, O] bool."""
+        """The candidates of one architecture, [E, O] bool."""
         key_op, key_edge = jax.random.split(key)
         logits = jnp.broadcast_to(jnp.where(drawn, 0.0, -jnp.inf), shape)
         chosen = jax.nn.one_hot(jax.random.categorical(key_op, logits), shape[1], dtype=bool)

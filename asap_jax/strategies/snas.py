@@ -23,21 +23,21 @@ def snas(
     initial_temperature: float = 1.0,
     final_temperature: float = 0.03,
 ) -> Strategy:
-    """A fresh sample softmax((log alpha + Gumbel) / lambda) each step; one loss trains all.
+    """Samples softmax((log alpha + Gumbel) / lambda) at each step; one loss trains everything.
 
-    The alphas here are the paper's log alpha, and start at 0 (in the authors' code at 1 plus 0.01
-    times a normal draw; a number added to all of an edge's changes nothing). Alphas and omega learn
-    from the same batch, at one point and with one sample, and the batches are of all training
-    images: what is called validation accuracy is measured on images that trained both. (The
-    authors' code measures on the test images there.) At the end each edge takes its most probable
-    candidate; all edges are kept, but for those whose choice is `none`.
+    The alphas here are the paper's log alpha and start at 0 (in the authors' code at 1 plus 0.01
+    times a normal draw; a constant added to all alphas of an edge has no effect). Alphas and omega
+    learn from the same batch, at one point and with one sample, and batches come from all training
+    images: the reported validation accuracy is measured on images that trained both. (The authors'
+    code measures it on the test images.) Each edge derives its most probable candidate; all edges
+    are kept, except those that choose `none`.
 
     Args:
       space: edges and candidates.
-      epochs: over which lambda falls, by a constant difference an epoch, as in the authors' code.
-      steps_per_epoch: steps in an epoch.
+      epochs: number of epochs over which lambda falls linearly, as in the authors' code.
+      steps_per_epoch: steps per epoch.
       initial_temperature, final_temperature: lambda one epoch before the first, and in the last.
-        (The authors' code has 1 and 0.03 over 150 epochs.)
+        (The authors' code uses 1 and 0.03 over 150 epochs.)
     """
     if not 0 < final_temperature <= initial_temperature:
         raise ValueError(
