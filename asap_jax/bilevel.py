@@ -1,6 +1,8 @@
-"""Gradients of the alphas, by the way each method relates them to the network's weights omega.
+"""The bilevel problem: what learns in a step, in which order, and by which gradient.
 
-Every function here has the signature
+A method says so in one value, `Updates`: `omega_then_alpha(first_order)` is Algorithm 1,
+`alpha_then_omega(second_order)` DARTS, `joint(single_level)` SNAS. Every gradient here, and every
+one of a method's own, has the signature
 
     (loss, point) -> ((value, (new batch_stats, logits)), gradients)
 
@@ -97,15 +99,62 @@ def _virtual(loss, point, alphas):
     return point.virtual_step(point.params, gradients, point.omega_opt, point.step)
 
 
-def omega_of_train(loss, point: Point):
-    """Gradient of the training loss with respect to omega: the plain omega step."""
-    return jax.value_and_grad(loss, has_aux=True)(
-        point.params, point.alphas, point.batch_stats, point.train, point.key
-    )
-
-
 def single_level(loss, point: Point):
     """Gradients of the training loss to (omega, alphas), at one point and with one sample."""
     return jax.value_and_grad(loss, (0, 1), has_aux=True)(
         point.params, point.alphas, point.batch_stats, point.train, point.key
     )
+
+
+class Updates(NamedTuple):
+    """The updates of a step; made by the functions below.
+
+    order: ("omega", "alpha"), ("alpha", "omega"), ("joint",) or ("omega",).
+    gradient: of the alphas; of omega and the alphas if they learn jointly; else None.
+    differentiations: how often it differentiates the loss: 2 for a gradient through a gradient,
+      for which the layers take forms that can be differentiated twice.
+    """
+
+    order: tuple[str, ...]
+    gradient: Callable | None = None
+    differentiations: int = 1
+
+    @property
+    def has_alphas(self) -> bool:
+        """Whether alphas learn at all."""
+        return self.gradient is not None
+
+    @property
+    def joint(self) -> bool:
+        """Whether one loss trains omega and the alphas, on all training images, not on halves."""
+        return self.order == ("joint",)
+
+    @property
+    def has_val_loss(self) -> bool:
+        """Whether the alphas learn from a loss of their own."""
+        return "alpha" in self.order
+
+    @property
+    def alternates_first_order(self) -> bool:
+        """Whether both halves are plain gradients of the loss, each at its own batch."""
+        return self.has_val_loss and self.gradient is first_order
+
+
+def omega_then_alpha(gradient: Callable, differentiations: int = 1) -> Updates:
+    """Omega learns, then the alphas at the new omega: Algorithm 1."""
+    return Updates(("omega", "alpha"), gradient, differentiations)
+
+
+def alpha_then_omega(gradient: Callable, differentiations: int = 1) -> Updates:
+    """The alphas learn, then omega at the new alphas: DARTS."""
+    return Updates(("alpha", "omega"), gradient, differentiations)
+
+
+def joint(gradient: Callable, differentiations: int = 1) -> Updates:
+    """Both learn from one loss, at one point; the gradient is that of (omega, alphas)."""
+    return Updates(("joint",), gradient, differentiations)
+
+
+def omega_alone() -> Updates:
+    """There are no alphas to learn."""
+    return Updates(("omega",))

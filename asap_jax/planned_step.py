@@ -11,17 +11,8 @@ import numpy as np
 from asap_jax import compile_cache, plans, precisions
 from asap_jax.compiling import Compiler, shapes_of
 from asap_jax.data.augment import Augmentation, augment
-from asap_jax.search_step import (
-    Batch,
-    Parts,
-    Pass,
-    SearchState,
-    make_passes,
-    make_search_step,
-    of_programs,
-    program,
-    step_keys,
-)
+from asap_jax.passes import Parts, Pass, in_turn, of_programs, program
+from asap_jax.search_step import Batch, SearchState, SearchStep, step_keys
 
 WORTH = 1.0  # seconds that compiling anew has to save for each second it takes
 
@@ -29,8 +20,8 @@ WORTH = 1.0  # seconds that compiling anew has to save for each second it takes
 class PlannedStep:
     """The jitted step of a stage, compiled anew where its plan and the pruned masks call for it.
 
-    By the plan "unrolled" its passes are programs of their own (`search_step.make_passes`), without
-    a condition in any: what trains omega, what trains the alphas, what closes the step. They are
+    By the plan "unrolled" its passes are programs of their own (`SearchStep.passes`), without a
+    condition in any: what trains omega, what trains the alphas, what closes the step. They are
     compiled side by side, and those for fewer candidates while the search goes on with the wider
     ones.
 
@@ -84,15 +75,19 @@ class PlannedStep:
     def passes(self, plan) -> dict[bool, tuple[Pass, ...]]:
         """What a step consists of, by whether the alphas learn."""
         stage = self._stage
-        parts = stage.network.clone(plan=plan), stage.strategy, stage.optimizers
-        options = {"class_weights": self._class_weights}
-        options["dtype"] = precisions.map_dtype(stage.config.precision)
-        options["constraint"] = stage.constraint
-        options["drop_path"] = stage.config.drop_path
+        step = SearchStep(
+            stage.network.clone(plan=plan),
+            stage.strategy,
+            stage.optimizers,
+            class_weights=self._class_weights,
+            dtype=precisions.map_dtype(stage.config.precision),
+            constraint=stage.constraint,
+            drop_path=stage.config.drop_path,
+        )
         if plan.name == "unrolled":
-            return make_passes(*parts, **options)
-        step = Pass("step", SearchState.CHANGING, make_search_step(*parts, **options))
-        return dict.fromkeys((False, True), (step,))
+            return {learns: step.passes(learns) for learns in (False, True)}
+        whole = Pass("step", SearchState.CHANGING, in_turn(step.passes()))
+        return dict.fromkeys((False, True), (whole,))
 
     def _compile(self, plan) -> dict[str, Future]:
         """Has the programs compiled that are still to come, those for the next step first."""
@@ -106,7 +101,7 @@ class PlannedStep:
         }
 
     def jitted(self, each: Pass):
-        """A pass as a `search_step.program`, jitted; its operands are images, labels, and the
+        """A pass as a `passes.program`, jitted; its operands are images, labels, and the
         indices of both batches."""
         stage, augmentation = self._stage, self._stage.config.augmentation
         mean, std = stage.dataset.mean, stage.dataset.std

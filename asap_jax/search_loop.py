@@ -122,7 +122,7 @@ def check(config, dataset: data.Dataset) -> None:
                 f"config.search.early_stop is True, but the strategy {config.strategy.name} has no "
                 "distribution whose eigenvalue could tell when to stop: set it to False"
             )
-        if config.cost_weight and stage.strategy.alpha_gradient is None:
+        if config.cost_weight and not stage.strategy.updates.has_alphas:
             raise UserError(
                 f"config.search.cost_weight is {config.cost_weight}, but the strategy "
                 f"{config.strategy.name} has no alphas that could learn from a cost: set it to 0"
@@ -179,7 +179,7 @@ def build(config, dataset: data.Dataset, strategy: Strategy | None = None) -> Pa
     steps = (images - images // 2) // config.batch_size
     space = make_space(config)
     strategy = strategy or make_strategy(config, space, steps)
-    if strategy.single_level:  # one loss trains all, so there is no half to hold back
+    if strategy.updates.joint:  # one loss trains all, so there is no half to hold back
         steps = images // config.batch_size
         strategy = make_strategy(config, space, steps)
     epochs, omega = strategy.epochs or config.epochs, config.omega
@@ -280,7 +280,7 @@ def search(
     strategy, epochs, seconds, inside, number, warned = None, 0, 0.0, 0.0, 0, []
     while True:
         parts = build(config, dataset, strategy)
-        if parts.strategy.single_level:
+        if parts.strategy.updates.joint:
             held = held._replace(omega=np.arange(len(dataset.train_labels)))
         stage = _Stage(config, dataset, parts, held, seed, session, warned)
         state, progress = stage.run(number, epochs, index, identity or {}, class_weights)
@@ -336,7 +336,7 @@ class _Stage:
             )
             for by_batch in (False, True)
         )
-        self.watched = self.config.watch.images if self.strategy.alpha_gradient else 0
+        self.watched = self.config.watch.images if self.strategy.updates.has_alphas else 0
         eigenvalue = _eigenvalue(self.network, self.strategy, dataset, config.batch_size, seed)
         self.eigenvalue = jax.jit(precisions.computed_in(config.precision, eigenvalue))
 
@@ -406,7 +406,7 @@ class _Stage:
         mixtures = _final_mixtures(self.strategy, state)
         accuracy = self.accuracy(state.params, state.batch_stats, mixtures)
         record = _epoch_record(progress, last, accuracy)
-        if self.strategy.alpha_gradient is None:
+        if not self.strategy.updates.has_alphas:
             return record  # it has no alphas that could collapse: it samples and ranks
         weighed = self.strategy.distribution or (lambda arch, mixtures: mixtures)
         record["weights"] = {
@@ -487,9 +487,9 @@ class _Stage:
         shared, derived, gaps = self._shared(state), {}, {}
         supernet_accuracy = shared(_final_mixtures(self.strategy, state))
         # A method without alphas has no mixture to fall short of: it samples and ranks.
-        for rule in EDGES if self.strategy.alpha_gradient else (self.config.edges,):
+        for rule in EDGES if self.strategy.updates.has_alphas else (self.config.edges,):
             derived[rule] = self._derive(state, progress, rule)
-            if self.strategy.alpha_gradient:
+            if self.strategy.updates.has_alphas:
                 alone = shared(one_hot_mixture(derived[rule], self.space))
                 gap = supernet_accuracy - alone
                 gaps[rule] = {"supernet": supernet_accuracy, "derived": alone, "gap": gap}

@@ -1,12 +1,13 @@
 """One step of a search: a pure function of the state and two batches."""
 
+import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import flax
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax import lax
 
@@ -15,8 +16,13 @@ from asap_jax.costs import Constraint
 from asap_jax.losses import all_finite, cross_entropy
 from asap_jax.networks import Supernet, live_parameters
 from asap_jax.ops import Context
+from asap_jax.passes import Pass, in_turn
 from asap_jax.relaxation import Dropout, normalised_entropy
 from asap_jax.strategies import Architecture, Strategy
+
+# Fields of the state that an update changes.
+WEIGHTS = "params", "omega_opt", "batch_stats"
+ALPHAS = "arch", "alpha_opt", "batch_stats"
 
 
 class Batch(NamedTuple):
@@ -96,294 +102,148 @@ def init_state(
     return jax.jit(begin)(arch, key_params, key_steps)
 
 
-def halves_are_turns(network: Supernet, strategy: Strategy) -> bool:
-    """Whether a step computes the omega and the alpha half as turns of one loop."""
-    gradients = strategy.alpha_gradient, strategy.omega_gradient
-    plain = gradients == (bilevel.first_order, bilevel.omega_of_train)
-    return plain and not strategy.single_level and network.plan.name == "loop"
-
-
 def make_search_step(
-    network: Supernet,
-    strategy: Strategy,
-    optimizers: Optimizers,
-    axis_name: str | None = None,
-    class_weights=None,
-    dtype: str | None = None,
-    constraint: Constraint | None = None,
-    drop_path: float = 0.0,
+    network: Supernet, strategy: Strategy, optimizers: Optimizers, **options
 ) -> Callable[[SearchState, Batch, Batch], tuple[SearchState, dict[str, jax.Array]]]:
-    """Builds step(state, omega batch, alpha batch) -> (state, metrics).
-
-    Algorithm 1's lines 4 to 9: an omega step; then, where the strategy learns, an alpha step and
-    pruning. The running statistics follow both passes, as in DARTS. With `axis_name` the batches
-    are one device's part; batch statistics and gradients are those of the whole. `class_weights`
-    [classes] weigh both losses. `dtype` is that of the maps, see `ops.Context`. `constraint` is
-    added to the loss that the alphas learn from; the losses of the metrics are without it.
-    `drop_path` is the probability with which an edge drops a sample, in both passes.
-    """
-    options = network, strategy, optimizers, axis_name, class_weights, dtype, constraint, drop_path
-    return in_turn(_passes(*options, learns=None))
+    """step(state, omega batch, alpha batch) -> (state, metrics); `options` are `SearchStep`'s."""
+    return in_turn(SearchStep(network, strategy, optimizers, **options).passes())
 
 
-class Pass(NamedTuple):
-    """A part of a step.
+@dataclasses.dataclass(frozen=True, eq=False)
+class SearchStep:
+    """One step of a search: Algorithm 1's lines 4 to 9, in the order of `strategy.updates`.
 
-    name: by which it is told from the other parts.
-    changes: the fields of the state that it changes.
-    run: (state, omega batch, alpha batch) -> (state, its part of the metrics).
-    """
+    For ASAP these are an update of omega; then, once the temperature is low enough, an update of
+    the alphas and pruning. The running statistics follow both forward passes, as in DARTS.
 
-    name: str
-    changes: tuple[str, ...]
-    run: Callable[[SearchState, Batch, Batch], tuple[SearchState, dict[str, jax.Array]]]
-
-
-def make_passes(
-    network: Supernet,
-    strategy: Strategy,
-    optimizers: Optimizers,
-    axis_name: str | None = None,
-    class_weights=None,
-    dtype: str | None = None,
-    constraint: Constraint | None = None,
-    drop_path: float = 0.0,
-) -> dict[bool, tuple[Pass, ...]]:
-    """The same step in parts that may be programs of their own, without a condition in any.
-
-    {what `strategy.learns` says of a step: its parts in their order}; those of one name are one.
-    A GPU waits for conditions, and two small programs are compiled sooner than a large one.
-    """
-    options = network, strategy, optimizers, axis_name, class_weights, dtype, constraint, drop_path
-    return {learns: _passes(*options, learns=learns) for learns in (False, True)}
-
-
-def in_turn(passes) -> Callable[..., tuple[SearchState, dict]]:
-    """The passes as one step, of the operands that each of them takes."""
-
-    def step(state, *operands):
-        metrics = {"val_loss": np.float32(np.nan)}  # of a step in which the alphas rest
-        for each in passes:
-            state, found = each.run(state, *operands)
-            metrics |= found
-        return state, metrics
-
-    return step
-
-
-class Parts(NamedTuple):
-    """A state as a pass takes it: what it changes, whose memory it may have, and the rest.
-
-    changing: {field: value}.
-    resting: the state without those fields, None in their places.
+    Attributes:
+      network, strategy, optimizers: what is searched, how, and how it learns.
+      axis_name: of devices among which each batch is split; batch statistics and gradients are then
+        those of the whole batch.
+      class_weights: [classes], weights of both losses.
+      dtype: of the feature maps, see `ops.Context`.
+      constraint: added to the loss from which the alphas learn; reported losses exclude it.
+      drop_path: probability with which an edge drops a sample, in both passes.
     """
 
-    changing: dict[str, Any]
-    resting: SearchState
+    network: Supernet
+    strategy: Strategy
+    optimizers: Optimizers
+    axis_name: str | None = None
+    class_weights: Any = None
+    dtype: str | None = None
+    constraint: Constraint | None = None
+    drop_path: float = 0.0
 
-    @classmethod
-    def of(cls, state: SearchState, each: Pass) -> "Parts":
-        changing = {name: getattr(state, name) for name in each.changes}
-        return cls(changing, state.replace(**dict.fromkeys(each.changes)))
+    def passes(self, learns: bool | None = None) -> tuple[Pass, ...]:
+        """The step's parts, in order.
+
+        Args:
+          learns: what `strategy.learns` says of the step; None for a step that asks it itself.
+        """
+        updates, close = self.strategy.updates, Pass("close", ("step",), self.close)
+        both = tuple(dict.fromkeys(WEIGHTS + ALPHAS))
+        if learns is None and self.takes_turns:
+            return Pass("halves", both, self.update_in_turns), close
+        if updates.joint and learns is False:
+            rest = partial(self.update_jointly, learns=False)
+            return Pass("joint, alphas rest", WEIGHTS, rest), close
+        learn = self.maybe_alphas if learns is None else self.update_alphas
+        parts = {
+            "omega": Pass("omega", WEIGHTS, self.update_omega),
+            "alpha": Pass("alpha", ALPHAS, learn),
+            "joint": Pass("joint", both, partial(self.update_jointly, learns=learns)),
+        }
+        order = [name for name in updates.order if name != "alpha" or learns is not False]
+        return *(parts[name] for name in order), close
+
+    # The updates. Each is (state, omega batch, alpha batch) -> (state, metrics).
+
+    def update_omega(self, state, train, val):
+        """Line 4: omega descends the training loss, at fixed alphas."""
+        key = step_keys(state.key, state.step).omega
+        (value, (batch_stats, logits)), gradients = jax.value_and_grad(
+            self.loss(state), has_aux=True
+        )(state.params, state.arch.alphas, state.batch_stats, train, key)
+        state = self.move_omega(state, gradients, key).replace(batch_stats=batch_stats)
+        return state, self.training_metrics(value, logits, train)
+
+    def update_alphas(self, state, train, val):
+        """Lines 5 to 7: the alphas descend the validation loss, then candidates are pruned."""
+        key = step_keys(state.key, state.step).alpha
+        (value, (batch_stats, _)), gradients = self.strategy.updates.gradient(
+            self.loss(state), self.point(state, train, val, key)
+        )
+        state = self.move_alphas(state, self.mean(gradients), key)
+        return state.replace(batch_stats=batch_stats), {"val_loss": self.mean(value)}
+
+    def maybe_alphas(self, state, train, val):
+        """`update_alphas` in a step in which the alphas learn, else nothing."""
+
+        def rest(state):
+            return state, {"val_loss": jnp.full((), jnp.nan, train.images.dtype)}
+
+        learn = partial(self.update_alphas, train=train, val=val)
+        return lax.cond(self.strategy.learns(state.step), learn, rest, state)
+
+    def update_jointly(self, state, train, val, learns=None):
+        """Omega and the alphas descend one loss, by gradients at one point and with one sample."""
+        key = step_keys(state.key, state.step).alpha
+        (value, (batch_stats, logits)), (g_params, g_alphas) = self.strategy.updates.gradient(
+            self.loss(state), self.point(state, train, val, key)
+        )
+
+        def learn(state):
+            return self.move_alphas(state, self.mean(g_alphas), key)
+
+        def rest(state):
+            return state
+
+        if learns is None:
+            learned = lax.cond(self.strategy.learns(state.step), learn, rest, state)
+        else:
+            learned = (learn if learns else rest)(state)
+        moved = self.move_omega(state, g_params, key)
+        state = moved.replace(
+            batch_stats=batch_stats, arch=learned.arch, alpha_opt=learned.alpha_opt
+        )
+        return state, self.training_metrics(value, logits, train)
 
     @property
-    def state(self) -> SearchState:
-        return self.resting.replace(**self.changing)
+    def takes_turns(self) -> bool:
+        """Whether `update_in_turns` computes the step: for first-order gradients by the plan loop.
 
-
-def program(each: Pass) -> Callable:
-    """A pass as a program: (*Parts, over, *operands) -> (what it changes {field: value}, metrics).
-
-    It gives nothing that it does not change, since a program copies what it hands on as it got it.
-    Where the bool scalar `over` is true, all stays as it was: a search that has ended may be asked
-    for one step more, and its state's memory be given to that.
-    """
-
-    def run(changing, resting, over, *operands):
-        after, metrics = each.run(Parts(changing, resting).state, *operands)
-        changed = {name: getattr(after, name) for name in changing}
-        return jax.tree.map(lambda new, old: jnp.where(over, old, new), changed, changing), metrics
-
-    return run
-
-
-def of_programs(passes) -> Callable[..., tuple[SearchState, dict]]:
-    """The step (state, over, *operands) of programs: [(pass, what `program` made of it)]."""
-
-    def whole(each, run):
-        def after(state, *operands):
-            parts = Parts.of(state, each)
-            changed, metrics = run(*parts, *operands)
-            return Parts(changed, parts.resting).state, metrics
-
-        return each._replace(run=after)
-
-    return in_turn([whole(each, run) for each, run in passes])
-
-
-def _drop_key(key):
-    """The key of drop-path, apart from what a strategy draws by `key`."""
-    return jax.random.fold_in(key, 0x0D)
-
-
-def _passes(
-    network, strategy, optimizers, axis_name, class_weights, dtype, constraint, drop_path, learns
-):
-    """The passes of a step; `learns` None has each step ask."""
-    twice = strategy.alpha_gradient is bilevel.second_order_exact
-    context = Context(train=True, twice=twice, axis_name=axis_name, dtype=dtype)
-
-    def mean(tree):
-        return tree if axis_name is None else lax.pmean(tree, axis_name)
-
-    def loss_at(arch, step, learn=None):
-        """loss(params, alphas, batch_stats, batch, key) at this step's masks and temperature."""
-
-        def loss(params, alphas, batch_stats, batch, key):
-            mixtures = strategy.mixture(arch._replace(alphas=alphas), step, key)
-            if drop_path:
-                mixtures = {
-                    cell: mix._replace(drop_path=Dropout(_drop_key(key), jnp.float32(drop_path)))
-                    for cell, mix in mixtures.items()
-                }
-            logits, new = network.apply(
-                {"params": params, "batch_stats": batch_stats},
-                batch.images,
-                mixtures,
-                context,
-                learn,
-                mutable=["batch_stats"],
-            )
-            value = cross_entropy(logits, batch.labels, class_weights, axis_name=axis_name)
-            return value, (new["batch_stats"], logits)
-
-        return loss
-
-    def point(state, train, val, key):
-        return bilevel.Point(
-            state.params,
-            state.arch.alphas,
-            state.batch_stats,
-            state.omega_opt,
-            state.step,
-            train,
-            val,
-            key,
-            optimizers.virtual_step,
-        )
-
-    def omega_step(state, train, val):
-        key = step_keys(state.key, state.step).omega
-        (value, (batch_stats, logits)), gradients = strategy.omega_gradient(
-            loss_at(state.arch, state.step), point(state, train, val, key)
-        )
-        state = move_omega(state, gradients, batch_stats, key)
-        correct = jnp.mean(logits.argmax(-1) == train.labels)
-        return state, mean({"train_loss": value, "train_accuracy": correct})
-
-    def move_omega(state, gradients, batch_stats, key):
-        mixtures = strategy.mixture(state.arch, state.step, key)
-        params, omega_opt = optim.update_where(
-            optimizers.omega,
-            live_parameters(network, state.params, mixtures),
-            mean(gradients),
-            state.omega_opt,
-            state.params,
-        )
-        return state.replace(params=params, batch_stats=batch_stats, omega_opt=omega_opt)
-
-    def alpha_step(state, train, val):
-        key = step_keys(state.key, state.step).alpha
-        (value, (batch_stats, _)), gradients = strategy.alpha_gradient(
-            loss_at(state.arch, state.step), point(state, train, val, key)
-        )
-        state = move_alphas(state, gradients, key)
-        return state.replace(batch_stats=batch_stats), {"val_loss": mean(value)}
-
-    def constrained(state, gradients, key):
-        """The alphas' gradients with those of the constraint, which knows nothing of omega."""
-        if constraint is None:
-            return gradients
-
-        def expected(alphas):
-            mixtures = strategy.mixture(state.arch._replace(alphas=alphas), state.step, key)
-            return constraint.weight * constraint.expected(mixtures)
-
-        return jax.tree.map(jnp.add, gradients, jax.grad(expected)(state.arch.alphas))
-
-    def move_alphas(state, gradients, key):
-        gradients = constrained(state, mean(gradients), key)
-        alphas, alpha_opt = optim.update_where(
-            optimizers.alpha,
-            strategy.live(state.arch, state.step, key),
-            gradients,
-            state.alpha_opt,
-            state.arch.alphas,
-        )
-        arch = state.arch._replace(alphas=alphas)
-        pruned = strategy.prune(arch, gradients, state.step)
-        # Nothing is pruned by numbers that are none, which compare as false with all others.
-        sound = all_finite(alphas)
-        masks = jax.tree.map(lambda new, old: jnp.where(sound, new, old), pruned.masks, arch.masks)
-        return state.replace(arch=pruned._replace(masks=masks), alpha_opt=alpha_opt)
-
-    def joint_step(state, train, val):
-        key = step_keys(state.key, state.step).alpha
-        (value, (batch_stats, logits)), (g_params, g_alphas) = strategy.omega_gradient(
-            loss_at(state.arch, state.step), point(state, train, val, key)
-        )
-        moved = if_learning(
-            state, lambda state: move_alphas(state, g_alphas, key), lambda state: state
-        )
-        # omega's move is that of the point where both gradients were taken.
-        after = move_omega(state, g_params, batch_stats, key)
-        after = after.replace(arch=moved.arch, alpha_opt=moved.alpha_opt)
-        correct = jnp.mean(logits.argmax(-1) == train.labels)
-        return after, mean({"train_loss": value, "train_accuracy": correct})
-
-    def maybe_alpha_step(state, train, val):
-        return if_learning(
-            state,
-            lambda state: alpha_step(state, train, val),
-            lambda state: (state, {"val_loss": jnp.full((), jnp.nan, train.images.dtype)}),
-        )
-
-    def if_learning(state, act, rest):
-        if learns is not None:
-            return (act if learns else rest)(state)
-        return lax.cond(strategy.learns(state.step), act, rest, state)
-
-    def halves(state, train, val):
-        """Both halves as turns of one loop, so that the network is compiled once for the two.
-
-        For the plan that is a loop itself; on a GPU the turns would be conditions.
-
-        Each turn takes both gradients at its own batch and uses one. The gradients of the kernels,
-        dear and of no use to the alphas, are skipped in their turn (`Context.learn`).
+        On a GPU, where the plan is another, the turns would be conditions.
         """
+        return self.strategy.updates.alternates_first_order and self.network.plan.name == "loop"
+
+    def update_in_turns(self, state, train, val):
+        """`update_omega` and `update_alphas` as two turns of one loop, with the same results.
+
+        The network is then compiled once for both. Each turn takes both gradients at its own batch
+        and uses one; the gradients of the kernels, expensive and of no use to the alphas, are
+        skipped in the alphas' turn (`Context.learn`).
+        """
+        alphas_first = self.strategy.updates.order[0] == "alpha"
         batches = jax.tree.map(lambda *pair: jnp.stack(pair), train, val)
         keys = jnp.stack(step_keys(state.key, state.step)[:2])
-        both = strategy.learns(state.step).astype(jnp.int32)
-        first, last = (1 - both, 2) if strategy.alpha_first else (0, 1 + both)
+        both = self.strategy.learns(state.step).astype(jnp.int32)
+        first, last = (1 - both, 2) if alphas_first else (0, 1 + both)
 
         def turn(i, carry):
             state, metrics = carry
-            half = 1 - i if strategy.alpha_first else i  # 0 for omega, 1 for alpha
+            half = 1 - i if alphas_first else i  # 0 for omega, 1 for alpha
             batch = jax.tree.map(lambda pair: pair[half], batches)
-            loss = loss_at(state.arch, state.step, learn=half == 0)
             (value, (batch_stats, logits)), gradients = jax.value_and_grad(
-                loss, (0, 1), has_aux=True
+                self.loss(state, learn=half == 0), (0, 1), has_aux=True
             )(state.params, state.arch.alphas, state.batch_stats, batch, keys[half])
             state = lax.cond(
                 half == 0,
-                lambda state: move_omega(state, gradients[0], batch_stats, keys[0]),
-                lambda state: move_alphas(
-                    state.replace(batch_stats=batch_stats), gradients[1], keys[1]
-                ),
+                lambda state: self.move_omega(state, gradients[0], keys[0]),
+                lambda state: self.move_alphas(state, self.mean(gradients[1]), keys[1]),
                 state,
-            )
-            correct = jnp.mean(logits.argmax(-1) == batch.labels)
-            measured = mean({"loss": value, "accuracy": correct})
+            ).replace(batch_stats=batch_stats)
+            measured = self.mean({"loss": value, "accuracy": accuracy(logits, batch)})
             return state, jax.tree.map(lambda m, new: m.at[half].set(new), metrics, measured)
 
         nothing = jnp.full(2, jnp.nan, train.images.dtype)
@@ -396,43 +256,126 @@ def _passes(
             "val_loss": metrics["loss"][1],
         }
 
-    def entropies_of(arch, mixtures):
-        if strategy.distribution is None:
-            return {}
-        found = strategy.distribution(arch, mixtures)
-        entropies = {cell: normalised_entropy(mix.weights) for cell, mix in found.items()}
-        return {
-            "entropy": jnp.mean(jnp.stack(list(entropies.values()))),
-            **{f"entropy_{cell}": entropy for cell, entropy in entropies.items()},
-        }
-
-    def close(state, train, val):
-        """Counts the step, and tells what it has come to."""
+    def close(self, state, train, val):
+        """Counts the step, and reports where it has led."""
+        strategy, arch = self.strategy, state.arch
         key = step_keys(state.key, state.step).alpha
-        mixtures = strategy.mixture(state.arch, state.step, key)
-        metrics = strategy.readings(state.step) | strategy.measured(state.arch)
+        mixtures = strategy.mixture(arch, state.step, key)
+        learned = jnp.logical_and(strategy.updates.has_val_loss, strategy.learns(state.step))
+        metrics = strategy.readings(state.step) | strategy.measured(arch)
         metrics |= {
-            "candidates_left": sum(mask.sum() for mask in state.arch.masks.values()),
-            **entropies_of(state.arch, mixtures),
-            **({} if constraint is None else {"cost": constraint.expected(mixtures)}),
-            "finished": strategy.finished(state.arch),
-            "alphas_learned": jnp.logical_and(alphas_apart, strategy.learns(state.step)),
-            "alphas_finite": all_finite((state.arch.alphas, state.arch.extra)),
+            "candidates_left": sum(mask.sum() for mask in arch.masks.values()),
+            **entropies(strategy, arch, mixtures),
+            **({} if self.constraint is None else {"cost": self.constraint.expected(mixtures)}),
+            "finished": strategy.finished(arch),
+            "alphas_learned": learned,
+            "alphas_finite": all_finite((arch.alphas, arch.extra)),
         }
         return state.replace(step=state.step + 1), metrics
 
-    alphas_apart = strategy.alpha_gradient is not None and not strategy.single_level
-    statistics, of_omega = ("batch_stats",), ("params", "omega_opt")
-    of_alphas = "arch", "alpha_opt"
-    omega = Pass("omega", of_omega + statistics, omega_step)
-    end = Pass("close", ("step",), close)
-    if strategy.single_level:
-        if learns is False:
-            return Pass("joint, alphas at rest", of_omega + statistics, joint_step), end
-        return Pass("joint", of_omega + of_alphas + statistics, joint_step), end
-    if learns is None and halves_are_turns(network, strategy):
-        return Pass("halves", of_omega + of_alphas + statistics, halves), end
-    if strategy.alpha_gradient is None or learns is False:
-        return omega, end
-    alpha = Pass("alpha", of_alphas + statistics, maybe_alpha_step)
-    return (alpha, omega, end) if strategy.alpha_first else (omega, alpha, end)
+    # What the updates consist of.
+
+    def loss(self, state, learn=None):
+        """loss(params, alphas, batch_stats, batch, key), by the state's masks and temperature."""
+        strategy, twice = self.strategy, self.strategy.updates.differentiations > 1
+        context = Context(train=True, twice=twice, axis_name=self.axis_name, dtype=self.dtype)
+
+        def loss(params, alphas, batch_stats, batch, key):
+            mixtures = strategy.mixture(state.arch._replace(alphas=alphas), state.step, key)
+            if self.drop_path:
+                # Its key is apart from what the strategy draws by `key`.
+                dropout = Dropout(jax.random.fold_in(key, 0x0D), jnp.float32(self.drop_path))
+                mixtures = {c: mix._replace(drop_path=dropout) for c, mix in mixtures.items()}
+            logits, new = self.network.apply(
+                {"params": params, "batch_stats": batch_stats},
+                batch.images,
+                mixtures,
+                context,
+                learn,
+                mutable=["batch_stats"],
+            )
+            value = cross_entropy(
+                logits, batch.labels, self.class_weights, axis_name=self.axis_name
+            )
+            return value, (new["batch_stats"], logits)
+
+        return loss
+
+    def point(self, state, train, val, key):
+        """Where a method's own gradient is taken."""
+        return bilevel.Point(
+            state.params,
+            state.arch.alphas,
+            state.batch_stats,
+            state.omega_opt,
+            state.step,
+            train,
+            val,
+            key,
+            self.optimizers.virtual_step,
+        )
+
+    def move_omega(self, state, gradients, key):
+        """A step of omega's optimizer for the weights of the candidates that are computed."""
+        mixtures = self.strategy.mixture(state.arch, state.step, key)
+        params, omega_opt = optim.update_where(
+            self.optimizers.omega,
+            live_parameters(self.network, state.params, mixtures),
+            self.mean(gradients),
+            state.omega_opt,
+            state.params,
+        )
+        return state.replace(params=params, omega_opt=omega_opt)
+
+    def move_alphas(self, state, gradients, key):
+        """A step of the alphas' optimizer, then the strategy's pruning."""
+        strategy = self.strategy
+        if self.constraint is not None:
+            gradients = jax.tree.map(jnp.add, gradients, self.constraint_gradients(state, key))
+        alphas, alpha_opt = optim.update_where(
+            self.optimizers.alpha,
+            strategy.live(state.arch, state.step, key),
+            gradients,
+            state.alpha_opt,
+            state.arch.alphas,
+        )
+        arch = state.arch._replace(alphas=alphas)
+        pruned = strategy.prune(arch, gradients, state.step)
+        # NaN compares as false with every threshold: it must not prune anything.
+        sound = all_finite(alphas)
+        masks = jax.tree.map(lambda new, old: jnp.where(sound, new, old), pruned.masks, arch.masks)
+        return state.replace(arch=pruned._replace(masks=masks), alpha_opt=alpha_opt)
+
+    def constraint_gradients(self, state, key):
+        """Gradients of the constraint, which does not depend on omega."""
+
+        def expected(alphas):
+            arch = state.arch._replace(alphas=alphas)
+            mixtures = self.strategy.mixture(arch, state.step, key)
+            return self.constraint.weight * self.constraint.expected(mixtures)
+
+        return jax.grad(expected)(state.arch.alphas)
+
+    def training_metrics(self, value, logits, train):
+        return self.mean({"train_loss": value, "train_accuracy": accuracy(logits, train)})
+
+    def mean(self, tree):
+        """Over the devices among which the batches are split."""
+        return tree if self.axis_name is None else lax.pmean(tree, self.axis_name)
+
+
+def accuracy(logits, batch: Batch) -> jax.Array:
+    """Share of a batch that is classified correctly."""
+    return jnp.mean(logits.argmax(-1) == batch.labels)
+
+
+def entropies(strategy: Strategy, arch: Architecture, mixtures) -> dict[str, jax.Array]:
+    """Normalised entropies of the strategy's distribution: by cell type, and their mean."""
+    if strategy.distribution is None:
+        return {}
+    distribution = strategy.distribution(arch, mixtures)
+    of_cells = {cell: normalised_entropy(mix.weights) for cell, mix in distribution.items()}
+    return {
+        "entropy": jnp.mean(jnp.stack(list(of_cells.values()))),
+        **{f"entropy_{cell}": entropy for cell, entropy in of_cells.items()},
+    }

@@ -45,6 +45,7 @@ from asap_jax import (
 from asap_jax.data.images import Preparation
 from asap_jax.losses import cross_entropy
 from asap_jax.ops import chain, norm, pointwise, relu
+from asap_jax.passes import Parts, Pass, in_turn
 from asap_jax.planned_step import PlannedStep
 from asap_jax.plans import PLANS
 from asap_jax.strategies import STRATEGIES
@@ -251,11 +252,12 @@ def search(
     passes = planned.passes(plan)[learns]
     chosen = [each for each in passes if part in (None, each.name)]
     changes = tuple(dict.fromkeys(name for each in chosen for name in each.changes))
-    whole = search_step.Pass("step", changes, search_step.in_turn(chosen))
+    whole = Pass("step", changes, in_turn(chosen))
     batch = integers(found.config.batch_size)
-    turns = (2, 2) if search_step.halves_are_turns(parts.network, parts.strategy) else (0, 1)
+    step = search_step.SearchStep(parts.network, parts.strategy, parts.optimizers)
+    turns = (2, 2) if step.takes_turns else (0, 1)
     over = jax.ShapeDtypeStruct((), bool)
-    parts = search_step.Parts.of(found.state, whole)
+    parts = Parts.of(found.state, whole)
     operands = (*parts, over, *on_device(found.dataset), batch, batch)
     return Program(planned.jitted(whole), operands, turns)
 

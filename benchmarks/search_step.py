@@ -37,9 +37,10 @@ def ours(options):
     import jax
     import jax.numpy as jnp
 
-    from asap_jax import compile_cache, optim, plans, precisions, schedules, search_step
+    from asap_jax import compile_cache, optim, plans, precisions, schedules
     from asap_jax.networks import Supernet
-    from asap_jax.search_step import Batch, Optimizers, init_state
+    from asap_jax.passes import Parts, Pass, in_turn, of_programs, program
+    from asap_jax.search_step import Batch, Optimizers, SearchStep, init_state
     from asap_jax.spaces import ASAP
     from asap_jax.strategies import STRATEGIES
 
@@ -60,24 +61,23 @@ def ours(options):
     step = 0 if options.masks == "grace" else 20  # T = 1.24 and 0.44
     state = state.replace(step=jnp.int32(step), arch=state.arch._replace(masks=masks))
     dtype = precisions.map_dtype(options.precision)
-    parts = network, strategy, optimizers
+    search_step = SearchStep(network, strategy, optimizers, dtype=dtype)
     if plan == "unrolled":  # as a search runs it
-        passes = search_step.make_passes(*parts, dtype=dtype)[options.masks != "grace"]
+        passes = search_step.passes(learns=options.masks != "grace")
     else:
-        step_function = search_step.make_search_step(*parts, dtype=dtype)
-        passes = [search_step.Pass("step", state.CHANGING, step_function)]
+        passes = [Pass("step", state.CHANGING, in_turn(search_step.passes()))]
     programs = {}
     for each in passes:
         run = precisions.computed_in(options.precision, each.run)
         jitted = jax.jit(
-            search_step.program(each._replace(run=run)),
+            program(each._replace(run=run)),
             donate_argnums=0,
             compiler_options=compiler_options(options),
         )
-        parted = search_step.Parts.of(state, each)
+        parted = Parts.of(state, each)
         programs[each.name] = jitted, (*parted, np.bool_(False), *batches)
     took, compiled = build(programs)
-    step_function = search_step.of_programs([(each, compiled[each.name]) for each in passes])
+    step_function = of_programs([(each, compiled[each.name]) for each in passes])
     took |= {"plan": plan, "precision": precisions.resolve(options.precision)}
 
     def run(masks=""):

@@ -32,7 +32,7 @@ LAYERS = [
     {"depthwise", "pooling", "checkpoint", "memory", "workdir", "interruption", "data.operations"},
     {"ops", "lock", "loop", "precisions", "data.autoaugment", "data.jitter"},
     {"spaces"},
-    {"genotypes"},
+    {"genotypes", "passes"},
     {"benchmarks", "relaxation", "edge_scan", "report.cells"},
     {"edges_unrolled"},
     {"plans"},

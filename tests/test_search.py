@@ -77,6 +77,10 @@ def make(name):
     return strategy
 
 
+def alphas_first(strategy):
+    return strategy.updates.order[0] == "alpha"
+
+
 def network_of(strategy):
     return NETWORK.clone(partial_channels=strategy.partial_channels)
 
@@ -127,7 +131,7 @@ def test_inactive_candidates_are_not_touched(history):
     touched = 0
     for i, (before, after) in enumerate(itertools.pairwise(states)):
         key = step_keys(before.key, i).omega
-        seen = after.arch if strategy.alpha_first else before.arch  # by the omega step
+        seen = after.arch if alphas_first(strategy) else before.arch  # by the omega step
         mixtures = strategy.mixture(seen, before.step, key)
         for mixture in mixtures.values():
             assert (mixture.weights[~mixture.active] == 0).all()
@@ -190,7 +194,7 @@ def test_nothing_is_decided_by_numbers_that_are_none(history, where):
     if where == "omega half":
         train = train._replace(**nan)
     elif where != "weights" and (
-        strategy.alpha_gradient is None or (where == "alpha half" and strategy.single_level)
+        not strategy.updates.has_alphas or (where == "alpha half" and strategy.updates.joint)
     ):
         pytest.skip("it makes no use of them")
     elif where == "alpha half":
@@ -201,7 +205,7 @@ def test_nothing_is_decided_by_numbers_that_are_none(history, where):
     else:
         before = before.replace(params=jax.tree.map(lambda leaf: leaf * jnp.nan, before.params))
     after, metrics = step(before, train, val)
-    if not (where == "omega half" and strategy.alpha_first):  # whose alphas went before it
+    if not (where == "omega half" and alphas_first(strategy)):  # whose alphas went before it
         jax.tree.map(np.testing.assert_array_equal, after.arch.masks, before.arch.masks)
     with pytest.raises(UserError, match=r"in epoch 1 of the search: lower config\.search\.omega"):
         loop._check_metrics(jax.device_get(metrics), "search", loop.Progress())
@@ -225,8 +229,8 @@ def test_a_step_says_whether_its_alphas_learned(history):
     """So that a `val_loss` of nan can be told from that of a step in which they rest."""
     strategy, _, states, metrics = history
     for state, measured in zip(states, metrics, strict=False):
-        apart = strategy.alpha_gradient is not None and not strategy.single_level
-        assert bool(measured["alphas_learned"]) == (apart and bool(strategy.learns(state.step)))
+        expected = strategy.updates.has_val_loss and bool(strategy.learns(state.step))
+        assert bool(measured["alphas_learned"]) == expected
         assert bool(measured["alphas_learned"]) == np.isfinite(measured["val_loss"])
         loop._check_metrics(measured, "search", loop.Progress())
 

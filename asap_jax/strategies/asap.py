@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from asap_jax import pruning, schedules
+from asap_jax import bilevel, pruning, schedules
 from asap_jax.spaces import SearchSpace
 from asap_jax.strategies.base import Strategy, derive_strongest, softmax_mixture, zero_alphas
 
@@ -82,5 +82,6 @@ def asap(
         prune=prune,
         finished=lambda arch: pruning.decided(arch.masks),
         readings=lambda step: {"temperature": temperature(step), "threshold": theta(step)},
+        updates=bilevel.omega_then_alpha(bilevel.first_order),  # lines 4 and 6
         learns=lambda step: temperature(step) < grace_temperature,
     )

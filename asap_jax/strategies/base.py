@@ -5,9 +5,8 @@ The supernet and the search step know no method by name. What a method may decid
 - its architecture parameters, any tree (`init`): alphas, an edge's betas, strengths, a controller;
 - how they become mixture weights (`mixture`), with the step for annealing and a key for sampling;
   `active` says what is computed at all, `edge_weights` scales whole edges;
-- whether and how they learn (`alpha_gradient`, `learns`, `alpha_first`, `single_level`,
-  `alpha_optimizer`), and how omega does, where that is not by the plain training loss
-  (`omega_gradient`): see `bilevel`;
+- what learns in a step, in which order and by which gradient (`updates`, see `bilevel`), when
+  (`learns`), and by which optimizer (`alpha_optimizer`);
 - which candidates leave, or come back (`prune`): it sees the gradients and keeps its own `extra`
   state, momenta and counters included;
 - when to stop (`finished`) and what was found (`derive`), the shared weights' accuracy at hand.
@@ -57,13 +56,8 @@ class Strategy(NamedTuple):
       on n images of it, the same at each call (all if it has fewer).
     readings: step -> {name: scalar}, logged with each epoch.
     measured: Architecture -> {name: scalar}, what the method has counted; logged as well.
-    alpha_gradient: one of `bilevel`, or None if there is nothing to learn.
-    learns: step -> scalar bool: whether this step has an alpha step.
-    alpha_first: the alpha step comes before the omega step (DARTS), or after it (Algorithm 1).
-    single_level: alphas and omega learn from one loss on the omega batch, at one point and with one
-      sample; `alpha_gradient` and `omega_gradient` are then `bilevel.single_level`. The omega
-      batches are then of all training images, not of one half.
-    omega_gradient: one of `bilevel`.
+    updates: what learns in a step, in which order and by which gradient.
+    learns: step -> scalar bool: whether the alphas learn in this step.
     alpha_optimizer: an optimizer of the method's own, or None for the config's Adam.
     live: (Architecture, step, key of the alpha step) -> tree like its alphas of bools that
       broadcast against them: what an alpha step may change. The masks, if the alphas are one array
@@ -88,11 +82,8 @@ class Strategy(NamedTuple):
     finished: Callable[[Architecture], jax.Array] = lambda arch: jnp.bool_(False)
     readings: Callable[[jax.Array], dict[str, jax.Array]] = lambda step: {}
     measured: Callable[[Architecture], dict[str, jax.Array]] = lambda arch: {}
-    alpha_gradient: Callable | None = bilevel.first_order
+    updates: bilevel.Updates = bilevel.omega_then_alpha(bilevel.first_order)
     learns: Callable[[jax.Array], jax.Array] = lambda step: jnp.bool_(True)
-    alpha_first: bool = False
-    single_level: bool = False
-    omega_gradient: Callable = bilevel.omega_of_train
     alpha_optimizer: optax.GradientTransformation | None = None
     live: Callable[[Architecture, jax.Array, jax.Array], Any] = lambda arch, step, key: arch.masks
     distribution: Callable | None = lambda arch, mixtures: mixtures

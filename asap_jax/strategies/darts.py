@@ -6,10 +6,10 @@ from asap_jax import bilevel
 from asap_jax.spaces import SearchSpace
 from asap_jax.strategies.base import Strategy, derive_strongest, normal_alphas, softmax_mixture
 
-GRADIENTS = {
-    "first": bilevel.first_order,
-    "second": bilevel.second_order,
-    "exact": bilevel.second_order_exact,
+UPDATES = {
+    "first": bilevel.alpha_then_omega(bilevel.first_order),
+    "second": bilevel.alpha_then_omega(bilevel.second_order),
+    "exact": bilevel.alpha_then_omega(bilevel.second_order_exact, differentiations=2),
 }
 
 
@@ -27,12 +27,11 @@ def darts(
         the published finite difference (eq. 8); "exact" differentiates through that step.
     """
     del epochs, steps_per_epoch
-    if order not in GRADIENTS:
-        raise ValueError(f"order has to be one of {', '.join(GRADIENTS)}, got {order!r}")
+    if order not in UPDATES:
+        raise ValueError(f"order has to be one of {', '.join(UPDATES)}, got {order!r}")
     return Strategy(
         init=partial(normal_alphas, space),
         mixture=lambda arch, step, key: softmax_mixture(arch),
         derive=derive_strongest(space),
-        alpha_gradient=GRADIENTS[order],
-        alpha_first=True,
+        updates=UPDATES[order],
     )

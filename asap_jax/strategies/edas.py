@@ -5,6 +5,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from asap_jax import bilevel
 from asap_jax.relaxation import Mixture, masked_softmax
 from asap_jax.spaces import SearchSpace
 from asap_jax.strategies.base import (
@@ -58,7 +59,7 @@ def edas(space: SearchSpace, epochs: int, steps_per_epoch: int) -> Strategy:
         init=partial(normal_alphas, space),
         mixture=mixture,
         derive=derive_strongest(space),
-        alpha_first=True,
+        updates=bilevel.alpha_then_omega(bilevel.first_order),
         live=lambda arch, step, key: {
             cell: at[:, None] & arch.masks[cell] for cell, at in relaxed(key).items()
         },

@@ -10,7 +10,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from asap_jax import derive, pruning, schedules
+from asap_jax import bilevel, derive, pruning, schedules
 from asap_jax.relaxation import Mixture
 from asap_jax.spaces import SearchSpace
 from asap_jax.strategies.base import (
@@ -172,5 +172,5 @@ def _pruned_darts(space, prune, init) -> Strategy:
         derive=derive_strongest(space),
         prune=prune,
         finished=lambda arch: pruning.decided(arch.masks),
-        alpha_first=True,
+        updates=bilevel.alpha_then_omega(bilevel.first_order),
     )

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from asap_jax import derive, pruning
+from asap_jax import bilevel, derive, pruning
 from asap_jax.relaxation import Dropout, masked_softmax
 from asap_jax.spaces import SearchSpace
 from asap_jax.strategies.base import Strategy, normal_alphas, softmax_mixture
@@ -111,7 +111,7 @@ def p_darts(
             mixture=mixture,
             derive=derive_with_few_skips,
             learns=lambda step: step >= begin * steps_per_epoch,
-            alpha_first=True,
+            updates=bilevel.alpha_then_omega(bilevel.first_order),
             epochs=length,
             extra_cells=extra_cells[index],
             next_stage=go_on if index < stages - 1 else None,

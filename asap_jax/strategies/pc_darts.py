@@ -5,7 +5,7 @@
 import jax
 import jax.numpy as jnp
 
-from asap_jax import derive
+from asap_jax import bilevel, derive
 from asap_jax.relaxation import node_softmax
 from asap_jax.spaces import SearchSpace
 from asap_jax.strategies.base import (
@@ -72,7 +72,7 @@ def pc_darts(
         mixture=mixture,
         derive=derive_by_both,
         learns=lambda step: step >= begin,
-        alpha_first=True,
+        updates=bilevel.alpha_then_omega(bilevel.first_order),
         live=lambda arch, step, key: {
             "alphas": arch.masks,
             "betas": jax.tree.map(lambda beta: jnp.ones(beta.shape, bool), arch.alphas["betas"]),

@@ -5,7 +5,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from asap_jax import derive
+from asap_jax import bilevel, derive
 from asap_jax.relaxation import Mixture, one_hot_mixture
 from asap_jax.spaces import SKELETONS, SearchSpace
 from asap_jax.strategies.base import Strategy, cell_keys, zero_alphas
@@ -97,7 +97,7 @@ def random(
         init=partial(zero_alphas, space),
         mixture=mixture,
         derive=best_of_rounds,
-        alpha_gradient=None,
+        updates=bilevel.omega_alone(),
         learns=lambda step: jnp.bool_(False),
         distribution=None,
     )

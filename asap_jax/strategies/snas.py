@@ -64,8 +64,6 @@ def snas(
             jax.device_get(arch.alphas), space
         ),
         readings=lambda step: {"temperature": temperature(step)},
-        alpha_gradient=bilevel.single_level,
-        omega_gradient=bilevel.single_level,
-        single_level=True,
+        updates=bilevel.joint(bilevel.single_level),
         distribution=distribution_of_alphas,
     )
