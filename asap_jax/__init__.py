@@ -14,6 +14,19 @@ from asap_jax.spaces import SPACES, SearchSpace
 from asap_jax.strategies import STRATEGIES, Strategy
 from asap_jax.trained import TrainedNetwork, load
 
+
+def _version() -> str:
+    """The installed distribution's version; "unknown" for a checkout that is only on the path."""
+    from importlib import metadata
+
+    try:
+        return metadata.version("asap_jax")
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
+__version__ = _version()
+
 __all__ = [
     "GENOTYPES",
     "OPERATIONS",
@@ -30,6 +43,7 @@ __all__ = [
     "Supernet",
     "TrainedNetwork",
     "UserError",
+    "__version__",
     "count_parameters",
     "describe",
     "evaluate",

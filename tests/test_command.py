@@ -1,5 +1,6 @@
 """The command: a whole tiny run, and bad input in one paragraph with exit code 2."""
 
+import configparser
 import contextlib
 import io
 import json
@@ -407,7 +408,7 @@ def test_a_wheel_holds_all_it_needs(tmp_path):
     )
     (wheel,) = tmp_path.glob("*.whl")
     zipfile.ZipFile(wheel).extractall(site)
-    code = "import asap_jax; print(asap_jax.__file__, len(asap_jax.GENOTYPES))"
+    code = "import asap_jax as a; print(a.__file__, len(a.GENOTYPES), a.__version__)"
     arguments = (("-c", code), ("-m", "asap_jax.main", "--config=search:digits,drats"))
     done = [
         subprocess.run(
@@ -419,7 +420,11 @@ def test_a_wheel_holds_all_it_needs(tmp_path):
         )
         for each in arguments
     ]
-    assert done[0].stdout.split() == [str(site / "asap_jax" / "__init__.py"), "17"]
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    version = setup["metadata"]["version"]
+    assert done[0].stdout.split() == [str(site / "asap_jax" / "__init__.py"), "17", version]
+    assert (site / "asap_jax" / "py.typed").exists()
     assert done[1].returncode == 2
     assert "did you mean 'darts'" in done[1].stderr
 
