@@ -1,18 +1,20 @@
 """ASAP: Architecture Search, Anneal and Prune, in JAX and Flax."""
 
-from asap_jax import starting  # noqa: F401  first, for its effect: what follows takes seconds
+from asap_jax.host import starting  # noqa: F401  first, for its effect: what follows takes seconds
+
+# isort: split
 from asap_jax.api import run, search, train
 from asap_jax.data import Dataset
-from asap_jax.errors import UserError
-from asap_jax.export import from_torch, to_torch
-from asap_jax.genotypes import GENOTYPES, Genotype
-from asap_jax.inspection import describe, evaluate
-from asap_jax.networks import EvalNetwork, Supernet, count_parameters, multiply_adds
-from asap_jax.ops import OPERATIONS, Context, Layer, register
-from asap_jax.relaxation import Mixture
-from asap_jax.spaces import SPACES, SearchSpace
-from asap_jax.strategies import STRATEGIES, Strategy
-from asap_jax.trained import TrainedNetwork, load
+from asap_jax.host.errors import UserError
+from asap_jax.layers.ops import OPERATIONS, Context, Layer, register
+from asap_jax.methods import STRATEGIES, Strategy
+from asap_jax.networks.genotypes import GENOTYPES, Genotype
+from asap_jax.networks.mixture import Mixture
+from asap_jax.networks.models import EvalNetwork, Supernet, count_parameters, multiply_adds
+from asap_jax.networks.pytorch import from_torch, to_torch
+from asap_jax.networks.spaces import SPACES, SearchSpace
+from asap_jax.runs.inspection import describe, evaluate
+from asap_jax.runs.trained import TrainedNetwork, load
 
 
 def _version() -> str:

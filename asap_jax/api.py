@@ -13,9 +13,11 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from asap_jax import compile_cache, inputs, job, loop, presets, recipes, trained
-from asap_jax.errors import UserError
-from asap_jax.genotypes import Genotype
+from asap_jax.configs import presets, recipes
+from asap_jax.host import compile_cache, loop
+from asap_jax.host.errors import UserError
+from asap_jax.networks.genotypes import Genotype
+from asap_jax.runs import inputs, job, trained
 
 
 def search(

@@ -21,17 +21,11 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from asap_jax import (
-    command_line,
-    compile_cache,
-    genotypes,
-    metrics,
-    presets,
-    starting,
-    workdir,
-)
-from asap_jax.errors import UserError
-from asap_jax.interruption import NOBODY_READS, Interrupted, is_ignored_hangup
+from asap_jax.configs import command_line, presets
+from asap_jax.host import compile_cache, run_log, starting, workdir
+from asap_jax.host.errors import UserError
+from asap_jax.host.interruption import NOBODY_READS, Interrupted, is_ignored_hangup
+from asap_jax.networks import genotypes
 
 UNREAD = 128 + NOBODY_READS  # the exit code, as a shell has it
 _CONFIG = config_flags.DEFINE_config_file(
@@ -54,12 +48,8 @@ _DATA_DIR = flags.DEFINE_string("data_dir", "", "Folder of prepared tfds sets, w
 def _main(argv) -> None:
     if len(argv) > 1:
         raise UserError(f"unexpected argument {argv[1]!r}: options are written --name=value")
-    from asap_jax import (  # late: a misspelt flag should not wait for matplotlib and tfds
-        inspection,
-        job,
-        trained,
-    )
     from asap_jax.report import page
+    from asap_jax.runs import inspection, job, trained
 
     mode = _MODE.value
     if mode and mode not in job.MODES:
@@ -186,7 +176,7 @@ def run() -> None:
         try:
             sys.stdout.flush()
         except OSError:  # nobody reads any more, which is no error
-            metrics.mute()
+            run_log.mute()
             sys.exit(UNREAD)
 
 
@@ -200,7 +190,7 @@ def _run() -> None:
         _complain("interrupted")
         sys.exit(_exit_code(stop))
     except BrokenPipeError:
-        metrics.mute()
+        run_log.mute()
         sys.exit(UNREAD)
 
 

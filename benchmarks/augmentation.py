@@ -13,9 +13,10 @@ from types import SimpleNamespace
 import jax
 from measure import Results, spread, timed
 
-from asap_jax import compile_cache, recipes
+from asap_jax.configs import recipes
 from asap_jax.data.augment import augment
-from asap_jax.train_loop import make_augmentation
+from asap_jax.host import compile_cache
+from asap_jax.training.train_loop import make_augmentation
 
 
 def seconds_of(recipe: str, options) -> dict:

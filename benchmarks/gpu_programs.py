@@ -30,24 +30,19 @@ from asap_jax import (
     Genotype,
     Layer,
     SearchSpace,
-    evaluation,
-    planned_step,
-    plans,
-    precisions,
-    presets,
-    recipes,
-    search_loop,
-    search_step,
-    train_loop,
-    train_step,
-    trained,
 )
+from asap_jax.configs import presets, recipes
 from asap_jax.data.images import Preparation
-from asap_jax.losses import cross_entropy
-from asap_jax.ops import chain, norm, pointwise, relu
-from asap_jax.passes import Parts, Pass, in_turn
-from asap_jax.plans import PLANS
-from asap_jax.strategies import STRATEGIES
+from asap_jax.host import precisions
+from asap_jax.layers.ops import chain, norm, pointwise, relu
+from asap_jax.methods import STRATEGIES
+from asap_jax.networks import plans
+from asap_jax.networks.plans import PLANS
+from asap_jax.runs import trained
+from asap_jax.searching import planned_step, search_loop, search_step
+from asap_jax.searching.passes import Parts, Pass, in_turn
+from asap_jax.training import evaluation, train_loop, train_step
+from asap_jax.training.losses import cross_entropy
 
 
 class Size(NamedTuple):

@@ -36,8 +36,9 @@ def main():
     import jax
 
     import asap_jax
-    from asap_jax import compile_cache, presets
-    from asap_jax.interruption import Interrupted
+    from asap_jax.configs import presets
+    from asap_jax.host import compile_cache
+    from asap_jax.host.interruption import Interrupted
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workdir", required=True)

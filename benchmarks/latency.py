@@ -16,8 +16,9 @@ import jax
 import jax.numpy as jnp
 from measure import Results, spread, timed
 
-from asap_jax import GENOTYPES, Context, EvalNetwork, compile_cache, load
-from asap_jax.train_loop import evaluation_logits
+from asap_jax import GENOTYPES, Context, EvalNetwork, load
+from asap_jax.host import compile_cache
+from asap_jax.training.train_loop import evaluation_logits
 
 
 def network_of(options) -> tuple:

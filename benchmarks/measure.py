@@ -247,7 +247,7 @@ def arguments(description: str, **defaults) -> argparse.ArgumentParser:
     parser.add_argument("--size", type=int, default=32, help="side of the images")
     parser.add_argument("--cap", type=float, default=300, help="seconds a case may take turns")
     parser.add_argument("--peer", help="checkout of quark0/darts")
-    parser.add_argument("--precision", default="auto", help="of ours: see asap_jax/precisions.py")
+    parser.add_argument("--precision", default="auto", help="of ours: see host/precisions.py")
     parser.add_argument(
         "--compiler_options", type=json.loads, default={}, help="of ours: JSON, beside those we set"
     )
@@ -266,7 +266,7 @@ def build(programs: dict[str, tuple[Any, tuple]]) -> tuple[dict, dict[str, Calla
     """
     import jax
 
-    from asap_jax.compiling import Compiler
+    from asap_jax.host.compiling import Compiler
 
     begin, compiler = time.perf_counter(), Compiler()
     coming = {name: compiler.submit(each, *given) for name, (each, given) in programs.items()}
@@ -280,7 +280,7 @@ def build(programs: dict[str, tuple[Any, tuple]]) -> tuple[dict, dict[str, Calla
 
 def compiler_options(options) -> dict:
     """XLA's, of our steps: those that the package sets, and what the command gives beside."""
-    from asap_jax import compile_cache
+    from asap_jax.host import compile_cache
 
     return compile_cache.options() | options.compiler_options
 

@@ -17,9 +17,9 @@ from pathlib import Path
 
 from runs import arguments_of, by_seed, keep, results_of, spread
 
-from asap_jax.derive import skips
-from asap_jax.genotypes import Genotype
-from asap_jax.strategies import STRATEGIES
+from asap_jax.methods import STRATEGIES
+from asap_jax.methods.derive import skips
+from asap_jax.networks.genotypes import Genotype
 
 
 def record_of(folder: Path) -> dict:

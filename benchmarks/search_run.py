@@ -23,7 +23,9 @@ from measure import Worker, environment
 def real(options) -> dict:
     """A search's epochs: seconds, candidates left, and the masks that it began with."""
     import asap_jax
-    from asap_jax import compile_cache, presets, search_loop
+    from asap_jax.configs import presets
+    from asap_jax.host import compile_cache
+    from asap_jax.searching import search_loop
 
     compile_cache.enable()
     config = presets.get_config(options.config)

@@ -37,12 +37,15 @@ def ours(options):
     import jax
     import jax.numpy as jnp
 
-    from asap_jax import compile_cache, optim, plans, precisions, schedules
-    from asap_jax.networks import Supernet
-    from asap_jax.passes import Parts, Pass, in_turn, of_programs, program
-    from asap_jax.search_step import Batch, Optimizers, SearchStep, init_state
-    from asap_jax.spaces import ASAP
-    from asap_jax.strategies import STRATEGIES
+    from asap_jax.host import compile_cache, precisions
+    from asap_jax.methods import STRATEGIES, schedules
+    from asap_jax.networks import plans
+    from asap_jax.networks.models import Supernet
+    from asap_jax.networks.spaces import ASAP
+    from asap_jax.searching.passes import Parts, Pass, in_turn, of_programs, program
+    from asap_jax.searching.search_step import Optimizers, SearchStep, init_state
+    from asap_jax.training import optim
+    from asap_jax.training.feed import Batch
 
     compile_cache.enable()
     half = int(options.batch)
@@ -134,6 +137,6 @@ def peer(options):
 if __name__ == "__main__":
     parser = arguments(__doc__, batch="16,64,96", channels=16, cells=8, repeats=7)
     parser.add_argument("--masks", default="full,half,one,grace")
-    parser.add_argument("--plan", default="auto", help="loop or unrolled, see asap_jax/plans.py")
+    parser.add_argument("--plan", default="auto", help="loop or unrolled: see networks/plans.py")
     # The peer has no masks: its full step stands beside each of ours.
     main(__file__, parser.parse_args(), ours, peer, ("batch", "masks"))

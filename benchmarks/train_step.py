@@ -18,9 +18,12 @@ def ours(options):
     import jax
     import jax.numpy as jnp
 
-    from asap_jax import GENOTYPES, EvalNetwork, compile_cache, optim, precisions, schedules
-    from asap_jax.search_step import Batch
-    from asap_jax.train_step import init_state, make_train_step
+    from asap_jax import GENOTYPES, EvalNetwork
+    from asap_jax.host import compile_cache, precisions
+    from asap_jax.methods import schedules
+    from asap_jax.training import optim
+    from asap_jax.training.feed import Batch
+    from asap_jax.training.train_step import init_state, make_train_step
 
     compile_cache.enable()
     batch = Batch(*map(jnp.asarray, random_images(int(options.batch), options.size, CLASSES)))

@@ -6,9 +6,9 @@
     python -m asap_jax.main --config=configs/search.py:digits,darts   another strategy
 
 Any value can be changed on the command line: --config.search.epochs=20. The presets themselves, and
-every key with its meaning, stand in asap_jax/presets.py.
+every key with its meaning, stand in asap_jax/configs/presets.py.
 """
 
-from asap_jax.presets import get_config
+from asap_jax.configs.presets import get_config
 
 __all__ = ["get_config"]

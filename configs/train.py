@@ -6,9 +6,9 @@
     python -m asap_jax.main --config=configs/train.py:asap_small --config.genotype=runs/paper
 
 Any value can be changed on the command line: --config.train.epochs=100 (every schedule follows).
-The recipes, with their time and the errors that the papers report, stand in asap_jax/recipes.py.
+asap_jax/configs/recipes.py has the recipes, with their time and the errors that the papers report.
 """
 
-from asap_jax.recipes import get_config
+from asap_jax.configs.recipes import get_config
 
 __all__ = ["get_config"]

@@ -26,6 +26,6 @@ if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_I
 
 os.environ["ASAP_JAX_DATA_CACHE"] = "off"  # the user's cache is no place for what tests read
 
-from asap_jax import compile_cache
+from asap_jax.host import compile_cache
 
 compile_cache.enable()

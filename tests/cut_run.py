@@ -10,7 +10,7 @@ import sys
 from tiny import tiny
 
 import asap_jax
-from asap_jax.interruption import Interrupted
+from asap_jax.host.interruption import Interrupted
 
 
 def main(workdir, phase, step, name, every_steps="0"):

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 
 from asap_jax import Context, Mixture, Supernet, from_torch, to_torch
-from asap_jax.relaxation import masked_softmax
+from asap_jax.methods.relaxation import masked_softmax
 
 
 def run(case, state_dict, images, labels, alphas, dtype, reference=False):

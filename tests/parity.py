@@ -8,9 +8,9 @@ from NumPy's generator by the sorted keys of PyTorch's state dict, so both sides
 import jax.numpy as jnp
 import numpy as np
 
-from asap_jax import networks, spaces
-from asap_jax.genotypes import GENOTYPES
-from asap_jax.relaxation import Mixture
+from asap_jax.networks import models, spaces
+from asap_jax.networks.genotypes import GENOTYPES
+from asap_jax.networks.mixture import Mixture
 
 BATCH = 4
 CLASSES = 10
@@ -39,9 +39,9 @@ class Case:
         self.seed = SEEDS.get(self.name, 2)
         self.size = 224 if kind == "imagenet" else 32
         if kind == "search":
-            self.network = networks.Supernet(spaces.DARTS, CLASSES, self.channels, self.cells)
+            self.network = models.Supernet(spaces.DARTS, CLASSES, self.channels, self.cells)
         else:
-            self.network = networks.EvalNetwork(
+            self.network = models.EvalNetwork(
                 GENOTYPES[genotype], CLASSES, self.channels, self.cells, kind, auxiliary=True
             )
 

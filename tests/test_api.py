@@ -18,11 +18,13 @@ from PIL import Image
 from tiny import TEST, TRAIN, records, tiny
 
 import asap_jax
-from asap_jax import inputs, inspection, job, presets, workdir
+from asap_jax.configs import presets
 from asap_jax.data.augment import normalise
 from asap_jax.data.images import Preparation
-from asap_jax.errors import UserError
-from asap_jax.interruption import Interrupted
+from asap_jax.host import workdir
+from asap_jax.host.errors import UserError
+from asap_jax.host.interruption import Interrupted
+from asap_jax.runs import inputs, inspection, job
 
 
 def test_callbacks_follow_and_may_stop(tmp_path):

@@ -9,13 +9,13 @@ import pytest
 from PIL import Image, ImageEnhance, ImageOps
 from sklearn.datasets import load_sample_image
 
-from asap_jax import presets
+from asap_jax.configs import presets
 from asap_jax.data import jitter, load, operations
 from asap_jax.data.augment import Augmentation, _crop, _cutout, augment, normalise
 from asap_jax.data.autoaugment import POLICIES, auto_augment, draw, make_operation, sub_policies
 from asap_jax.data.jitter import color_jitter, shift_hue
-from asap_jax.errors import UserError
-from asap_jax.train_loop import make_augmentation
+from asap_jax.host.errors import UserError
+from asap_jax.training.train_loop import make_augmentation
 
 JITTER = (0.4, 1.5, 0.4, 0.2)  # contrast's lowest factor is held at 0
 policy_of = jax.jit(auto_augment, static_argnums=1)

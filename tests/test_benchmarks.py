@@ -15,7 +15,9 @@ import pytest
 from ml_collections import config_flags
 from tiny import flags, tiny
 
-from asap_jax import GENOTYPES, EvalNetwork, command_line, presets, search_loop
+from asap_jax import GENOTYPES, EvalNetwork
+from asap_jax.configs import command_line, presets
+from asap_jax.searching import search_loop
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 SMALL = ("--channels=4", "--cells=1", "--size=8", "--batch=4", "--repeats=2")

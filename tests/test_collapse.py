@@ -7,7 +7,9 @@ import pytest
 from tiny import tiny
 
 import asap_jax
-from asap_jax import GENOTYPES, Genotype, collapse, search_loop
+from asap_jax import GENOTYPES, Genotype
+from asap_jax.methods import collapse
+from asap_jax.searching import search_loop
 
 RNG = np.random.default_rng(0)
 

@@ -18,21 +18,13 @@ import pytest
 from command import ROOT, command
 from tiny import tiny
 
-from asap_jax import (
-    GENOTYPES,
-    Genotype,
-    checkpoint,
-    command_line,
-    data,
-    inputs,
-    job,
-    metrics,
-    presets,
-    search_loop,
-    workdir,
-)
-from asap_jax.errors import UserError
+from asap_jax import GENOTYPES, Genotype, data
+from asap_jax.configs import command_line, presets
+from asap_jax.host import checkpoint, run_log, workdir
+from asap_jax.host.errors import UserError
 from asap_jax.report.cells import draw_cells
+from asap_jax.runs import inputs, job
+from asap_jax.searching import search_loop
 
 CONFIG = f"--config={ROOT / 'configs' / 'search.py'}"
 
@@ -85,13 +77,13 @@ class Terminal(io.StringIO):
 def test_a_bar_tells_the_time_left_where_somebody_watches(monkeypatch):
     monkeypatch.setattr(sys, "stderr", Terminal())
     monkeypatch.setenv("COLUMNS", "100")
-    with metrics.RunLog(None).bar("search", 8, done=2) as bar:
+    with run_log.RunLog(None).bar("search", 8, done=2) as bar:
         bar.mininterval = 0
         bar.update()
     shown = sys.stderr.getvalue()
     assert re.search(r"search: +38%.* 3/8 \[\d+:\d+<\d+:\d+, +[\d.]+(step/s|s/step)\]", shown)
     monkeypatch.setattr(sys, "stderr", io.StringIO())
-    with metrics.RunLog(None).bar("search", 8) as bar:
+    with run_log.RunLog(None).bar("search", 8) as bar:
         bar.update()
     assert sys.stderr.getvalue() == ""
 
@@ -152,7 +144,7 @@ def test_results(finished):
 
 def test_files(finished):
     workdir, results, _ = finished
-    records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    records = [json.loads(line) for line in (workdir / "run_log.jsonl").read_text().splitlines()]
     searched = [r for r in records if r["phase"] == "search"]
     assert len(searched) == results["epochs"]["search"]
     assert [r["epoch"] for r in records if r["phase"] == "train"] == [1, 2]

@@ -6,21 +6,16 @@ import numpy as np
 import optax
 import pytest
 
-from asap_jax import (
-    STRATEGIES,
-    Context,
-    SearchSpace,
-    Supernet,
-    costs,
-    inputs,
-    optim,
-    presets,
-    search_loop,
-)
-from asap_jax.errors import UserError
-from asap_jax.relaxation import Dropout, Mixture
-from asap_jax.search_step import Batch, Optimizers, init_state, make_search_step, step_keys
-from asap_jax.spaces import DARTS
+from asap_jax import STRATEGIES, Context, SearchSpace, Supernet
+from asap_jax.configs import presets
+from asap_jax.host.errors import UserError
+from asap_jax.networks.mixture import Dropout, Mixture
+from asap_jax.networks.spaces import DARTS
+from asap_jax.runs import inputs
+from asap_jax.searching import costs, search_loop
+from asap_jax.searching.search_step import Optimizers, init_state, make_search_step, step_keys
+from asap_jax.training import optim
+from asap_jax.training.feed import Batch
 
 SPACE = SearchSpace(("none", "sep_conv_3x3", "skip_connect"), nodes=2)
 NETWORK = Supernet(SPACE, 3, channels=4, cells=3)

@@ -8,7 +8,7 @@ from tfds_sets import prepare_tfds
 
 from asap_jax import data
 from asap_jax.data.augment import Augmentation, augment, normalise
-from asap_jax.errors import UserError
+from asap_jax.host.errors import UserError
 
 
 def test_digits_are_split_for_good():

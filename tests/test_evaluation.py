@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from asap_jax import evaluation
+from asap_jax.training import evaluation
 
 NAMES = ["ant", "bee", "cat"]
 # Nine images, three answers wrong: two ants as bees, one bee as a cat; no cat is among the images.

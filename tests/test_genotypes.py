@@ -6,18 +6,11 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from asap_jax import (
-    GENOTYPES,
-    Context,
-    EvalNetwork,
-    Genotype,
-    count_parameters,
-    inputs,
-    multiply_adds,
-    presets,
-)
-from asap_jax.errors import UserError
-from asap_jax.networks import side_multiple
+from asap_jax import GENOTYPES, Context, EvalNetwork, Genotype, count_parameters, multiply_adds
+from asap_jax.configs import presets
+from asap_jax.host.errors import UserError
+from asap_jax.networks.models import side_multiple
+from asap_jax.runs import inputs
 
 # Parameters at CIFAR-10 C=36 L=20 and ImageNet C=48 L=14, auxiliary head apart; then the head's.
 SIZES = {

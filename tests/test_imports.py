@@ -1,72 +1,15 @@
 """Imports point one way, and nothing imports TensorFlow or what only the host loops may see."""
 
 import ast
+import graphlib
 import subprocess
 import sys
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "asap_jax"
 
-METHODS = "asap asap_pac darts edas gdas gradual p_darts pc_darts random snas".split()
-
-# From the root up: a module may import from its own line's modules' predecessors only.
-LAYERS = [
-    {
-        "backend",
-        "compiling",
-        "errors",
-        "starting",
-        "windows",
-        "report.charts",
-        "report.pictures",
-    },
-    {
-        "batch_norm",
-        "convolution",
-        "schedules",
-        "metrics",
-        "compile_cache",
-        "compiling",
-        "losses",
-    },
-    {"depthwise", "pooling", "checkpoint", "memory", "workdir", "interruption", "data.operations"},
-    {"ops", "lock", "loop", "precisions", "data.autoaugment", "data.jitter"},
-    {"spaces"},
-    {"genotypes", "passes"},
-    {"benchmarks", "relaxation", "edge_scan", "report.cells"},
-    {"edges_unrolled"},
-    {"plans"},
-    {"cells", "derive", "pruning"},
-    {"networks", "bilevel", "optim", "parallel", "data.splits", "data.batches", "data.augment"},
-    {
-        "collapse",
-        "theory",
-        "export",
-        "data.images",
-        "data.tfds_prepare",
-        "costs",
-        "strategies.base",
-        "evaluation",
-    },
-    {"data.dataset", "data.kept"},
-    {"data.opened"},
-    {"data.layouts"},
-    {"data.tables"},
-    {"data.archives", "data.folders", "data.reading", "data.roles", "data.tfds_read"},
-    {"data.sources"},
-    {"data.streams"},
-    {"data", *(f"strategies.{name}" for name in METHODS)},
-    {"strategies", "report"},
-    {"search_step"},
-    {"feed"},
-    {"train_step", "presets", "planned_step"},
-    {"search_loop", "train_loop", "recipes"},
-    {"portable"},
-    {"trained", "inputs", "command_line"},
-    {"report.page"},
-    {"job", "inspection"},
-    {"api", "main"},
-]
+# From the ground up: a room's modules import from their own room and from those before it.
+ROOMS = "host data layers networks methods training searching configs report runs api main".split()
 
 
 def module_name(path):
@@ -84,47 +27,52 @@ def imports(path):
                 yield f"{node.module}.{alias.name}"
 
 
-def own(name, known):
-    """The package's module that an import name belongs to."""
-    parts = name.removeprefix("asap_jax").strip(".").split(".")
-    for length in range(len(parts), 0, -1):
-        if ".".join(parts[:length]) in known:
-            return ".".join(parts[:length])
-    return None
-
-
-def test_direction():
+def dependencies():
+    """{module: the package's modules that it imports}."""
     files = {module_name(path): path for path in PACKAGE.rglob("*.py")}
     files.pop("")
-    level = {name: i for i, names in enumerate(LAYERS) for name in names}
-    assert files.keys() == level.keys()
-    for module, path in files.items():
-        for name in imports(path):
-            if name.startswith("asap_jax"):
-                target = own(name, level)
-                assert target is not None, f"{module} imports {name}"
-                assert level[target] < level[module], f"{module} imports {target}"
+
+    def own(name):
+        parts = name.removeprefix("asap_jax").strip(".").split(".")
+        candidates = (".".join(parts[:length]) for length in range(len(parts), 0, -1))
+        return next((each for each in candidates if each in files), None)
+
+    return {
+        module: {own(name) for name in imports(path) if name.startswith("asap_jax")}
+        for module, path in files.items()
+    }
+
+
+def test_rooms_import_one_way_and_no_modules_in_a_circle():
+    found = dependencies()
+    for module, targets in found.items():
+        for target in targets:
+            assert target is not None, f"{module} imports a name from the top of the package"
+            rooms = [ROOMS.index(name.split(".")[0]) for name in (target, module)]
+            assert rooms == sorted(rooms), f"{module} imports {target}"
+    assert {module.split(".")[0] for module in found} == set(ROOMS)
+    graphlib.TopologicalSorter(found).prepare()
 
 
 def test_networks_know_no_strategy_and_only_the_host_sees_configs():
-    host = {
+    sees_configs = {
         "api",
-        "command_line",
+        "configs.command_line",
+        "configs.presets",
+        "configs.recipes",
         "data.streams",  # grain takes its options from absl's flags
-        "inputs",
-        "inspection",
-        "job",
+        "host.run_log",  # a progress bar
         "main",
-        "presets",
-        "metrics",
-        "recipes",
-        "trained",
+        "runs.inputs",
+        "runs.inspection",
+        "runs.job",
+        "runs.trained",
     }
     for path in PACKAGE.rglob("*.py"):
         module, names = module_name(path), list(imports(path))
-        if module in ("ops", "cells", "networks", "edge_scan", "relaxation"):
-            assert not any("strategies" in name for name in names)
-        if module not in host:
+        if module.startswith(("layers.", "networks.")):
+            assert not any("asap_jax.methods" in name for name in names)
+        if module not in sees_configs:
             assert not any(name.startswith(("ml_collections", "absl", "tqdm")) for name in names)
         assert not any(name.split(".")[0] in ("tensorflow", "torch", "pickle") for name in names)
 

@@ -10,10 +10,11 @@ import pytest
 from PIL import Image
 from tfds_sets import prepare_tfds
 
-from asap_jax import data, memory
+from asap_jax import data
 from asap_jax.data import kept, reading
 from asap_jax.data.images import Preparation
-from asap_jax.errors import UserError
+from asap_jax.host import memory
+from asap_jax.host.errors import UserError
 
 RNG = np.random.default_rng(0)
 

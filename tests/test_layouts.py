@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from asap_jax import data
-from asap_jax.errors import UserError
+from asap_jax.host.errors import UserError
 
 RNG = np.random.default_rng(0)
 

@@ -12,8 +12,9 @@ import time
 import pytest
 from tiny import tiny
 
-from asap_jax import job, lock
-from asap_jax.errors import UserError
+from asap_jax.host import lock
+from asap_jax.host.errors import UserError
+from asap_jax.runs import job
 
 HERE, OTHER = socket.gethostname(), "another-machine"
 HOLD = """

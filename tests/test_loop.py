@@ -10,10 +10,10 @@ import pytest
 from tiny import last_state, records, tiny
 
 import asap_jax
-from asap_jax import checkpoint, loop
-from asap_jax.errors import UserError
-from asap_jax.interruption import Interrupted, Interruption
-from asap_jax.metrics import RunLog
+from asap_jax.host import checkpoint, loop
+from asap_jax.host.errors import UserError
+from asap_jax.host.interruption import Interrupted, Interruption
+from asap_jax.host.run_log import RunLog
 
 STEPS, EPOCHS = 4, 2
 

@@ -5,11 +5,16 @@ import jax.numpy as jnp
 import pytest
 from tiny import tiny
 
-from asap_jax import GENOTYPES, data, inputs, job, memory, search_loop, train_loop
-from asap_jax.errors import UserError
-from asap_jax.search_step import Batch, init_state, make_search_step
-from asap_jax.train_step import init_state as init_train_state
-from asap_jax.train_step import make_train_step
+from asap_jax import GENOTYPES, data
+from asap_jax.host import memory
+from asap_jax.host.errors import UserError
+from asap_jax.runs import inputs, job
+from asap_jax.searching import search_loop
+from asap_jax.searching.search_step import init_state, make_search_step
+from asap_jax.training import train_loop
+from asap_jax.training.feed import Batch
+from asap_jax.training.train_step import init_state as init_train_state
+from asap_jax.training.train_step import make_train_step
 
 
 @pytest.fixture(scope="module")

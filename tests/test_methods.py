@@ -5,21 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from asap_jax import (
-    STRATEGIES,
-    SearchSpace,
-    bilevel,
-    derive,
-    inputs,
-    optim,
-    presets,
-    pruning,
-    schedules,
-    search_loop,
-    theory,
-)
-from asap_jax.relaxation import gumbel_softmax, one_hot_mixture
-from asap_jax.spaces import ASAP, DARTS
+from asap_jax import STRATEGIES, SearchSpace
+from asap_jax.configs import presets
+from asap_jax.methods import bilevel, derive, pruning, schedules, theory
+from asap_jax.methods.relaxation import gumbel_softmax
+from asap_jax.networks.mixture import one_hot_mixture
+from asap_jax.networks.spaces import ASAP, DARTS
+from asap_jax.runs import inputs
+from asap_jax.searching import search_loop
+from asap_jax.training import optim
 
 SPACE = SearchSpace(("dil_conv_3x3", "max_pool_3x3", "skip_connect"), nodes=2)
 EDGES, CANDIDATES = len(SPACE.edges), len(SPACE.candidates)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from asap_jax import optim
+from asap_jax.training import optim
 
 RNG = np.random.default_rng(0)
 SHAPES = {"a": (3, 2), "b": (4,)}

@@ -10,9 +10,9 @@ import sys
 import pytest
 from command import without_plugin
 
-from asap_jax import compile_cache, metrics
 from asap_jax.data import kept
-from asap_jax.interruption import NOBODY_READS, Interrupted, Interruption
+from asap_jax.host import compile_cache, run_log
+from asap_jax.host.interruption import NOBODY_READS, Interrupted, Interruption
 
 LETTERS = ("plain", "caf\u00e9", "\u732b", "\U0001f600", "caf\udce9")
 
@@ -22,7 +22,7 @@ LETTERS = ("plain", "caf\u00e9", "\u732b", "\U0001f600", "caf\udce9")
 def test_a_line_is_printed_whatever_the_terminal_knows(letters, encoding, monkeypatch):
     shown = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(shown, encoding=encoding))
-    metrics.RunLog(None).say(metrics.table([("accuracy", "1"), (letters, "2")]))
+    run_log.RunLog(None).say(run_log.table([("accuracy", "1"), (letters, "2")]))
     sys.stdout.flush()
     told = shown.getvalue().decode(encoding)
     assert letters.encode(encoding, "backslashreplace").decode(encoding) in told
@@ -39,7 +39,7 @@ def closed_pipe():
 def test_a_reader_that_has_gone_is_a_wish_to_end(monkeypatch):
     monkeypatch.setattr(sys, "stdout", closed_pipe())
     with Interruption() as interruption:
-        log = metrics.RunLog(None, unread=lambda: interruption.ask(NOBODY_READS))
+        log = run_log.RunLog(None, unread=lambda: interruption.ask(NOBODY_READS))
         log.say("somebody?")
         assert interruption.wanted
         with pytest.raises(Interrupted) as stop:
@@ -73,7 +73,9 @@ def start(code, cwd, **options):
     """The command in a process of its own, with a line of Python in place of a run."""
     lines = (
         "import os, signal",
-        "from asap_jax import job, main, metrics",
+        "from asap_jax import main",
+        "from asap_jax.host import run_log",
+        "from asap_jax.runs import job",
         f"job.run = lambda *_, **__: {code}",
         "main.run()",
     )
@@ -89,7 +91,7 @@ def start(code, cwd, **options):
 @pytest.mark.parametrize("lines", [1, 10000])
 def test_a_command_that_nobody_reads_ends_without_a_word(lines, tmp_path):
     with closed_pipe() as nobody:
-        process = start(f"[metrics.say('a line') for _ in range({lines})]", tmp_path, stdout=nobody)
+        process = start(f"[run_log.say('a line') for _ in range({lines})]", tmp_path, stdout=nobody)
     _, stderr = process.communicate(timeout=120)
     assert without_plugin(stderr) == ""
     assert process.returncode in (0, 128 + signal.SIGPIPE)

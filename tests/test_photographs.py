@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 import asap_jax
-from asap_jax import data, presets
+from asap_jax import data
+from asap_jax.configs import presets
 
 
 @pytest.fixture(scope="module")

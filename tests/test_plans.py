@@ -11,10 +11,14 @@ import pytest
 from tiny import tiny
 
 import asap_jax
-from asap_jax import Context, Supernet, compiling, planned_step, plans, precisions, presets
-from asap_jax.errors import UserError
-from asap_jax.relaxation import Mixture
-from asap_jax.spaces import ASAP, SearchSpace
+from asap_jax import Context, Supernet
+from asap_jax.configs import presets
+from asap_jax.host import compiling, precisions
+from asap_jax.host.errors import UserError
+from asap_jax.networks import plans
+from asap_jax.networks.mixture import Mixture
+from asap_jax.networks.spaces import ASAP, SearchSpace
+from asap_jax.searching import planned_step
 
 CELLS = ("normal", "reduce")
 

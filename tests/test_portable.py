@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from asap_jax import GENOTYPES, Context, EvalNetwork, backend, train_loop
+from asap_jax import GENOTYPES, Context, EvalNetwork
 from asap_jax.data.augment import normalise
 from asap_jax.data.images import Preparation
-from asap_jax.errors import UserError
-from asap_jax.trained import TrainedNetwork
+from asap_jax.host import backend
+from asap_jax.host.errors import UserError
+from asap_jax.runs.trained import TrainedNetwork
+from asap_jax.training import train_loop
 
 ELSEWHERE = """
 import sys

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from asap_jax import presets
-from asap_jax.errors import UserError
+from asap_jax.configs import presets
+from asap_jax.host.errors import UserError
 
 DOCS = Path(__file__).parents[1] / "docs" / "methods.md"
 # The authors' searches on CIFAR-10, from their public code (ASAP's own from its paper): batch,

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from asap_jax import Context, batch_norm, convolution, depthwise, ops, pooling
+from asap_jax import Context
+from asap_jax.layers import batch_norm, convolution, depthwise, ops, pooling
 
 RNG = np.random.default_rng(0)
 

@@ -5,9 +5,10 @@ import pytest
 from PIL import Image
 from tfds_sets import prepare_tfds
 
-from asap_jax import data, recipes
+from asap_jax import data
+from asap_jax.configs import recipes
 from asap_jax.data.images import Preparation
-from asap_jax.errors import UserError
+from asap_jax.host.errors import UserError
 
 RNG = np.random.default_rng(0)
 

@@ -11,8 +11,11 @@ import pytest
 from command import command
 
 import asap_jax as asap
-from asap_jax import GENOTYPES, Genotype, inputs, multiply_adds, presets, recipes, train_loop
-from asap_jax.errors import UserError
+from asap_jax import GENOTYPES, Genotype, multiply_adds
+from asap_jax.configs import presets, recipes
+from asap_jax.host.errors import UserError
+from asap_jax.runs import inputs
+from asap_jax.training import train_loop
 
 # Images that are trained on, their shape, classes.
 DATA = {

@@ -5,9 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from asap_jax import derive, pruning, spaces
-from asap_jax.genotypes import GENOTYPES
-from asap_jax.relaxation import Mixture, masked_softmax, normalised_entropy, one_hot_mixture
+from asap_jax.methods import derive, pruning
+from asap_jax.methods.relaxation import masked_softmax, normalised_entropy
+from asap_jax.networks import spaces
+from asap_jax.networks.genotypes import GENOTYPES
+from asap_jax.networks.mixture import Mixture, one_hot_mixture
 
 RNG = np.random.default_rng(0)
 ALPHAS = jnp.asarray(RNG.normal(size=(14, 7)), jnp.float32)

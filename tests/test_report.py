@@ -9,13 +9,15 @@ import subprocess
 import numpy as np
 import pytest
 
-from asap_jax import GENOTYPES, presets, workdir
+from asap_jax import GENOTYPES
+from asap_jax.configs import presets
 from asap_jax.data.augment import Augmentation
-from asap_jax.errors import UserError
+from asap_jax.host import workdir
+from asap_jax.host.errors import UserError
+from asap_jax.host.workdir import claim
 from asap_jax.report import charts, page, pictures
 from asap_jax.report.cells import draw_cells
-from asap_jax.search_loop import make_space
-from asap_jax.workdir import claim
+from asap_jax.searching.search_loop import make_space
 
 VOID = {"meta", "link", "img", "br"}
 CONFIG = presets.get_config("tiny")

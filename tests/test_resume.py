@@ -17,9 +17,11 @@ from command import without_plugin
 from tiny import flags, last_state, records, tiny
 
 import asap_jax
-from asap_jax import data, inputs, job, presets
-from asap_jax.errors import UserError
-from asap_jax.interruption import Interrupted
+from asap_jax import data
+from asap_jax.configs import presets
+from asap_jax.host.errors import UserError
+from asap_jax.host.interruption import Interrupted
+from asap_jax.runs import inputs, job
 
 HERE = Path(__file__).parent
 SEARCH_EPOCHS, EPOCH_STEPS, TRAIN_STEPS = 8, 4, 8  # of the tiny config; its search ends earlier
@@ -147,7 +149,8 @@ def test_a_signal_while_data_are_read_is_told_like_any_other(tmp_path):
     """There is no step yet that could end first."""
     lines = (
         "import os, signal",
-        "from asap_jax import job, main",
+        "from asap_jax import main",
+        "from asap_jax.runs import job",
         "job.load_data = lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM)",
         "main.run()",
     )

@@ -9,9 +9,10 @@ import pytest
 from test_loop import Run, saved
 from tiny import tiny
 
-from asap_jax import checkpoint, inputs, inspection, job, trained, workdir
-from asap_jax.checkpoint import Checkpoints
-from asap_jax.errors import UserError
+from asap_jax.host import checkpoint, workdir
+from asap_jax.host.checkpoint import Checkpoints
+from asap_jax.host.errors import UserError
+from asap_jax.runs import inputs, inspection, job, trained
 
 TREE = {"a": {"b": np.arange(5, dtype=np.float32), "c": np.int32(3)}}
 UNREADABLE = ("lr=[0.1]", "lr=[0.1]/below", "a\\b", "[")

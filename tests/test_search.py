@@ -9,24 +9,18 @@ import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from asap_jax import (
-    STRATEGIES,
-    Context,
-    EvalNetwork,
-    SearchSpace,
-    Supernet,
-    derive,
-    loop,
-    optim,
-    parallel,
-    presets,
-    train_step,
-)
-from asap_jax.checkpoint import Checkpoints
-from asap_jax.errors import UserError
-from asap_jax.networks import live_parameters
-from asap_jax.relaxation import masked_softmax, one_hot_mixture
-from asap_jax.search_step import Batch, Optimizers, init_state, make_search_step, step_keys
+from asap_jax import STRATEGIES, Context, EvalNetwork, SearchSpace, Supernet
+from asap_jax.configs import presets
+from asap_jax.host import loop, parallel
+from asap_jax.host.checkpoint import Checkpoints
+from asap_jax.host.errors import UserError
+from asap_jax.methods import derive
+from asap_jax.methods.relaxation import masked_softmax
+from asap_jax.networks.mixture import one_hot_mixture
+from asap_jax.networks.models import live_parameters
+from asap_jax.searching.search_step import Optimizers, init_state, make_search_step, step_keys
+from asap_jax.training import optim, train_step
+from asap_jax.training.feed import Batch
 
 SPACE = SearchSpace(("dil_conv_3x3", "max_pool_3x3", "skip_connect"), nodes=2)
 CELLS = ("normal", "reduce")

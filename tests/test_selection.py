@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 from tiny import tiny
 
-from asap_jax import GENOTYPES, data, job, loop
-from asap_jax.interruption import Interruption
-from asap_jax.metrics import RunLog
+from asap_jax import GENOTYPES, data
+from asap_jax.host import loop
+from asap_jax.host.interruption import Interruption
+from asap_jax.host.run_log import RunLog
+from asap_jax.runs import job
 
 
 def numbered(count=400, classes=4):

@@ -7,10 +7,11 @@ import pytest
 from PIL import Image, ImageOps
 from sklearn.datasets import load_sample_images
 
-from asap_jax import data, memory
+from asap_jax import data
 from asap_jax.data import images, tfds_prepare
 from asap_jax.data.images import Preparation, prepare
-from asap_jax.errors import UserError
+from asap_jax.host import memory
+from asap_jax.host.errors import UserError
 
 RNG = np.random.default_rng(0)
 RGB = Preparation(8, 8, "rgb")

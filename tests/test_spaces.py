@@ -13,12 +13,13 @@ from tiny import tiny
 
 import asap_jax
 from asap_jax import OPERATIONS, SPACES, STRATEGIES, EvalNetwork, Genotype, SearchSpace, Supernet
-from asap_jax.benchmarks import NASBench201
-from asap_jax.errors import UserError
-from asap_jax.networks import count_parameters
-from asap_jax.ops import Context, chain, norm, pointwise, relu
-from asap_jax.relaxation import Mixture, masked_softmax, one_hot_mixture
-from asap_jax.spaces import NASBENCH201
+from asap_jax.host.errors import UserError
+from asap_jax.layers.ops import Context, chain, norm, pointwise, relu
+from asap_jax.methods.relaxation import masked_softmax
+from asap_jax.networks.mixture import Mixture, one_hot_mixture
+from asap_jax.networks.models import count_parameters
+from asap_jax.networks.nasbench201 import NASBench201
+from asap_jax.networks.spaces import NASBENCH201
 
 RNG = np.random.default_rng(0)
 KEY = jax.random.key(0)

@@ -14,10 +14,13 @@ from sklearn.datasets import load_sample_images
 from tiny import last_state, records
 
 import asap_jax
-from asap_jax import checkpoint, data, inputs, memory, presets
+from asap_jax import data
+from asap_jax.configs import presets
 from asap_jax.data.images import Preparation, crop_box, prepare, random_crop
-from asap_jax.errors import UserError
-from asap_jax.interruption import Interrupted
+from asap_jax.host import checkpoint, memory
+from asap_jax.host.errors import UserError
+from asap_jax.host.interruption import Interrupted
+from asap_jax.runs import inputs
 
 TRAIN, TEST, BATCH, EPOCHS = 44, 14, 8, 3
 STEPS = TRAIN // BATCH
@@ -352,7 +355,7 @@ def test_a_script_without_a_guard_is_refused_in_one_paragraph(guard, folder, tmp
     guarded = "if" in guard
     code = (
         "from asap_jax import data\n"
-        "from asap_jax.errors import UserError\n"
+        "from asap_jax.host.errors import UserError\n"
         f"{guard}stream = data.stream(data.open_source({f'folder:{folder}'!r}), image_size=8, "
         "workers=1)\n"
     )

@@ -10,23 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from asap_jax import (
-    OPERATIONS,
-    Context,
-    EvalNetwork,
-    Genotype,
-    Mixture,
-    SearchSpace,
-    Supernet,
-    edge_scan,
-    plans,
-)
-from asap_jax.cells import SearchCell
-from asap_jax.edges_unrolled import unrolled_edges
-from asap_jax.networks import count_parameters, live_parameters
-from asap_jax.ops import candidate, stateless
-from asap_jax.relaxation import Dropout, masked_softmax, one_hot_mixture
-from asap_jax.spaces import ASAP, DARTS
+from asap_jax import OPERATIONS, Context, EvalNetwork, Genotype, Mixture, SearchSpace, Supernet
+from asap_jax.layers.ops import candidate, stateless
+from asap_jax.methods.relaxation import masked_softmax
+from asap_jax.networks import edge_scan, plans
+from asap_jax.networks.cells import SearchCell
+from asap_jax.networks.edges_unrolled import unrolled_edges
+from asap_jax.networks.mixture import Dropout, one_hot_mixture
+from asap_jax.networks.models import count_parameters, live_parameters
+from asap_jax.networks.spaces import ASAP, DARTS
 
 RNG = np.random.default_rng(0)
 TRAIN = Context(train=True)

@@ -7,9 +7,11 @@ import pytest
 from PIL import Image
 
 import asap_jax
-from asap_jax import data, inspection, job, presets
+from asap_jax import data
+from asap_jax.configs import presets
 from asap_jax.data import splits
-from asap_jax.errors import UserError
+from asap_jax.host.errors import UserError
+from asap_jax.runs import inspection, job
 
 RNG = np.random.default_rng(0)
 KINDS = ("a", "b")

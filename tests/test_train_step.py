@@ -7,9 +7,9 @@ import optax
 import pytest
 
 from asap_jax import Context, EvalNetwork, Genotype
-from asap_jax.losses import cross_entropy
-from asap_jax.search_step import Batch
-from asap_jax.train_step import init_state, make_train_step
+from asap_jax.training.feed import Batch
+from asap_jax.training.losses import cross_entropy
+from asap_jax.training.train_step import init_state, make_train_step
 
 CELL = ((("dil_conv_3x3", 0), ("skip_connect", 1)),)
 NETWORK = EvalNetwork(Genotype(CELL, (2,), CELL, (2,)), 3, channels=4, cells=3)

@@ -5,7 +5,8 @@ import json
 import jax
 import numpy as np
 
-from asap_jax import checkpoint, presets
+from asap_jax.configs import presets
+from asap_jax.host import checkpoint
 
 TRAIN, TEST = 160, 60
 

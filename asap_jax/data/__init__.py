@@ -12,7 +12,7 @@ from asap_jax.data.sources import (
 )
 from asap_jax.data.splits import halves, stratified
 from asap_jax.data.streams import Stream, outgrows_memory, split_batches, stream
-from asap_jax.errors import UserError
+from asap_jax.host.errors import UserError
 
 
 def as_dataset(given, **options) -> Dataset:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from asap_jax.data.opened import VALIDATION, Choices, Source, numbered, of_arrays
-from asap_jax.errors import UserError
+from asap_jax.host.errors import UserError
 
 
 def npz(path: Path, choices: Choices = Choices()) -> Source:

@@ -7,7 +7,7 @@ import numpy as np
 
 from asap_jax.data.images import Preparation, prepare
 from asap_jax.data.splits import grouped, stratified
-from asap_jax.errors import UserError
+from asap_jax.host.errors import UserError
 
 SPARSE_LABELS = (
     "config.data.sparse_labels=True (sparse_labels=True in Python) makes the ids that occur the "

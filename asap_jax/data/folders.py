@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from asap_jax.data import layouts, tables
 from asap_jax.data.opened import Choices, Description, Grouping, Source, Split, files_split, within
-from asap_jax.errors import UserError
+from asap_jax.host.errors import UserError
 
 CINIC10 = (
     (0.47889522, 0.47227842, 0.43047404),

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from asap_jax.errors import UserError
+from asap_jax.host.errors import UserError
 
 CHANNELS = {"grey": 1, "rgb": 3}
 RESIZE = ("stretch", "crop", "random_crop")

@@ -21,8 +21,8 @@ import numpy as np
 import PIL
 from PIL import features
 
-from asap_jax import compile_cache, memory
-from asap_jax.errors import UserError
+from asap_jax.host import compile_cache, memory
+from asap_jax.host.errors import UserError
 
 LIMIT = 10 * 1000**3  # total bytes; the least recently used entries are evicted
 WORTH = 1.0  # seconds; images that read faster are not cached

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from PIL import Image
 
 from asap_jax.data.opened import VALIDATION, Choices
-from asap_jax.errors import UserError
+from asap_jax.host.errors import UserError
 
 # Extensions registered by Pillow that are not images, or that Pillow cannot decode by itself.
 _NO_PICTURES = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}

@@ -14,7 +14,7 @@ import numpy as np
 
 from asap_jax.data import dataset, images
 from asap_jax.data.kept import Stamp, stamp
-from asap_jax.errors import UserError
+from asap_jax.host.errors import UserError
 
 VALIDATION = ("val", "valid", "validation")
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from asap_jax.data import images
 from asap_jax.data.opened import Split, picked
-from asap_jax.errors import UserError
+from asap_jax.host.errors import UserError
 
 _CHUNK = 32
 _PROBE = images.Preparation(8, 8, "rgb")

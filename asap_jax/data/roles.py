@@ -8,7 +8,7 @@ import numpy as np
 from asap_jax.data import dataset
 from asap_jax.data.opened import VALIDATION, Source, Split, joined, picked
 from asap_jax.data.splits import stratified
-from asap_jax.errors import UserError
+from asap_jax.host.errors import UserError
 
 
 def train_and_test(

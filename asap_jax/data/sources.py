@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 
-from asap_jax import memory
 from asap_jax.data import dataset, images, roles
 from asap_jax.data.archives import npz
 from asap_jax.data.dataset import Dataset
@@ -20,7 +19,8 @@ from asap_jax.data.reading import Reader
 from asap_jax.data.splits import stratified
 from asap_jax.data.tables import table
 from asap_jax.data.tfds_read import describe_tfds, open_tfds
-from asap_jax.errors import UserError
+from asap_jax.host import memory
+from asap_jax.host.errors import UserError
 
 DIGITS_TEST = 360
 KINDS = {"folder": folder, "csv": table, "cinic10": cinic10, "freiburg": freiburg, "npz": npz}

@@ -21,11 +21,11 @@ import jax
 import numpy as np
 from absl import flags
 
-from asap_jax import memory
 from asap_jax.data import dataset, images, roles, sources
 from asap_jax.data.opened import Source, Split, picked
 from asap_jax.data.reading import Reader
-from asap_jax.errors import UserError
+from asap_jax.host import memory
+from asap_jax.host.errors import UserError
 
 MEMORY_SHARE = 0.5  # of available memory; by default, larger sets are streamed
 MEASURED = 512  # training images sampled for statistics if none are published

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from asap_jax.data import layouts
 from asap_jax.data.opened import Choices, Grouping, Source, Split, files_split
-from asap_jax.errors import UserError
+from asap_jax.host.errors import UserError
 
 _DELIMITERS = (",", ";", "\t", "|")
 # Common column names, lower case without punctuation; the first one present is used.

@@ -8,7 +8,7 @@ import importlib.util
 import subprocess
 import sys
 
-from asap_jax.errors import UserError
+from asap_jax.host.errors import UserError
 
 HINT = (
     "To download and prepare it once, add --config.data.prepare=True (needs TensorFlow: "

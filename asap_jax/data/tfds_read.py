@@ -8,7 +8,7 @@ from PIL import Image
 
 from asap_jax.data import kept, tfds_prepare
 from asap_jax.data.opened import VALIDATION, Description, Source, Split
-from asap_jax.errors import UserError
+from asap_jax.host.errors import UserError
 
 # Published mean and standard deviation of the training images per channel, in [0, 1].
 STATISTICS = {

@@ -3,7 +3,7 @@
 import matplotlib
 from matplotlib.figure import Figure
 
-from asap_jax.genotypes import Genotype
+from asap_jax.networks.genotypes import Genotype
 
 _FAMILIES = (("sep", "#2f6fb3"), ("dil", "#7a4fa3"), ("pool", "#b3622f"), ("skip", "#5a8f3c"))
 _OTHER = "#666666"

@@ -17,12 +17,13 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from asap_jax import presets, workdir
+from asap_jax.configs import presets
 from asap_jax.data.augment import augment
-from asap_jax.errors import UserError
+from asap_jax.host import workdir
+from asap_jax.host.errors import UserError
+from asap_jax.networks.spaces import SPACES
 from asap_jax.report import charts, pictures
-from asap_jax.search_loop import make_space
-from asap_jax.spaces import SPACES
+from asap_jax.searching.search_loop import make_space
 
 SAMPLES, MISTAKES = 24, 12
 _CELLS = {"normal": "Normal cell", "reduce": "Reduction cell"}

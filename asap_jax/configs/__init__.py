@@ -1,0 +1,1 @@
+"""Configs: presets of searches, recipes of trainings, and how the command reads them."""

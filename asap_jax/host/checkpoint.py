@@ -1,0 +1,300 @@
+"""Orbax wrapper: saves and restores trees of arrays, and the last few states of a loop."""
+
+import contextlib
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+import tensorstore
+
+from asap_jax.host.errors import UserError
+
+ROOM = 8 * 1024**2  # bytes that a checkpoint may take in addition to its arrays
+
+
+def save(path: str | Path, tree) -> None:
+    """Writes a tree of arrays to the folder `path`; an existing one is replaced at the end.
+
+    The new files are verified by reading them before they replace the old ones.
+
+    Raises:
+      UserError: writing fails, or what was written does not match when read.
+    """
+    path, tree = Path(path).absolute(), _host_copy(tree)
+    check_place(path)
+    beside = path.with_name(path.name + ".part")
+    with _writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _check_room(path.parent, tree)
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(beside, tree, force=True)
+        _check_written(beside, tree)
+        if path.exists():
+            shutil.rmtree(path)
+        beside.rename(path)
+
+
+def restore(path: str | Path, like=None):
+    """Reads a tree of arrays; with `like` (arrays or shapes), in its structure and placement.
+
+    Raises:
+      OSError, ValueError: the checkpoint is missing or incomplete.
+    """
+    path = Path(path).absolute()
+    _read_through(path)
+    with ocp.StandardCheckpointer() as checkpointer:
+        return checkpointer.restore(path, like)
+
+
+def check_place(path: str | Path) -> None:
+    """Raises UserError for a path whose checkpoints could not be read again.
+
+    Orbax treats a `[` in a path as a pattern when it merges its files, and TensorStore treats a
+    backslash as a separator.
+    """
+    spoilt = [sign for sign in "[\\" if sign in str(path) and sign != os.sep]
+    if spoilt:
+        raise UserError(
+            f"{path} has a {spoilt[0]} in its name or in that of a folder above it, and what is "
+            "saved there could not be read again: choose a path without [ and backslashes"
+        )
+
+
+def _read_through(path: Path) -> None:
+    """Reads each key of a checkpoint in turn; raises OSError or ValueError if one is broken.
+
+    Orbax reads all of them concurrently, and if one fails, each of the others prints a traceback
+    that cannot be caught.
+    """
+    if not path.is_dir():
+        raise FileNotFoundError(f"{path} is not there")
+    if not (path / "manifest.ocdbt").is_file():
+        raise FileNotFoundError(f"{path} holds no manifest.ocdbt: it was not written whole")
+    base = {"driver": "file", "path": f"{path}/"}
+    store = tensorstore.KvStore.open({"driver": "ocdbt", "base": base}).result()
+    keys = store.list().result()
+    if not keys:
+        raise FileNotFoundError(
+            f"{path} holds no arrays; with a backslash in its path it has to be moved to be read"
+        )
+    for key in keys:
+        store.read(key).result()
+
+
+def _check_written(path: Path, tree) -> None:
+    """Raises ValueError if the checkpoint at `path` does not match `tree`."""
+    got = {_name(p): np.asarray(leaf) for p, leaf in _leaves(restore(path, tree))}
+    for p, leaf in _leaves(tree):
+        found = got[_name(p)]
+        if (found.dtype, found.shape) != (leaf.dtype, leaf.shape) or (
+            found.tobytes() != leaf.tobytes()
+        ):
+            raise ValueError(f"{_name(p)} does not read as it was written")
+
+
+def _check_room(folder: Path, tree) -> None:
+    """Raises OSError before orbax starts if a tree of NumPy arrays would not fit on the disk."""
+    needed, left = ROOM + sum(leaf.nbytes for leaf in jax.tree.leaves(tree)), _room(folder)
+    if left < needed:
+        raise OSError(
+            f"about {needed / 1e6:.0f} MB are needed, and {left / 1e6:.0f} MB are left on the disk"
+        )
+
+
+def _room(folder: Path) -> int:
+    """Free bytes on the disk of `folder`; unlimited if unknown."""
+    usage = shutil.disk_usage(folder)
+    return usage.free if usage.total else sys.maxsize
+
+
+@contextlib.contextmanager
+def _writing(where: Path):
+    """Turns errors while writing into a single UserError."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (OSError, ValueError, RuntimeError) as error:  # orbax' threads may raise any of these
+        raise UserError(
+            f"{where} cannot be saved ({' '.join(str(error).split())[:300]}): see that there is "
+            "room and that the folder can be written to; the same command then goes on from what "
+            "was saved before"
+        ) from error
+
+
+class Checkpoints:
+    """The last few states of one stage of a run, written in the background.
+
+    Each is a folder named by its step, with two items: `state`, a tree of arrays, and `progress`,
+    JSON. Folders appear atomically, so a process that dies while writing loses only that state.
+
+    Args:
+      folder: folder of this stage.
+      identity: what the state belongs to (cells, shapes, data), plain JSON. Restoring a state with
+        another identity raises an error that names the differences.
+      keep: number of states to keep.
+      every_steps, every_seconds: save intervals; 0 disables either one.
+    """
+
+    def __init__(
+        self, folder: Path, identity: dict, keep: int, every_steps: int, every_seconds: float
+    ):
+        self._folder, self._identity = folder, identity
+        self._every_steps, self._every_seconds = every_steps, every_seconds
+        self._written, self._last = time.monotonic(), None
+        check_place(folder.absolute())
+        with _writing(folder):
+            self._manager = ocp.CheckpointManager(
+                folder.absolute(),
+                options=ocp.CheckpointManagerOptions(
+                    max_to_keep=keep, cleanup_tmp_directories=True, enable_async_checkpointing=True
+                ),
+            )
+
+    def due(self, step: int) -> bool:
+        """Whether to save now, after `step` steps of the stage."""
+        by_steps = self._every_steps and step % self._every_steps == 0
+        waited = time.monotonic() - self._written
+        return bool(by_steps or (self._every_seconds and waited >= self._every_seconds))
+
+    def save(self, step: int, state, progress: dict) -> None:
+        """Copies the state and writes it in the background.
+
+        Raises:
+          UserError: this state, or the previous one, cannot be written.
+        """
+        with _writing(self._folder / str(step)):
+            if step not in self._manager.all_steps():
+                copied = _host_copy(state)
+                _check_room(self._folder, copied)
+                self._manager.save(
+                    step,
+                    args=ocp.args.Composite(
+                        state=ocp.args.StandardSave(copied),
+                        progress=ocp.args.JsonSave({**progress, "identity": self._identity}),
+                    ),
+                    force=True,
+                )
+                self._last = step
+        self._written = time.monotonic()
+
+    def settle(self) -> None:
+        """Waits for all writes; raises UserError if the last saved state cannot be read again."""
+        if self._last is None:
+            return
+        where = self._folder / str(self._last)
+        with _writing(where):
+            self._manager.wait_until_finished()
+            _read_through(where.absolute() / "state")
+        self._last = None
+
+    def latest(self, like) -> tuple[Any, dict] | None:
+        """The latest (state, progress), or None if there is none.
+
+        Raises:
+          UserError: the state has another identity, or cannot be read.
+        """
+        step = self._manager.latest_step()
+        if step is None:
+            return None
+        where = self._folder / str(step)
+        try:
+            item = ocp.args.Composite(progress=ocp.args.JsonRestore())
+            progress = self._manager.restore(step, args=item)["progress"]
+            check_identity(where, progress.pop("identity", {}), self._identity)
+            _read_through(where.absolute() / "state")
+            item = ocp.args.Composite(state=ocp.args.StandardRestore(_plain_shapes(like)))
+            state = self._manager.restore(step, args=item)["state"]
+        except UserError:
+            raise
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"the checkpoint {where} cannot be read ({' '.join(str(error).split())[:300]}): "
+                "remove that folder to go on from the one before"
+            ) from error
+        check_shapes(f"the checkpoint {where}", state, _plain_shapes(like))
+        return _placed(state, like), progress
+
+    def close(self) -> None:
+        """Waits for all writes and closes; raises UserError if a write failed."""
+        with _writing(self._folder):
+            try:
+                self._manager.wait_until_finished()
+            finally:
+                self._manager.close()
+
+
+def check_identity(where: Path, identity: dict, expected: dict) -> None:
+    """Raises UserError if the identity of the state at `where` is not the expected one."""
+    changed = [
+        f"{key}: {identity.get(key)} there, {expected.get(key)} here"
+        for key in {**identity, **expected}
+        if identity.get(key) != expected.get(key)
+    ]
+    if changed:
+        raise UserError(
+            f"{where} belongs to another run ({'; '.join(changed)}): choose another --workdir, or "
+            "remove that one"
+        )
+
+
+def check_shapes(what: str, tree, expected) -> None:
+    """Raises UserError if names or shapes of `tree` differ from `expected`; `what` names it."""
+    got, want = ({_name(p): leaf.shape for p, leaf in _leaves(t)} for t in (tree, expected))
+    wrong = [
+        f"{name} is {got.get(name, 'missing')}, expected {want.get(name, 'nothing')}"
+        for name in sorted(got.keys() | want.keys())
+        if got.get(name) != want.get(name)
+    ]
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise UserError(
+            f"{what} does not fit: {'; '.join(wrong[:3])}{more}. Its genotype, number of classes, "
+            "channels or cells are others, or it is of another version of asap_jax"
+        )
+
+
+def _leaves(tree):
+    return jax.tree.flatten_with_path(tree)[0]
+
+
+def _name(path) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator=".")
+
+
+def _is_key(leaf) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _host_copy(tree):
+    """NumPy copies, since the next step may reuse the arrays' memory during the write."""
+
+    def copy(leaf):
+        leaf = jax.random.key_data(leaf) if hasattr(leaf, "dtype") and _is_key(leaf) else leaf
+        return np.array(leaf)
+
+    return jax.tree.map(copy, tree)
+
+
+def _plain_shapes(like):
+    def shape(leaf):
+        if _is_key(leaf):
+            leaf = jax.eval_shape(jax.random.key_data, leaf)
+        return np.empty(leaf.shape, leaf.dtype)
+
+    return jax.tree.map(shape, like)
+
+
+def _placed(state, like):
+    def place(value, leaf):
+        value = jnp.asarray(value)
+        return jax.random.wrap_key_data(value) if _is_key(leaf) else value
+
+    return jax.tree.map(place, state, like)

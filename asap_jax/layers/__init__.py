@@ -1,0 +1,1 @@
+"""Operations and the fast primitives that they are made of."""

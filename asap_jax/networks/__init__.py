@@ -1,0 +1,1 @@
+"""Spaces, genotypes, mixtures, and the networks that are built of them."""

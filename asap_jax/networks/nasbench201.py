@@ -1,0 +1,74 @@
+"""Tables of trained architectures, to follow a search by without training anything."""
+
+import csv
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+from asap_jax.networks.genotypes import Genotype
+
+
+class NASBench201(Mapping):
+    """Accuracies of NAS-Bench-201's cells, read from a CSV file that the user has.
+
+    The file's first line names its columns; one of them, `architecture`, holds the cells' strings
+    ("|nor_conv_3x3~0|+|..."), the others numbers, in the file's own units. A row a cell.
+
+        table = NASBench201("nasbench201.csv")
+        table["|avg_pool_3x3~0|+|...|"]  # {"cifar10_valid": 84.9, "cifar10_test": 88.1}
+
+    Args:
+      path: the file.
+
+    Raises:
+      OSError: the file cannot be read.
+      ValueError: it is no such table; names the line.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            rows = csv.DictReader(file)
+            names = [name for name in rows.fieldnames or () if name != "architecture"]
+            if "architecture" not in (rows.fieldnames or ()) or not names:
+                raise ValueError(
+                    f"{path}: the first line has to name the column architecture and one or more "
+                    f"columns of accuracies, got {rows.fieldnames}"
+                )
+            self._rows: dict[str, dict[str, float]] = {}
+            for row in rows:
+                try:
+                    cell = _canonical(row["architecture"])
+                    self._rows[cell] = {name: _number(row[name]) for name in names}
+                except (ValueError, TypeError) as error:
+                    raise ValueError(f"{path}, line {rows.line_num}: {error}") from error
+
+    def __getitem__(self, cell: str | Genotype) -> dict[str, float]:
+        """{column: value} of an architecture string or a genotype; KeyError if it is not there."""
+        if isinstance(cell, Genotype):
+            return self._rows[cell.architecture_string()]
+        try:
+            return self._rows[_canonical(cell)]
+        except ValueError as error:
+            raise KeyError(str(error)) from error
+
+    def __iter__(self):
+        return iter(self._rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+
+def _number(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"not a finite number: {text!r}")
+    return value
+
+
+def _canonical(text: str) -> str:
+    """The string with its inputs in order."""
+    name = Genotype.from_architecture_string(text or "").architecture_string()
+    if name is None:
+        raise ValueError(f"an edge has several operations: {text!r}")
+    return name

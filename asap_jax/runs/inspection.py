@@ -1,0 +1,215 @@
+"""Looking at networks: how a trained one does on any images, what an untrained one will cost."""
+
+import json
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from asap_jax import data
+from asap_jax.training import evaluation
+from asap_jax.host import memory
+from asap_jax.host import precisions
+from asap_jax.configs import presets
+from asap_jax.training import train_loop
+from asap_jax.runs import trained
+from asap_jax.host import workdir
+from asap_jax.data.opened import VALIDATION
+from asap_jax.data.opened import Choices
+from asap_jax.data.opened import Source
+from asap_jax.data.tables import class_number
+from asap_jax.host.errors import UserError
+from asap_jax.networks.genotypes import Genotype
+from asap_jax.runs.inputs import check_size
+from asap_jax.runs.inputs import find_genotype
+from asap_jax.runs.inputs import load_data
+from asap_jax.runs.inputs import load_sizes
+from asap_jax.host.run_log import say
+from asap_jax.host.run_log import table
+from asap_jax.networks.models import count_parameters
+from asap_jax.networks.models import multiply_adds
+from asap_jax.report.cells import draw_cells
+
+
+@precisions.in_32_bits
+def evaluate(
+    folder: str | Path, source: str = "", split: str = "", data_dir: str = "", quiet: bool = False
+) -> dict:
+    """Measures a trained network; adds a line to its folder's evaluations.jsonl.
+
+    Where that cannot be written to, a warning says so.
+
+    Args:
+      folder: the workdir of a run, or where a network was saved.
+      source: where images come from, see `data.load`; "" is what the network was trained on. They
+        are brought to the network's size and colour. Their classes may be some of the network's. A
+        CSV file may have the columns that the run's own has.
+      split: one of the source's splits, or "all". By default "test", without one the validation
+        split, and all of a source that has neither. Of the training's own data: "test" or "train",
+        as they were then.
+      data_dir: folder of prepared tfds data sets.
+      quiet: print nothing.
+
+    Returns:
+      {"source", "split", "images"} and what `evaluation.Answers.record` tells.
+    """
+    folder = workdir.locate(folder)
+    network = trained.load(folder)
+    if source:
+        opened = _open(folder, source, data_dir or None, network.class_names)
+        held_out = [name for name in ("test", *VALIDATION) if name in opened.splits]
+        split = split or (held_out[0] if held_out else "all")
+        batches, notes = data.split_batches(opened, split, network.preparation)
+        class_names = opened.class_names
+    else:
+        config = presets.get_config()
+        presets.update(config.data, workdir.read_config(folder)["data"], "config.data")
+        presets.update(config.data, {"dir": data_dir} if data_dir else {})
+        split = split or "test"
+        if split not in ("test", "train"):
+            raise UserError(f"--split={split}: of the training's own data there are test and train")
+        if config.data.source == "arrays":
+            raise UserError(
+                f"the network in {folder} was trained on arrays: name a source to measure it on "
+                "with --data, or call its accuracy(images, labels)"
+            )
+        dataset = load_data(config, network.preparation)
+        batches = dataset.batches(split)
+        source, class_names, notes = config.data.source, dataset.class_names, dataset.notes
+    known = {name: number for number, name in enumerate(network.class_names)}
+    numbers = [class_number(name, known) for name in class_names]
+    strange = [name for name, n in zip(class_names, numbers, strict=True) if n is None]
+    if strange:
+        raise UserError(
+            f"{source} has the classes {', '.join(strange[:10])}, which the network in {folder} "
+            f"does not know; it knows {', '.join(network.class_names[:10])} (fine_tune trains it "
+            "on others)"
+        )
+    numbers = np.array(numbers)
+    answers = evaluation.no_answers(len(network.class_names))
+    for images, labels in batches:
+        scores = network.predict_proba(images)
+        answers = evaluation.add_answers(answers, scores, numbers[labels])
+    count = int(np.sum(answers.confusion))
+    result = {
+        "source": source,
+        "split": split,
+        "images": count,
+        **answers.record(network.class_names),
+    }
+    if not quiet:
+        rows = [("note", note) for note in notes]
+        rows += [("measured on", f"{source}: {split}")]
+        rows += [("accuracy", f"{100 * result['accuracy']:.2f} % of {count} images")]
+        rows += evaluation.rows(result)
+        rows += [
+            (f"  {each}", "-" if value is None else f"{100 * value:.2f} %")
+            for each, value in result["class_accuracy"].items()
+        ]
+        say(table(rows))
+    try:
+        _write_down(folder, result)
+    except OSError as error:
+        warnings.warn(
+            f"the evaluation was not added to {folder / 'evaluations.jsonl'}: {error}", stacklevel=2
+        )
+    return result
+
+
+def _open(folder, source, data_dir, known) -> Source:
+    """A source to measure a network on that knows the classes `known`.
+
+    Where a folder could be read in two ways, that one counts in which its folders are known
+    classes: one class alone is as good here as several.
+    """
+    opened = data.open_source(source, data_dir, choices=_choices(folder, source))
+    if source.startswith("folder:") and not set(opened.class_names) <= set(known):
+        plain = data.open_source(source, choices=_choices(folder, source)._replace(train="."))
+        if set(plain.class_names) <= set(known):
+            return plain
+    return opened
+
+
+def _choices(folder, source) -> Choices:
+    """What the run's own config says of images: their bound, and for a CSV file the columns."""
+    if not (Path(folder) / "config.json").exists():
+        return Choices()
+    told = workdir.read_config(folder)["data"]
+    keys = ["max_pixels"]
+    if source.startswith("csv:") and told["source"].startswith("csv:"):
+        keys += ["images", "path_column", "label_column", "split_column"]
+    return Choices(**{key: told[key] for key in keys if key in told})
+
+
+def _write_down(folder: Path, result: dict) -> None:
+    with open(folder / "evaluations.jsonl", "a") as file:
+        file.write(json.dumps({**result, "time": time.strftime("%Y-%m-%dT%H:%M:%S")}) + "\n")
+
+
+@precisions.in_32_bits
+def describe(
+    config: ConfigDict, folder: str | Path | None, dataset=None, quiet: bool = False
+) -> dict:
+    """Parameters, multiply-adds, memory and a picture of the network that a training would build.
+
+    Args:
+      config: its `genotype` names the cells, or the workdir holds them.
+      folder: the workdir; gets cells.svg and cells.png. None draws nothing.
+      dataset: in place of the one that `config.data` names. Of published sets the sizes are known,
+        so that they need not be there.
+      quiet: print nothing.
+
+    Returns:
+      {"genotype", "parameters", "auxiliary_parameters", "multiply_adds", "memory" (bytes a part),
+      "memory_available" (bytes or None)}.
+    """
+    presets.check(config)
+    folder = folder if folder is None else workdir.locate(folder)
+    genotype = find_genotype(config, folder)
+    dataset = dataset or load_sizes(config)
+    check_size(config, dataset, "train")
+    network = train_loop.make_network(config.train, genotype, len(dataset.class_names))
+    shape = dataset.preparation.shape
+    params = train_loop.variable_shapes(network, shape)["params"]
+    needed = train_loop.estimate(config.train, genotype, dataset)
+    result = {
+        "genotype": json.loads(genotype.to_json()),
+        "parameters": count_parameters(params),
+        "auxiliary_parameters": count_parameters(params.get("auxiliary_head", {})),
+        "multiply_adds": multiply_adds(network, shape),
+        "memory": needed._asdict(),
+        "memory_available": memory.available(),
+    }
+    pictures = []
+    if folder is not None and config.genotype:
+        _refuse_other_cells(folder, genotype)
+    if folder is not None:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        pictures = [Path(folder) / "cells.svg", Path(folder) / "cells.png"]
+        draw_cells(genotype, pictures)
+    if not quiet:
+        left = result["memory_available"]
+        rows = [
+            *(("note", note) for note in dataset.notes),
+            ("images", f"{shape[0]}x{shape[1]}x{shape[2]}, {len(dataset.class_names)} classes"),
+            ("parameters", f"{result['parameters']:,}"),
+            ("auxiliary head", f"{result['auxiliary_parameters']:,} more while training"),
+            ("multiply-adds", f"{result['multiply_adds']:,}"),
+            ("memory to train", f"{needed} at batch {config.train.batch_size}, estimated"),
+            ("memory there is", "unknown" if left is None else memory.readable(left)),
+            *(("picture", str(path)) for path in pictures),
+        ]
+        say(table(rows))
+    return result
+
+
+def _refuse_other_cells(folder, genotype) -> None:
+    """A run's picture shows the run's cells."""
+    path = Path(folder) / "genotype.json"
+    if path.exists() and Genotype.load(path) != genotype:
+        raise UserError(
+            f"{folder} is the workdir of a run with other cells: name another --workdir for the "
+            "picture"
+        )

@@ -1,0 +1,166 @@
+"""The jitted step of a search on the host: data on the device, and compiled as its plan asks."""
+
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import replace
+from functools import cached_property
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from asap_jax.data.augment import Augmentation
+from asap_jax.host import compile_cache, precisions
+from asap_jax.host.compiling import Compiler, shapes_of
+from asap_jax.networks import plans
+from asap_jax.searching.passes import Parts, Pass, in_turn, of_programs, program
+from asap_jax.searching.search_step import SearchState, SearchStep, step_keys
+from asap_jax.training import feed
+
+WORTH = 1.0  # seconds that compiling anew has to save for each second it takes
+
+
+class PlannedStep:
+    """The jitted step of a stage, compiled anew where its plan and the pruned masks call for it.
+
+    By the plan "unrolled" its passes are programs of their own (`SearchStep.passes`), without a
+    condition in any: what trains omega, what trains the alphas, what closes the step. They are
+    compiled side by side, and those for fewer candidates while the search goes on with the wider
+    ones.
+
+    The state's memory is given to the next one: on a GPU a step's kernels are then started as one
+    graph, which holds as long as all arrays lie where they lay. The loop asks for a step while it
+    does not know yet what the last one said; one that follows "finished" changes nothing.
+
+    The live candidates that it computes stand in `Progress.history`, so that a search that goes on
+    computes as it did before.
+    """
+
+    def __init__(
+        self,
+        step: SearchStep,
+        augmentation: Augmentation,
+        images: jax.Array,
+        labels: jax.Array,
+        *,
+        batch_size: int,
+        epochs: int,
+        steps_per_epoch: int,
+        precision: str,
+        compiler: Compiler,
+        say: Callable[[str], None],
+    ):
+        self._step, self._augmentation, self._data = step, augmentation, (images, labels)
+        self._batch_size, self._epochs, self._steps = batch_size, epochs, steps_per_epoch
+        self._precision, self._compiler, self._say = precision, compiler, say
+        self._plan, self._coming, self._shapes = step.network.plan, None, None
+        self._programs: dict[str, Future] = {}  # by the names of passes
+        self._done, self._refused = 0, False  # steps
+        self._over = np.bool_(False)  # what the last step reported: whether the search is finished
+        self._waited = 0.0  # seconds of the epoch that compiling took
+
+    def follow(self, progress) -> None:
+        """Takes the plan that the search's history tells of, or notes its own there."""
+        name, live = progress.history.setdefault("plan", [self._plan.name, None])
+        self._plan = plans.Plan(name, live and plans.freeze(live))
+        self._done = progress.epoch * self._steps + progress.step
+
+    def prepare(self, state) -> None:
+        """Begins to compile the programs that are needed, for this state's shapes."""
+        batch = np.zeros(self._batch_size, int)
+        self._shapes = shapes_of((state, np.bool_(False), *self._data, batch, batch))
+        self._programs = self._compile(self._plan)
+
+    def __call__(self, state, *indices):
+        begin = time.monotonic()
+        passes = passes_by_plan(self._step, self._plan)[self._learns[self._done]]
+        programs = [(each, self._programs[each.name].result().run) for each in passes]
+        self._waited += time.monotonic() - begin
+        self._done += 1
+        state, metrics = of_programs(programs)(state, self._over, *self._data, *indices)
+        self._over = metrics["finished"]
+        return state, metrics
+
+    @cached_property
+    def _learns(self) -> list[bool]:
+        """Of each step, whether the alphas learn in it."""
+        steps = np.arange(self._epochs * self._steps, dtype=np.int32)
+        learns = jax.jit(jax.vmap(self._step.strategy.learns))(jnp.asarray(steps))
+        return np.asarray(learns).tolist()
+
+    def _compile(self, plan) -> dict[str, Future]:
+        """Has the programs compiled that are still to come, those for the next step first."""
+        passes = passes_by_plan(self._step, plan)
+        needed = dict.fromkeys(self._learns[self._done :])
+        wanted = {each.name: each for learns in needed for each in passes[learns]}
+        state, *operands = self._shapes
+        return {
+            name: self._compiler.submit(
+                jit_pass(each, self._augmentation, self._precision),
+                *Parts.of(state, each),
+                *operands,
+            )
+            for name, each in wanted.items()
+        }
+
+    def consider(self, state, progress, seconds: float) -> None:
+        """After an epoch whose steps took `seconds`: leaves dead candidates out where it pays.
+
+        Programs that have been compiled are taken from the next step on; where compiling failed, as
+        for want of memory, the search continues with those that it has.
+        """
+        seconds, self._waited = seconds - self._waited, 0.0
+        over = progress.ended or self._done >= len(self._learns)
+        if over or self._plan.name != "unrolled" or self._refused:
+            return
+        if self._coming is not None:
+            plan, programs = self._coming
+            if not all(program.done() for program in programs.values()):
+                return
+            self._coming = None
+            failures = [each.exception() for each in programs.values() if each.exception()]
+            if failures:
+                self._refused = True
+                self._say(f"going on with the step for all candidates: {failures[0]}")
+                return
+            self._plan, self._programs = plan, programs
+            live = {cell: [list(row) for row in rows] for cell, rows in plan.live}
+            progress.history["plan"] = [plan.name, live]
+            return
+        space, masks = self._step.network.space, jax.device_get(state.arch.masks)
+        computed = dict(self._plan.live or plans.freeze(jax.tree.map(np.ones_like, masks)))
+        share = plans.cost(masks, space) / plans.cost(computed, space)
+        remaining = (self._epochs - progress.epoch - 1) * seconds
+        took = max(each.result().seconds for each in self._programs.values() if each.done())
+        if (1 - share) * remaining > WORTH * took:
+            left = sum(mask.sum() for mask in masks.values())
+            self._say(f"compiling the search step for the {left} candidates that are left")
+            plan = plans.Plan(self._plan.name, plans.freeze(masks))
+            self._coming = plan, self._compile(plan)
+
+
+def passes_by_plan(step: SearchStep, plan: plans.Plan) -> dict[bool, tuple[Pass, ...]]:
+    """The passes of a step by this plan: {whether the alphas learn in it: passes}."""
+    step = replace(step, network=step.network.clone(plan=plan))
+    if plan.name == "unrolled":
+        return {learns: step.passes(learns) for learns in (False, True)}
+    whole = Pass("step", SearchState.CHANGING, in_turn(step.passes()))
+    return dict.fromkeys((False, True), (whole,))
+
+
+def jit_pass(each: Pass, augmentation: Augmentation, precision: str):
+    """A pass as a `passes.program`, jitted.
+
+    Its operands are all images and labels, and the indices of the omega and of the alpha batch.
+    """
+    run = precisions.computed_in(precision, each.run)
+    run = feed.indexed(feed.augmented(run, augmentation, _augmentation_keys))
+    options = compile_cache.options()
+    return jax.jit(program(each._replace(run=run)), donate_argnums=0, compiler_options=options)
+
+
+def _augmentation_keys(state):
+    """Those of the omega batch and of the alpha batch."""
+    keys = step_keys(state.key, state.step)
+    return keys.augment_train, keys.augment_val

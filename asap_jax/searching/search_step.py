@@ -1,0 +1,376 @@
+"""One step of a search: a pure function of the state and two batches."""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import flax
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from asap_jax.layers.ops import Context
+from asap_jax.methods import Architecture, Strategy, bilevel
+from asap_jax.methods.relaxation import normalised_entropy
+from asap_jax.networks.mixture import Dropout
+from asap_jax.networks.models import Supernet, live_parameters
+from asap_jax.searching.costs import Constraint
+from asap_jax.searching.passes import Pass, in_turn
+from asap_jax.training import optim
+from asap_jax.training.feed import Batch
+from asap_jax.training.losses import all_finite, cross_entropy
+
+# Fields of the state that an update changes.
+WEIGHTS = "params", "omega_opt", "batch_stats"
+ALPHAS = "arch", "alpha_opt", "batch_stats"
+
+
+class Optimizers(NamedTuple):
+    """optax transformations of the network's weights and of the architecture parameters.
+
+    virtual_step: see `bilevel.Point`; None where no method looks ahead.
+    """
+
+    omega: optax.GradientTransformation
+    alpha: optax.GradientTransformation
+    virtual_step: Callable | None = None
+
+
+@flax.struct.dataclass
+class SearchState:
+    """Everything a search carries from step to step.
+
+    step: steps done, int32.
+    params, batch_stats: the supernet's weights (omega) and running statistics.
+    arch: alphas, masks and the strategy's own state.
+    omega_opt, alpha_opt: optimizer states, apart.
+    key: the search's random key; each step folds its number in.
+    """
+
+    step: jax.Array
+    params: Any
+    batch_stats: Any
+    arch: Architecture
+    omega_opt: Any
+    alpha_opt: Any
+    key: jax.Array
+
+    CHANGING = "step", "params", "batch_stats", "arch", "omega_opt", "alpha_opt"
+
+
+class StepKeys(NamedTuple):
+    """The random keys of one step, each for one use."""
+
+    omega: jax.Array
+    alpha: jax.Array
+    augment_train: jax.Array
+    augment_val: jax.Array
+
+
+def step_keys(key, step) -> StepKeys:
+    """The keys of `step`, from the search's key alone."""
+    return StepKeys(*jax.random.split(jax.random.fold_in(key, step), 4))
+
+
+def init_state(
+    network: Supernet, strategy: Strategy, optimizers: Optimizers, key, image_shape
+) -> SearchState:
+    """The state before the first step, for images of `image_shape` [H, W, C]."""
+    key_params, key_arch, key_steps = jax.random.split(key, 3)
+    arch = strategy.init(key_arch)
+
+    def begin(arch, key_params, key_steps):
+        mixtures = strategy.mixture(arch, jnp.int32(0), key_arch)
+        variables = network.init(key_params, jnp.zeros((1, *image_shape)), mixtures)
+        return SearchState(
+            step=jnp.int32(0),
+            params=variables["params"],
+            batch_stats=variables["batch_stats"],
+            arch=arch,
+            omega_opt=optimizers.omega.init(variables["params"]),
+            alpha_opt=optimizers.alpha.init(arch.alphas),
+            key=key_steps,
+        )
+
+    return jax.jit(begin)(arch, key_params, key_steps)
+
+
+def make_search_step(
+    network: Supernet, strategy: Strategy, optimizers: Optimizers, **options
+) -> Callable[[SearchState, Batch, Batch], tuple[SearchState, dict[str, jax.Array]]]:
+    """step(state, omega batch, alpha batch) -> (state, metrics); `options` are `SearchStep`'s."""
+    return in_turn(SearchStep(network, strategy, optimizers, **options).passes())
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SearchStep:
+    """One step of a search: Algorithm 1's lines 4 to 9, in the order of `strategy.updates`.
+
+    For ASAP these are an update of omega; then, once the temperature is low enough, an update of
+    the alphas and pruning. The running statistics follow both forward passes, as in DARTS.
+
+    Attributes:
+      network, strategy, optimizers: what is searched, how, and how it learns.
+      axis_name: of devices among which each batch is split; batch statistics and gradients are then
+        those of the whole batch.
+      class_weights: [classes], weights of both losses.
+      dtype: of the feature maps, see `ops.Context`.
+      constraint: added to the loss from which the alphas learn; reported losses exclude it.
+      drop_path: probability with which an edge drops a sample, in both passes.
+    """
+
+    network: Supernet
+    strategy: Strategy
+    optimizers: Optimizers
+    axis_name: str | None = None
+    class_weights: Any = None
+    dtype: str | None = None
+    constraint: Constraint | None = None
+    drop_path: float = 0.0
+
+    def passes(self, learns: bool | None = None) -> tuple[Pass, ...]:
+        """The step's parts, in order.
+
+        Args:
+          learns: what `strategy.learns` says of the step; None for a step that asks it itself.
+        """
+        updates, close = self.strategy.updates, Pass("close", ("step",), self.close)
+        both = tuple(dict.fromkeys(WEIGHTS + ALPHAS))
+        if learns is None and self.takes_turns:
+            return Pass("halves", both, self.update_in_turns), close
+        if updates.joint and learns is False:
+            rest = partial(self.update_jointly, learns=False)
+            return Pass("joint, alphas rest", WEIGHTS, rest), close
+        learn = self.maybe_alphas if learns is None else self.update_alphas
+        parts = {
+            "omega": Pass("omega", WEIGHTS, self.update_omega),
+            "alpha": Pass("alpha", ALPHAS, learn),
+            "joint": Pass("joint", both, partial(self.update_jointly, learns=learns)),
+        }
+        order = [name for name in updates.order if name != "alpha" or learns is not False]
+        return *(parts[name] for name in order), close
+
+    # The updates. Each is (state, omega batch, alpha batch) -> (state, metrics).
+
+    def update_omega(self, state, train, val):
+        """Line 4: omega descends the training loss, at fixed alphas."""
+        key = step_keys(state.key, state.step).omega
+        (value, (batch_stats, logits)), gradients = jax.value_and_grad(
+            self.loss(state), has_aux=True
+        )(state.params, state.arch.alphas, state.batch_stats, train, key)
+        state = self.move_omega(state, gradients, key).replace(batch_stats=batch_stats)
+        return state, self.training_metrics(value, logits, train)
+
+    def update_alphas(self, state, train, val):
+        """Lines 5 to 7: the alphas descend the validation loss, then candidates are pruned."""
+        key = step_keys(state.key, state.step).alpha
+        (value, (batch_stats, _)), gradients = self.strategy.updates.gradient(
+            self.loss(state), self.point(state, train, val, key)
+        )
+        state = self.move_alphas(state, self.mean(gradients), key)
+        return state.replace(batch_stats=batch_stats), {"val_loss": self.mean(value)}
+
+    def maybe_alphas(self, state, train, val):
+        """`update_alphas` in a step in which the alphas learn, else nothing."""
+
+        def rest(state):
+            return state, {"val_loss": jnp.full((), jnp.nan, train.images.dtype)}
+
+        learn = partial(self.update_alphas, train=train, val=val)
+        return lax.cond(self.strategy.learns(state.step), learn, rest, state)
+
+    def update_jointly(self, state, train, val, learns=None):
+        """Omega and the alphas descend one loss, by gradients at one point and with one sample."""
+        key = step_keys(state.key, state.step).alpha
+        (value, (batch_stats, logits)), (g_params, g_alphas) = self.strategy.updates.gradient(
+            self.loss(state), self.point(state, train, val, key)
+        )
+
+        def learn(state):
+            return self.move_alphas(state, self.mean(g_alphas), key)
+
+        def rest(state):
+            return state
+
+        if learns is None:
+            learned = lax.cond(self.strategy.learns(state.step), learn, rest, state)
+        else:
+            learned = (learn if learns else rest)(state)
+        moved = self.move_omega(state, g_params, key)
+        state = moved.replace(
+            batch_stats=batch_stats, arch=learned.arch, alpha_opt=learned.alpha_opt
+        )
+        return state, self.training_metrics(value, logits, train)
+
+    @property
+    def takes_turns(self) -> bool:
+        """Whether `update_in_turns` computes the step: for first-order gradients by the plan loop.
+
+        On a GPU, where the plan is another, the turns would be conditions.
+        """
+        return self.strategy.updates.alternates_first_order and self.network.plan.name == "loop"
+
+    def update_in_turns(self, state, train, val):
+        """`update_omega` and `update_alphas` as two turns of one loop, with the same results.
+
+        The network is then compiled once for both. Each turn takes both gradients at its own batch
+        and uses one; the gradients of the kernels, expensive and of no use to the alphas, are
+        skipped in the alphas' turn (`Context.learn`).
+        """
+        alphas_first = self.strategy.updates.order[0] == "alpha"
+        batches = jax.tree.map(lambda *pair: jnp.stack(pair), train, val)
+        keys = jnp.stack(step_keys(state.key, state.step)[:2])
+        both = self.strategy.learns(state.step).astype(jnp.int32)
+        first, last = (1 - both, 2) if alphas_first else (0, 1 + both)
+
+        def turn(i, carry):
+            state, metrics = carry
+            half = 1 - i if alphas_first else i  # 0 for omega, 1 for alpha
+            batch = jax.tree.map(lambda pair: pair[half], batches)
+            (value, (batch_stats, logits)), gradients = jax.value_and_grad(
+                self.loss(state, learn=half == 0), (0, 1), has_aux=True
+            )(state.params, state.arch.alphas, state.batch_stats, batch, keys[half])
+            state = lax.cond(
+                half == 0,
+                lambda state: self.move_omega(state, gradients[0], keys[0]),
+                lambda state: self.move_alphas(state, self.mean(gradients[1]), keys[1]),
+                state,
+            ).replace(batch_stats=batch_stats)
+            measured = self.mean({"loss": value, "accuracy": accuracy(logits, batch)})
+            return state, jax.tree.map(lambda m, new: m.at[half].set(new), metrics, measured)
+
+        nothing = jnp.full(2, jnp.nan, train.images.dtype)
+        state, metrics = lax.fori_loop(
+            first, last, turn, (state, {"loss": nothing, "accuracy": nothing})
+        )
+        return state, {
+            "train_loss": metrics["loss"][0],
+            "train_accuracy": metrics["accuracy"][0],
+            "val_loss": metrics["loss"][1],
+        }
+
+    def close(self, state, train, val):
+        """Counts the step, and reports where it has led."""
+        strategy, arch = self.strategy, state.arch
+        key = step_keys(state.key, state.step).alpha
+        mixtures = strategy.mixture(arch, state.step, key)
+        learned = jnp.logical_and(strategy.updates.has_val_loss, strategy.learns(state.step))
+        metrics = strategy.readings(state.step) | strategy.measured(arch)
+        metrics |= {
+            "candidates_left": sum(mask.sum() for mask in arch.masks.values()),
+            **entropies(strategy, arch, mixtures),
+            **({} if self.constraint is None else {"cost": self.constraint.expected(mixtures)}),
+            "finished": strategy.finished(arch),
+            "alphas_learned": learned,
+            "alphas_finite": all_finite((arch.alphas, arch.extra)),
+        }
+        return state.replace(step=state.step + 1), metrics
+
+    # What the updates consist of.
+
+    def loss(self, state, learn=None):
+        """loss(params, alphas, batch_stats, batch, key), by the state's masks and temperature."""
+        strategy, twice = self.strategy, self.strategy.updates.differentiations > 1
+        context = Context(train=True, twice=twice, axis_name=self.axis_name, dtype=self.dtype)
+
+        def loss(params, alphas, batch_stats, batch, key):
+            mixtures = strategy.mixture(state.arch._replace(alphas=alphas), state.step, key)
+            if self.drop_path:
+                # Its key is apart from what the strategy draws by `key`.
+                dropout = Dropout(jax.random.fold_in(key, 0x0D), jnp.float32(self.drop_path))
+                mixtures = {c: mix._replace(drop_path=dropout) for c, mix in mixtures.items()}
+            logits, new = self.network.apply(
+                {"params": params, "batch_stats": batch_stats},
+                batch.images,
+                mixtures,
+                context,
+                learn,
+                mutable=["batch_stats"],
+            )
+            value = cross_entropy(
+                logits, batch.labels, self.class_weights, axis_name=self.axis_name
+            )
+            return value, (new["batch_stats"], logits)
+
+        return loss
+
+    def point(self, state, train, val, key):
+        """Where a method's own gradient is taken."""
+        return bilevel.Point(
+            state.params,
+            state.arch.alphas,
+            state.batch_stats,
+            state.omega_opt,
+            state.step,
+            train,
+            val,
+            key,
+            self.optimizers.virtual_step,
+        )
+
+    def move_omega(self, state, gradients, key):
+        """A step of omega's optimizer for the weights of the candidates that are computed."""
+        mixtures = self.strategy.mixture(state.arch, state.step, key)
+        params, omega_opt = optim.update_where(
+            self.optimizers.omega,
+            live_parameters(self.network, state.params, mixtures),
+            self.mean(gradients),
+            state.omega_opt,
+            state.params,
+        )
+        return state.replace(params=params, omega_opt=omega_opt)
+
+    def move_alphas(self, state, gradients, key):
+        """A step of the alphas' optimizer, then the strategy's pruning."""
+        strategy = self.strategy
+        if self.constraint is not None:
+            gradients = jax.tree.map(jnp.add, gradients, self.constraint_gradients(state, key))
+        alphas, alpha_opt = optim.update_where(
+            self.optimizers.alpha,
+            strategy.live(state.arch, state.step, key),
+            gradients,
+            state.alpha_opt,
+            state.arch.alphas,
+        )
+        arch = state.arch._replace(alphas=alphas)
+        pruned = strategy.prune(arch, gradients, state.step)
+        # NaN compares as false with every threshold: it must not prune anything.
+        sound = all_finite(alphas)
+        masks = jax.tree.map(lambda new, old: jnp.where(sound, new, old), pruned.masks, arch.masks)
+        return state.replace(arch=pruned._replace(masks=masks), alpha_opt=alpha_opt)
+
+    def constraint_gradients(self, state, key):
+        """Gradients of the constraint, which does not depend on omega."""
+
+        def expected(alphas):
+            arch = state.arch._replace(alphas=alphas)
+            mixtures = self.strategy.mixture(arch, state.step, key)
+            return self.constraint.weight * self.constraint.expected(mixtures)
+
+        return jax.grad(expected)(state.arch.alphas)
+
+    def training_metrics(self, value, logits, train):
+        return self.mean({"train_loss": value, "train_accuracy": accuracy(logits, train)})
+
+    def mean(self, tree):
+        """Over the devices among which the batches are split."""
+        return tree if self.axis_name is None else lax.pmean(tree, self.axis_name)
+
+
+def accuracy(logits, batch: Batch) -> jax.Array:
+    """Share of a batch that is classified correctly."""
+    return jnp.mean(logits.argmax(-1) == batch.labels)
+
+
+def entropies(strategy: Strategy, arch: Architecture, mixtures) -> dict[str, jax.Array]:
+    """Normalised entropies of the strategy's distribution: by cell type, and their mean."""
+    if strategy.distribution is None:
+        return {}
+    distribution = strategy.distribution(arch, mixtures)
+    of_cells = {cell: normalised_entropy(mix.weights) for cell, mix in distribution.items()}
+    return {
+        "entropy": jnp.mean(jnp.stack(list(of_cells.values()))),
+        **{f"entropy_{cell}": entropy for cell, entropy in of_cells.items()},
+    }

@@ -1,0 +1,217 @@
+"""Accuracy and related metrics over a whole set, in batches of one compiled shape."""
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from asap_jax.data.augment import normalise
+from asap_jax.data.batches import evaluation_batches
+from asap_jax.host.compiling import Compiler, Prepared
+
+
+class Accuracy:
+    """accuracy(*arguments, limit=None) -> share of correct argmax of logits(*arguments, batch).
+
+    `limit` restricts the measurement to the first images; None uses all.
+    """
+
+    def __init__(self, logits: Callable, images, labels, mean, std, batch_size: int, rows=None):
+        """Initializes the measurement.
+
+        Args:
+          logits: pure function of its arguments and normalized images [N, H, W, C] -> [N, classes].
+          images, labels: [N, H, W, C] uint8 and [N] int32.
+          mean, std: [C], for normalization.
+          batch_size: images per batch.
+          rows: indices of the images to use; None for all.
+        """
+        self._set = jnp.asarray(images), jnp.asarray(labels)
+        self._rows = np.arange(len(labels)) if rows is None else np.asarray(rows)
+        self._batch_size = min(batch_size, len(self._rows))
+        self._right = Prepared(jax.jit(right_answers(logits, mean, std)))
+
+    def prepare(self, compiler: Compiler, *arguments) -> None:
+        """Compiles for arguments of these shapes ahead of the first call."""
+        self._right.prepare(compiler, arguments, *self._set, *next(self._batches()))
+
+    def __call__(self, *arguments, limit: int | None = None) -> float:
+        total = sum(
+            int(self._right(arguments, *self._set, *batch)) for batch in self._batches(limit)
+        )
+        return total / (len(self._rows) if limit is None else min(limit, len(self._rows)))
+
+    def _batches(self, limit=None):
+        rows = self._rows[:limit]
+        for indices, valid in evaluation_batches(len(rows), self._batch_size):
+            yield rows[indices], valid
+
+
+def right_answers(logits: Callable, mean, std) -> Callable:
+    """Builds right(arguments, images, labels, indices, valid) -> number of correct predictions.
+
+    For `logits`, `images`, `labels`, `mean`, `std` see `Accuracy`, for `indices` and `valid`
+    `evaluation_batches`.
+    """
+
+    def right(arguments, images, labels, indices, valid):
+        predicted = logits(*arguments, normalise(images[indices], mean, std)).argmax(-1)
+        return jnp.sum((predicted == labels[indices]) & valid)
+
+    return right
+
+
+TOP = 5
+
+
+class Answers(NamedTuple):
+    """A classifier's answers on a set of images.
+
+    confusion: [K, K] integers: number of images by true class (row) and predicted class (column).
+    in_top_5: number of images whose class is among the five most probable.
+    """
+
+    confusion: np.ndarray | jax.Array
+    in_top_5: int | jax.Array
+
+    @property
+    def accuracy(self) -> float:
+        """The share of correctly classified images."""
+        return float(np.trace(self.confusion) / np.sum(self.confusion))
+
+    @property
+    def class_accuracy(self) -> list[float | None]:
+        """[K], the accuracy on each class; None for classes without images."""
+        right, images = np.diagonal(self.confusion), np.sum(self.confusion, 1)
+        return [float(r / n) if n else None for r, n in zip(right, images, strict=True)]
+
+    @property
+    def balanced_accuracy(self) -> float:
+        """The mean of the class accuracies, over classes with images."""
+        return float(np.mean([each for each in self.class_accuracy if each is not None]))
+
+    def record(self, class_names) -> dict:
+        """All test metrics as plain values.
+
+        {"accuracy", "balanced_accuracy", "class_accuracy" {name: accuracy or None}}, with more than
+        five classes "top_5_accuracy", with at most a hundred "confusion" (rows, [K][K]).
+        """
+        record = {
+            "accuracy": self.accuracy,
+            "balanced_accuracy": self.balanced_accuracy,
+            "class_accuracy": dict(zip(class_names, self.class_accuracy, strict=True)),
+        }
+        if len(class_names) > TOP:
+            record["top_5_accuracy"] = int(self.in_top_5) / int(np.sum(self.confusion))
+        if len(class_names) <= 100:
+            record["confusion"] = np.asarray(self.confusion).tolist()
+        return record
+
+
+def no_answers(classes: int) -> Answers:
+    """Empty answers, the initial value for `add_answers`."""
+    return Answers(jnp.zeros((classes, classes), jnp.int32), jnp.int32(0))
+
+
+def add_answers(answers: Answers, scores, labels, valid=True) -> Answers:
+    """Adds a batch: scores [N, K] (logits or probabilities), labels [N], valid [N] bool.
+
+    Among equal scores the lower index comes first, as with argmax.
+    """
+    best = lax.top_k(scores, min(TOP, scores.shape[-1]))[1]
+    counted = jnp.broadcast_to(valid, labels.shape).astype(jnp.int32)
+    return Answers(
+        answers.confusion.at[labels, best[:, 0]].add(counted),
+        answers.in_top_5 + jnp.sum((best == labels[:, None]).any(-1) * counted),
+    )
+
+
+class Questions:
+    """questions(*arguments) -> `Answers` of logits(*arguments, batch), counted on the device."""
+
+    def __init__(self, logits: Callable, images, labels, mean, std, batch_size: int, classes: int):
+        """Initializes the measurement.
+
+        Args:
+          logits, images, labels, mean, std, batch_size: see `Accuracy`.
+          classes: K.
+        """
+        self._set, self._classes = (jnp.asarray(images), jnp.asarray(labels)), classes
+        self._batch_size = min(batch_size, len(labels))
+        self._add = Prepared(jax.jit(adding_answers(logits, mean, std), donate_argnums=0))
+
+    def prepare(self, compiler: Compiler, *arguments) -> None:
+        """Compiles for arguments of these shapes ahead of the first call."""
+        nothing, batch = no_answers(self._classes), next(self._batches())
+        self._add.prepare(compiler, nothing, arguments, *self._set, *batch)
+
+    def __call__(self, *arguments) -> Answers:
+        total = no_answers(self._classes)
+        for batch in self._batches():
+            total = self._add(total, arguments, *self._set, *batch)
+        return jax.device_get(total)
+
+    def _batches(self):
+        return evaluation_batches(len(self._set[1]), self._batch_size)
+
+
+def adding_answers(logits: Callable, mean, std) -> Callable:
+    """Builds add(before, arguments, images, labels, indices, valid) -> `before` plus a batch.
+
+    For the arguments see `right_answers`.
+    """
+
+    def add(before, arguments, images, labels, indices, valid):
+        scores = logits(*arguments, normalise(images[indices], mean, std))
+        return add_answers(before, scores, labels[indices], valid)
+
+    return add
+
+
+def streamed_answers(logits: Callable, batches: Iterable, mean, std, classes: int) -> Callable:
+    """Builds answers(*arguments) -> Answers of logits(*arguments, batch), counted on the device.
+
+    Args:
+      logits, classes: see `Questions`.
+      batches: (images [B, H, W, C] uint8, labels [B], valid [B] bool), all of the same size;
+        iterated once.
+      mean, std: [C], for normalization.
+    """
+
+    @partial(jax.jit, donate_argnums=0)
+    def add(before, arguments, images, labels, valid):
+        scores = logits(*arguments, normalise(images, mean, std))
+        return add_answers(before, scores, labels, valid)
+
+    def answers(*arguments) -> Answers:
+        total = no_answers(classes)
+        for images, labels, valid in batches:
+            total = add(total, arguments, images, labels, valid)
+        return jax.device_get(total)
+
+    return answers
+
+
+def most_confused(confusion, class_names, pairs: int = 3) -> str:
+    """The most frequent mistakes in words: "cat as dog 12, ..."; "nothing" if there are none."""
+    mistakes, names = np.array(confusion), list(class_names)
+    np.fill_diagonal(mistakes, 0)
+    worst = [divmod(int(i), len(names)) for i in np.argsort(-mistakes, axis=None, kind="stable")]
+    told = [
+        f"{names[i]} as {names[j]} {mistakes[i, j]}" for i, j in worst[:pairs] if mistakes[i, j]
+    ]
+    return ", ".join(told) or "nothing"
+
+
+def rows(record: dict) -> list[tuple[str, str]]:
+    """Table rows for `Answers.record`, except overall and per-class accuracy."""
+    told = [("balanced accuracy", f"{100 * record['balanced_accuracy']:.2f} %")]
+    if "top_5_accuracy" in record:
+        told.append(("top-5 accuracy", f"{100 * record['top_5_accuracy']:.2f} %"))
+    if "confusion" in record:
+        told.append(("most confused", most_confused(record["confusion"], record["class_accuracy"])))
+    return told

@@ -1,0 +1,351 @@
+"""The host's side of training a derived network; the mathematics is in `train_step`."""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from asap_jax import data
+from asap_jax.data.augment import Augmentation
+from asap_jax.host import backend, checkpoint, compile_cache, loop, memory, precisions
+from asap_jax.host.compiling import Compiler
+from asap_jax.host.errors import UserError
+from asap_jax.layers.ops import Context
+from asap_jax.methods import schedules
+from asap_jax.networks.genotypes import Genotype
+from asap_jax.networks.models import STAGES, EvalNetwork
+from asap_jax.training import feed, optim
+from asap_jax.training.evaluation import Answers, Questions, streamed_answers
+from asap_jax.training.train_step import from_variables, init_state, make_train_step, step_keys
+
+# Steps of a training. A network of 20 cells takes 42 s to begin with cuDNN's depthwise kernels
+# (measured on an H200), and by what there is to compute some 10 ms a step more without them.
+DEPTHWISE_PAYS = 4000
+
+
+class TrainOutcome(NamedTuple):
+    """What a training ends with.
+
+    answers: how the test images are classified, which are read once, at the end.
+    epochs, seconds: how long it took, over all starts.
+    network: the module.
+    variables: {"params", "batch_stats"}; the moving average of them if one was asked for.
+    ended: "stopped" if a callback ended it, else "".
+    """
+
+    answers: Answers
+    epochs: int
+    seconds: float
+    network: EvalNetwork
+    variables: dict
+    ended: str
+
+
+def make_network(config, genotype: Genotype, num_classes: int) -> EvalNetwork:
+    """The network that `config` (the `train` part) builds from a genotype."""
+    check_cells(config, genotype.skeleton)
+    return EvalNetwork(
+        genotype,
+        num_classes,
+        config.channels,
+        config.cells,
+        stem=config.stem,
+        auxiliary=config.auxiliary_weight > 0,
+        remat=config.remat,
+        output=config.output,
+        squeeze=config.squeeze,
+    )
+
+
+def check_cells(config, skeleton: str) -> None:
+    """Raises UserError if the config's network cannot be built of cells of that skeleton."""
+    if skeleton != "nasbench201":
+        if config.stem == "imagenet" and config.channels % 2:
+            raise UserError(
+                f"config.train.channels is {config.channels}, but the imagenet stem halves it: "
+                f"choose an even number, {config.channels - 1} or {config.channels + 1}"
+            )
+        return
+    for key, usual in (("stem", "cifar"), ("output", "concat"), ("squeeze", "")):
+        if config[key] != usual:
+            raise UserError(
+                f"config.train.{key} is {config[key]!r}, but a network of nasbench201 cells knows "
+                f"no other than {usual!r}"
+            )
+    if config.auxiliary_weight > 0:
+        raise UserError(
+            "config.train.auxiliary_weight is above 0, but a network of nasbench201 cells has no "
+            "auxiliary head: set it to 0"
+        )
+    if config.cells % STAGES:
+        raise UserError(
+            f"config.train.cells is {config.cells}, but nasbench201 cells stand in {STAGES} stages "
+            f"of equal length: choose a multiple of {STAGES}"
+        )
+
+
+def check(config, dataset: data.Dataset | data.Stream) -> None:
+    """Raises UserError if the data cannot make a training."""
+    count = dataset.train_count
+    if config.batch_size > count:
+        raise UserError(
+            f"config.train.batch_size is {config.batch_size}, but there are only {count} training "
+            f"images: choose a batch size of at most {count}"
+        )
+
+
+def make_schedule(config, steps: int) -> schedules.Schedule:
+    """The learning rate; every schedule stretches to `config.epochs` epochs of `steps`."""
+    course = (config.learning_rate, config.final_learning_rate, config.epochs, steps)
+    if config.schedule == "power_cosine":
+        return schedules.power_cosine_by_epoch(
+            *course, cycles=config.cycles, amplitude=config.amplitude, power=config.power
+        )
+    if config.schedule == "exponential":
+        return schedules.exponential_by_epoch(*course)
+    return schedules.cosine_by_epoch(*course)
+
+
+def make_optimizer(config, steps: int) -> optax.GradientTransformation:
+    """SGD; weight decay is on every parameter, those of batch norm included, as in DARTS."""
+    return optim.sgd(
+        make_schedule(config, steps),
+        config.momentum,
+        config.weight_decay,
+        config.clip,
+        config.nesterov,
+    )
+
+
+def make_step(config, network: EvalNetwork, optimizer, dataset, class_weights=None):
+    """step(state, images uint8, labels) -> (state, metrics), as the config asks, not yet jitted."""
+    steps, drop_path = dataset.train_count // config.batch_size, None
+    if config.drop_path:
+        drop_path = schedules.linear_by_epoch(config.drop_path, config.epochs, steps)
+    step = make_train_step(
+        network,
+        optimizer,
+        auxiliary_weight=config.auxiliary_weight,
+        label_smoothing=config.label_smoothing,
+        drop_path=drop_path,
+        class_weights=class_weights,
+        accumulate=config.accumulate,
+        average=config.average,
+        dtype=precisions.map_dtype(config.precision),
+        folded=folds(steps * config.epochs),
+    )
+
+    def keys(state):
+        return (step_keys(state.key, state.step)[1],)
+
+    return feed.augmented(step, make_augmentation(config, dataset), keys)
+
+
+def make_augmentation(config, dataset: data.Dataset | data.Stream) -> Augmentation:
+    """What the config (the `train` part) does to the data's training images."""
+    options = config.augmentation
+    return Augmentation(
+        dataset.mean,
+        dataset.std,
+        options.pad,
+        options.flip,
+        options.cutout,
+        options.policy,
+        tuple(options.jitter),
+    )
+
+
+def estimate(config, genotype: Genotype, dataset: data.Dataset | data.Stream) -> memory.Estimate:
+    """The memory that a step of the training takes."""
+    network = make_network(config, genotype, len(dataset.class_names))
+    if jax.default_backend() == "cpu":
+        network = network.clone(remat=False)
+    shape = dataset.preparation.shape
+    state = jax.eval_shape(
+        lambda: init_state(
+            network, make_optimizer(config, 1), jax.random.key(0), shape, config.average > 0
+        )
+    )
+
+    def loss(params):
+        images = jnp.zeros((config.batch_size // config.accumulate, *shape))
+        stats = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), state.batch_stats)
+        variables = {"params": params, "batch_stats": stats}
+        drop_path = 0.5 if config.drop_path else None
+        (logits, auxiliary), _ = network.apply(
+            variables,
+            images,
+            Context(train=True, dtype=precisions.map_dtype(config.precision)),
+            drop_path,
+            mutable=["batch_stats"],
+            rngs={"drop_path": jax.random.key(0)},
+        )
+        return logits.sum() + (0 if auxiliary is None else auxiliary.sum())
+
+    return memory.estimate(loss, state.params, state, dataset.nbytes)
+
+
+def train(
+    config,
+    genotype: Genotype,
+    dataset: data.Dataset | data.Stream,
+    seed: int,
+    session: loop.Session,
+    *,
+    phase: str = "train",
+    index: int = 0,
+    identity: dict | None = None,
+    class_weights=None,
+    start: dict | None = None,
+) -> TrainOutcome:
+    """Trains the genotype's network on all training images and tests it once.
+
+    Args:
+      config: the `train` part of a config.
+      genotype: the cells.
+      dataset: images in memory, or a stream of them.
+      seed: of the weights, the batches and the augmentation.
+      session: log, checkpoints, signals, callbacks.
+      phase, index: name its records and checkpoints.
+      identity: what its checkpoints have to belong to.
+      class_weights: [classes], weights of the loss, or None.
+      start: {"params", "batch_stats"} of a trained network of the same cells to begin with. The
+        classifiers begin anew.
+    """
+    watch = loop.Stopwatch()
+    check(config, dataset)
+    steps = dataset.train_count // config.batch_size
+    network = make_network(config, genotype, len(dataset.class_names))
+    optimizer = make_optimizer(config, steps)
+    shape, average = dataset.preparation.shape, config.average > 0
+    state = init_state(network, optimizer, jax.random.key(seed), shape, average)
+    if start is not None:
+        fresh = {"params": state.params, "batch_stats": state.batch_stats}
+        state = from_variables(_transplanted(start, fresh), optimizer, state.key, average)
+    source = _streamed if isinstance(dataset, data.Stream) else _resident
+    step = make_step(config, network, optimizer, dataset, class_weights)
+    step, batches = source(config, dataset, seed, step)
+
+    def summary(state, progress, last):
+        record = {key: progress.mean(key) for key in ("train_loss", "train_accuracy")}
+        line = (
+            f"{phase} {progress.epoch + 1:>{len(str(config.epochs))}}/{config.epochs}  "
+            f"loss {record['train_loss']:.3f}  "
+            f"train accuracy {100 * record['train_accuracy']:.2f} %"
+        )
+        return record, line
+
+    compiler = Compiler()
+    test = _make_test(config, network, dataset, state.variables, compiler)
+    try:
+        with watch.paused():
+            state, progress = loop.run(
+                phase,
+                state,
+                step,
+                batches,
+                summary,
+                epochs=config.epochs,
+                steps=steps,
+                session=session,
+                identity=identity or {},
+                index=index,
+            )
+        answers = test(state.variables)
+    finally:
+        compiler.close()
+    return TrainOutcome(
+        answers,
+        progress.epoch,
+        progress.seconds + watch.seconds,
+        network,
+        state.variables,
+        progress.ended,
+    )
+
+
+def variable_shapes(network: EvalNetwork, image_shape) -> dict:
+    """{"params", "batch_stats"} of the network for images [H, W, C], as shapes."""
+    x = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    plain = Context(reference=True)
+    made = jax.eval_shape(lambda x: network.init(jax.random.key(0), x, plain), x)
+    return {name: made[name] for name in ("params", "batch_stats")}
+
+
+def in_use() -> Context:
+    """How a trained network is run: it answers now and then, in programs that begin anew."""
+    return Context(train=False, folded=folds(0))
+
+
+def folds(steps: int) -> bool:
+    """Whether `steps` are too few to repay cuDNN's depthwise kernels, see `ops.Context`."""
+    return backend.platform() == "gpu" and steps < DEPTHWISE_PAYS
+
+
+def evaluation_logits(network: EvalNetwork):
+    """logits(variables, normalised images) of the network as it is used."""
+
+    def logits(variables, images):
+        return network.apply(variables, images, in_use())[0]
+
+    return logits
+
+
+def _transplanted(start, fresh):
+    """`start` with the classifiers of `fresh`; both {"params", "batch_stats"}."""
+    anew = ("classifier", "auxiliary_head")
+    kept = {
+        kind: {name: tree for name, tree in start[kind].items() if name not in anew}
+        for kind in fresh
+    }
+    begun = {kind: fresh[kind] | kept[kind] for kind in fresh}
+    checkpoint.check_shapes("the network to start from", begun, fresh)
+    return jax.tree.map(jnp.array, begun)  # copies: a step reuses its state's memory
+
+
+def _resident(config, dataset, seed, step):
+    """(jitted step, batches) for `loop.run`: the images stay on the device, a batch is indices."""
+    images, labels = jnp.asarray(dataset.train_images), jnp.asarray(dataset.train_labels)
+    jitted = jit_resident(step, config.precision)
+
+    def order(epoch):
+        indices = np.arange(dataset.train_count)
+        return [(i,) for i in data.epoch_order(indices, config.batch_size, (seed, 2), epoch)]
+
+    return (
+        lambda state, indices: jitted(state, images, labels, indices),
+        partial(data.onwards, order, config.epochs),
+    )
+
+
+def _streamed(config, dataset, seed, step):
+    """(jitted step, batches) for `loop.run`: a batch is images and labels, sent ahead of time."""
+    batches = partial(dataset.train_batches, config.batch_size, seed, config.epochs)
+    return jit_streamed(step, config.precision), batches
+
+
+def jit_resident(step, precision: str):
+    """The jitted step(state, all images, all labels, indices of the batch)."""
+    return jit_streamed(feed.indexed(step), precision)
+
+
+def jit_streamed(step, precision: str):
+    """The jitted step(state, images of the batch, labels)."""
+    step = precisions.computed_in(precision, step)
+    return jax.jit(step, donate_argnums=0, compiler_options=compile_cache.options())
+
+
+def _make_test(config, network, dataset, variables, compiler):
+    """test(variables) -> Answers; compiled while the training runs, if its images are in memory."""
+    logits = precisions.computed_in(config.precision, evaluation_logits(network))
+    size, classes = config.eval_batch_size, len(dataset.class_names)
+    told = (dataset.mean, dataset.std)
+    if isinstance(dataset, data.Stream):
+        batches = partial(dataset.test_batches, min(size, dataset.test_count))
+        return lambda variables: streamed_answers(logits, batches(), *told, classes)(variables)
+    test = Questions(logits, dataset.test_images, dataset.test_labels, *told, size, classes)
+    test.prepare(compiler, variables)
+    return test

@@ -1,0 +1,185 @@
+"""One step of training a network built from a genotype: a pure function of state and batch."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from asap_jax.layers.ops import Context
+from asap_jax.networks.models import EvalNetwork
+from asap_jax.training.feed import Batch
+from asap_jax.training.losses import cross_entropy
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything a training carries from step to step.
+
+    step: steps done, int32.
+    params, batch_stats: weights and running statistics.
+    opt_state: the optimizer's.
+    average: exponential moving average of {"params", "batch_stats"}, or None.
+    key: the training's random key; each step folds its number in.
+    """
+
+    step: jax.Array
+    params: Any
+    batch_stats: Any
+    opt_state: Any
+    average: Any
+    key: jax.Array
+
+    @property
+    def variables(self):
+        """What is tested and kept: the moving average if there is one."""
+        if self.average is not None:
+            return self.average
+        return {"params": self.params, "batch_stats": self.batch_stats}
+
+
+def step_keys(key, step):
+    """(drop-path key, augmentation key) of `step`, from the training's key."""
+    return jax.random.split(jax.random.fold_in(key, step))
+
+
+def init_state(
+    network: EvalNetwork,
+    optimizer: optax.GradientTransformation,
+    key,
+    image_shape,
+    average: bool = False,
+) -> TrainState:
+    """The state before the first step, for images of `image_shape` [H, W, C].
+
+    With `average` it carries a moving average of the variables.
+    """
+
+    def begin(key):
+        key_params, key_steps = jax.random.split(key)
+        # Only the parameters are kept of this run, so the compiler drops the rest of it.
+        plain = Context(reference=True)
+        variables = network.init(key_params, jnp.zeros((1, *image_shape)), plain)
+        return from_variables(variables, optimizer, key_steps, average)
+
+    return jax.jit(begin)(key)
+
+
+def from_variables(variables, optimizer, key, average: bool = False) -> TrainState:
+    """A state that begins with the given {"params", "batch_stats"}."""
+    kept = {name: variables[name] for name in ("params", "batch_stats")}
+    return TrainState(
+        step=jnp.int32(0),
+        **kept,
+        opt_state=optimizer.init(kept["params"]),
+        average=jax.tree.map(jnp.copy, kept) if average else None,
+        key=key,
+    )
+
+
+def make_train_step(
+    network: EvalNetwork,
+    optimizer: optax.GradientTransformation,
+    *,
+    auxiliary_weight: float = 0.4,
+    label_smoothing: float = 0.0,
+    drop_path: Callable | None = None,
+    class_weights=None,
+    accumulate: int = 1,
+    average: float = 0.0,
+    axis_name: str | None = None,
+    dtype: str | None = None,
+    folded: bool = False,
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
+    """Builds step(state, batch) -> (state, metrics).
+
+    Args:
+      network: with `auxiliary=True` its second classifier joins the loss.
+      optimizer: an optax transformation.
+      auxiliary_weight: factor of the auxiliary loss.
+      label_smoothing: share of the target spread evenly over the classes.
+      drop_path: step -> probability that an edge drops a sample, or None.
+      class_weights: [classes], weights of the loss, or None.
+      accumulate: pieces that a batch is cut into, one after another; gradients are averaged over
+        them, batch norm sees each alone. Divides the memory that a step takes.
+      average: decay of the moving average (the state has to carry one), or 0. It begins lower:
+        min(average, (1 + step) / (10 + step)), as in TensorFlow.
+      axis_name: the batch is one device's part; statistics and gradients are those of the whole.
+      dtype, folded: see `ops.Context`.
+    """
+    context = Context(train=True, axis_name=axis_name, dtype=dtype, folded=folded)
+
+    def mean(tree):
+        return tree if axis_name is None else lax.pmean(tree, axis_name)
+
+    def loss(params, batch_stats, batch, step, key):
+        (logits, auxiliary), new = network.apply(
+            {"params": params, "batch_stats": batch_stats},
+            batch.images,
+            context,
+            None if drop_path is None else drop_path(step),
+            mutable=["batch_stats"],
+            rngs={"drop_path": key},
+        )
+        value = classified(logits, batch.labels)
+        if auxiliary is not None:
+            value += auxiliary_weight * classified(auxiliary, batch.labels)
+        correct = jnp.mean(logits.argmax(-1) == batch.labels)
+        return value, (new["batch_stats"], correct)
+
+    def classified(logits, labels):
+        return cross_entropy(logits, labels, class_weights, label_smoothing, axis_name)
+
+    def gradient(state, batch):
+        """(gradients, new statistics, loss, share of right answers) over the batch's pieces."""
+        key = step_keys(state.key, state.step)[0]
+
+        def piece(carry, part):
+            batch_stats, index = carry
+            part_key = key if accumulate == 1 else jax.random.fold_in(key, index)
+            (value, (batch_stats, correct)), gradients = jax.value_and_grad(loss, has_aux=True)(
+                state.params, batch_stats, part, state.step, part_key
+            )
+            return (batch_stats, index + 1), (gradients, value, correct)
+
+        start = (state.batch_stats, 0)
+        if accumulate == 1:
+            (batch_stats, _), sums = piece(start, batch)
+            return sums[0], batch_stats, *sums[1:]
+        parts = jax.tree.map(lambda x: x.reshape(accumulate, -1, *x.shape[1:]), batch)
+
+        def add(carry, part):
+            inner, sums = carry
+            inner, new = piece(inner, part)
+            return (inner, jax.tree.map(jnp.add, sums, new)), None
+
+        nothing = jnp.zeros((), batch.images.dtype)
+        zeros = (jax.tree.map(jnp.zeros_like, state.params), nothing, nothing)
+        ((batch_stats, _), sums), _ = lax.scan(add, (start, zeros), parts)
+        gradients, value, correct = jax.tree.map(lambda s: s / accumulate, sums)
+        return gradients, batch_stats, value, correct
+
+    def step(state, batch):
+        gradients, batch_stats, value, correct = gradient(state, batch)
+        updates, opt_state = optimizer.update(mean(gradients), state.opt_state, state.params)
+        params, moving = optax.apply_updates(state.params, updates), state.average
+        if average:
+            decay = jnp.minimum(average, (1 + state.step) / (10 + state.step))
+            moving = jax.tree.map(
+                lambda old, new: old + (1 - decay).astype(old.dtype) * (new - old),
+                moving,
+                {"params": params, "batch_stats": batch_stats},
+            )
+        state = state.replace(
+            step=state.step + 1,
+            params=params,
+            batch_stats=batch_stats,
+            opt_state=opt_state,
+            average=moving,
+        )
+        return state, mean({"train_loss": value, "train_accuracy": correct})
+
+    return step
