@@ -144,7 +144,7 @@ def test_results(finished):
 
 def test_files(finished):
     workdir, results, _ = finished
-    records = [json.loads(line) for line in (workdir / "run_log.jsonl").read_text().splitlines()]
+    records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     searched = [r for r in records if r["phase"] == "search"]
     assert len(searched) == results["epochs"]["search"]
     assert [r["epoch"] for r in records if r["phase"] == "train"] == [1, 2]

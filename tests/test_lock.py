@@ -20,7 +20,7 @@ HERE, OTHER = socket.gethostname(), "another-machine"
 HOLD = """
 import os, signal, sys
 from pathlib import Path
-from asap_jax import lock
+from asap_jax.host import lock
 with lock.held(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()

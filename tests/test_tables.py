@@ -10,6 +10,7 @@ import asap_jax
 from asap_jax import data
 from asap_jax.configs import presets
 from asap_jax.data import splits
+from asap_jax.host import workdir
 from asap_jax.host.errors import UserError
 from asap_jax.runs import inspection, job
 
@@ -268,7 +269,7 @@ def test_a_list_measures_a_network(tmp_path, monkeypatch):
     config.data.source = place
     config.data.path_column, config.data.label_column = "a", "2"
     (tmp_path / "run").mkdir()
-    asap_jax.workdir.claim(tmp_path / "run", config.to_dict())
+    workdir.claim(tmp_path / "run", config.to_dict())
     result = inspection.evaluate(tmp_path / "run", place, quiet=True)
     assert result["images"] == 9
     assert result["accuracy"] == pytest.approx(6 / 9)
