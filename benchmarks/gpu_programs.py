@@ -364,7 +364,9 @@ def first_train_state(config, dataset, network, optimizer, key):
 def train(size: Size, precision: str, streamed: bool = False, **options) -> Program:
     """A step of a training; `streamed` images come batch by batch."""
     found = trained_by(size, precision, **options)
-    step = train_loop.make_step(found.config, found.network, found.optimizer, found.dataset)
+    steps = found.dataset.train_count // found.config.batch_size
+    step = train_loop.make_step(found.config, found.network, found.optimizer, steps)
+    step = train_loop.augmented(step, train_loop.make_augmentation(found.config, found.dataset))
     batch, shape = found.config.batch_size, found.dataset.preparation.shape
     precision = found.config.precision
     if streamed:

@@ -24,7 +24,7 @@ from asap_jax.data.images import Preparation
 from asap_jax.host import workdir
 from asap_jax.host.errors import UserError
 from asap_jax.host.interruption import Interrupted
-from asap_jax.runs import inputs, inspection, job
+from asap_jax.runs import inputs, inspection, job, resolve
 
 
 def test_callbacks_follow_and_may_stop(tmp_path):
@@ -580,7 +580,7 @@ def test_a_training_may_be_judged_by_held_out_training_images(capsys):
     config.genotype = "ASAP"
     whole = inputs.load_data(config)
     config.train.validation_share = 0.25
-    held = job._validating(config, "train", whole)
+    held = resolve._validating(config, "train", whole)
     assert (held.train_count, held.test_count) == (120, 40)
     both = np.concatenate([held.train_images, held.test_images]).reshape(160, -1)
     assert sorted(map(bytes, both)) == sorted(map(bytes, whole.train_images))
@@ -599,4 +599,4 @@ def test_a_training_may_be_judged_by_held_out_training_images(capsys):
         asap_jax.run(tiny(), train={"validation_share": 0.25}, quiet=True)
     config.train.validation_share = 0.001
     with pytest.raises(UserError, match="leaves 0 to validate on"):
-        job._validating(config, "train", whole)
+        resolve._validating(config, "train", whole)

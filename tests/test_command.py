@@ -23,7 +23,7 @@ from asap_jax.configs import command_line, presets
 from asap_jax.host import checkpoint, run_log, workdir
 from asap_jax.host.errors import UserError
 from asap_jax.report.cells import draw_cells
-from asap_jax.runs import inputs, job
+from asap_jax.runs import inputs, job, resolve
 from asap_jax.searching import search_loop
 
 CONFIG = f"--config={ROOT / 'configs' / 'search.py'}"
@@ -352,30 +352,22 @@ def test_tiny_takes_what_there_is(parts, images, tmp_path):
 @pytest.mark.parametrize("images", [8, 30, 59, 400])
 @pytest.mark.parametrize("accumulate", [1, 4])
 @pytest.mark.parametrize("searches", [1, 2])
-def test_tiny_makes_batches_that_there_are(searches, accumulate, images, monkeypatch):
+def test_tiny_makes_batches_that_there_are(searches, accumulate, images):
     config = presets.get_config("tiny")
     config.train.update({"batch_size": 32, "accumulate": accumulate})
     config.searches, config.check_memory = searches, False
-    seen = []
-
-    def stop(self, config, *rest):
-        seen.append(config)
-        raise Reached
-
-    monkeypatch.setattr(job._Run, "__init__", stop)
     x = (np.arange(images * 64) % 251).astype(np.uint8).reshape(images, 8, 8)
     dataset = data.from_arrays(x, np.arange(images) % 2, x[:4], [0, 1, 0, 1])
-    with pytest.raises(Reached):
-        job.run(config, None, dataset=dataset, quiet=True)
+    fitting = resolve.resolve(config, None, dataset=dataset).config
     half = images // 2
     most = half if searches > 1 else 2 * half
-    assert seen[0].search.batch_size == min(30, half)
-    assert seen[0].train.batch_size == min(32, most - most % accumulate)
+    assert fitting.search.batch_size == min(30, half)
+    assert fitting.train.batch_size == min(32, most - most % accumulate)
     assert (config.search.batch_size, config.train.batch_size) == (30, 32)  # the caller's
     config.data.at_most = False
     if images < 60:
         with pytest.raises(UserError, match=r"search.batch_size is 30"):
-            job.run(config, None, dataset=dataset, quiet=True)
+            resolve.resolve(config, None, dataset=dataset)
 
 
 def test_a_refused_run_exits_with_2_outside_the_checkout(tmp_path):

@@ -150,8 +150,8 @@ def test_a_signal_while_data_are_read_is_told_like_any_other(tmp_path):
     lines = (
         "import os, signal",
         "from asap_jax import main",
-        "from asap_jax.runs import job",
-        "job.load_data = lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM)",
+        "from asap_jax.runs import job, resolve",
+        "resolve.load_data = lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM)",
         "main.run()",
     )
     command = [sys.executable, "-c", "\n".join(lines), "--config=search:digits"]

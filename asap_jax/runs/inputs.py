@@ -8,17 +8,14 @@ from ml_collections import ConfigDict
 
 from asap_jax import data
 from asap_jax.configs import presets
-from asap_jax.data.images import Preparation
-from asap_jax.data.images import check_options
+from asap_jax.data.images import Preparation, check_options
 from asap_jax.data.opened import Choices
 from asap_jax.data.sources import check_choices
 from asap_jax.data.streams import too_large
 from asap_jax.host.errors import UserError
-from asap_jax.networks.genotypes import GENOTYPES
-from asap_jax.networks.genotypes import Genotype
-from asap_jax.networks.genotypes import is_text
-from asap_jax.networks.models import side_multiple
 from asap_jax.host.workdir import locate
+from asap_jax.networks.genotypes import GENOTYPES, Genotype, is_text
+from asap_jax.networks.models import side_multiple
 
 
 def data_options(config: ConfigDict) -> dict:

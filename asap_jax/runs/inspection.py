@@ -9,28 +9,18 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from asap_jax import data
-from asap_jax.training import evaluation
-from asap_jax.host import memory
-from asap_jax.host import precisions
 from asap_jax.configs import presets
-from asap_jax.training import train_loop
-from asap_jax.runs import trained
-from asap_jax.host import workdir
-from asap_jax.data.opened import VALIDATION
-from asap_jax.data.opened import Choices
-from asap_jax.data.opened import Source
+from asap_jax.data.opened import VALIDATION, Choices, Source
 from asap_jax.data.tables import class_number
+from asap_jax.host import memory, precisions, workdir
 from asap_jax.host.errors import UserError
+from asap_jax.host.run_log import say, table
 from asap_jax.networks.genotypes import Genotype
-from asap_jax.runs.inputs import check_size
-from asap_jax.runs.inputs import find_genotype
-from asap_jax.runs.inputs import load_data
-from asap_jax.runs.inputs import load_sizes
-from asap_jax.host.run_log import say
-from asap_jax.host.run_log import table
-from asap_jax.networks.models import count_parameters
-from asap_jax.networks.models import multiply_adds
+from asap_jax.networks.models import count_parameters, multiply_adds
 from asap_jax.report.cells import draw_cells
+from asap_jax.runs import trained
+from asap_jax.runs.inputs import check_size, find_genotype, load_data, load_sizes
+from asap_jax.training import evaluation, train_loop
 
 
 @precisions.in_32_bits

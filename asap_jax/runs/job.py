@@ -5,11 +5,9 @@ a record in the workdir's `stages` when it is done, and checkpoints while it is 
 same command on the same workdir goes on where it stopped.
 """
 
-import contextlib
 import dataclasses
 import json
 import statistics
-import time
 from collections.abc import Sequence
 from functools import partial
 from importlib import metadata
@@ -20,31 +18,20 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from asap_jax.host import checkpoint
 from asap_jax import data
-from asap_jax.training import evaluation
-from asap_jax.host import lock
-from asap_jax.host import loop
-from asap_jax.host import memory
-from asap_jax.host import precisions
 from asap_jax.configs import presets
-from asap_jax.searching import search_loop
-from asap_jax.training import train_loop
-from asap_jax.runs import trained
-from asap_jax.host import workdir
+from asap_jax.host import checkpoint, lock, loop, precisions, workdir
 from asap_jax.host.errors import UserError
+from asap_jax.host.interruption import NOBODY_READS, Interruption
+from asap_jax.host.run_log import RunLog, table
 from asap_jax.networks.genotypes import Genotype
-from asap_jax.runs.inputs import check_size
-from asap_jax.runs.inputs import find_genotype
-from asap_jax.runs.inputs import load_data
-from asap_jax.host.interruption import NOBODY_READS
-from asap_jax.host.interruption import Interruption
-from asap_jax.host.run_log import RunLog
-from asap_jax.host.run_log import table
-from asap_jax.networks.models import count_parameters
-from asap_jax.networks.models import multiply_adds
+from asap_jax.networks.models import count_parameters, multiply_adds
 from asap_jax.report import page
 from asap_jax.report.cells import draw_cells
+from asap_jax.runs import trained
+from asap_jax.runs.resolve import Job, check_training_memory, resolve
+from asap_jax.searching import search_loop
+from asap_jax.training import evaluation, train_loop
 
 LIBRARIES = ("asap_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 SELECTION = 4  # told apart from what else is drawn by (seed, number)
@@ -94,195 +81,48 @@ def run(
       UserError: the config, the data or the workdir cannot be worked with, or another run has that.
       Interrupted: a signal came, and the run is saved.
     """
-    started = time.monotonic()
-    presets.check(config)
-    if folder is not None:
-        folder = workdir.locate(folder)
-        checkpoint.check_place(folder.absolute())
-    mode = mode or config.mode
-    for part in ("search", "train"):
-        if not mode or part == mode:
-            precisions.check(config[part].precision, part)
-    if config.genotype and mode != "train":
-        how = "add --mode=train, or leave it out to search for cells"
-        if config.mode == "train":  # a recipe, whose settings of the search nobody chose
-            how = "this config trains them; a search has a preset, such as --config=search:small"
-        raise UserError(f"config.genotype={config.genotype} names cells to train: {how}")
-    given = find_genotype(config, folder) if mode == "train" else None
-    start = _start(config, mode)
-    if dataset is None:
-        dataset = load_data(config, start and start.preparation, searches=mode != "train")
-    dataset = _begin_with(start, dataset)
-    if config.train.validation_share:
-        dataset = _validating(config, mode, dataset)
-    if config.data.at_most:
-        config, dataset = _in_batches_that_there_are(config, dataset)
-    _check_data(config, dataset, mode, given)
-    if config.check_memory:
-        _check_memory(config, dataset, mode, given)
-    described, holding = json.loads(config.to_json()), contextlib.nullcontext()
-    if folder is not None:
-        workdir.check(folder, described)
-        holding = lock.held(folder)
-    with holding, Interruption() as interruption, workdir.room_for(folder):
+    watch = loop.Stopwatch()
+    job = resolve(config, folder, mode, dataset)
+    folder = job.folder
+    with job.held(), Interruption() as interruption, workdir.room_for(folder):
         if folder is not None:
-            _check_epochs(config, folder)
-            workdir.claim(folder, described)
+            _check_epochs(job.config, folder)
+            workdir.claim(folder, job.described)
             if command:
                 page.keep_command(folder, command)
-        saving = folder and loop.Saving(folder / "checkpoints", **config.checkpoint)
+        saving = folder and loop.Saving(folder / "checkpoints", **job.config.checkpoint)
         log = RunLog(folder, quiet, partial(interruption.ask, NOBODY_READS))
         session = loop.Session(log, interruption, saving, callbacks)
-        return _Run(config, folder, dataset, session, start, started).go(mode, given)
-
-
-def _start(config, mode) -> trained.TrainedNetwork | None:
-    """The network that `config.train.start_from` names."""
-    if not config.train.start_from:
-        return None
-    if mode != "train":
-        raise UserError("config.train.start_from needs --mode=train and the cells of that network")
-    return trained.load(config.train.start_from)
-
-
-def _begin_with(start, dataset) -> data.Dataset | data.Stream:
-    """The data as the network to start from knows images."""
-    if start is None:
-        return dataset
-    if not isinstance(dataset, data.Stream):  # which was opened for that network
-        dataset = data.as_dataset(dataset, preparation=start.preparation)
-    return dataclasses.replace(dataset, mean=start.mean, std=start.std)
-
-
-def _validating(config, mode, dataset) -> data.Dataset:
-    """The data with a share of the training images in the test images' place."""
-    share = config.train.validation_share
-    if mode != "train":
-        raise UserError(
-            f"config.train.validation_share is {share}, which is for comparing trainings: add "
-            "--mode=train and the cells (config.genotype), or set it to 0"
-        )
-    if isinstance(dataset, data.Stream):
-        raise UserError(
-            f"config.train.validation_share is {share}, which takes its images out of memory, and "
-            "these are streamed: set config.data.streaming=off, or the share to 0"
-        )
-    labels = dataset.train_labels
-    held = round(share * len(labels))
-    if not 0 < held < len(labels):
-        raise UserError(
-            f"config.train.validation_share={share} of {len(labels)} training images leaves "
-            f"{held} to validate on and {len(labels) - held} to train on: choose another share"
-        )
-    kept, held_out = data.hold_out(
-        labels, share, config.data.split_seed, dataset.train_groups, "train.validation_share"
-    )
-    groups = dataset.train_groups
-    return dataclasses.replace(
-        dataset,
-        train_images=dataset.train_images[kept],
-        train_labels=labels[kept],
-        train_groups=None if groups is None else groups[kept],
-        test_images=dataset.train_images[held_out],
-        test_labels=labels[held_out],
-    )
-
-
-def _in_batches_that_there_are(config, dataset) -> tuple[ConfigDict, data.Dataset | data.Stream]:
-    """The config with batches that the images fill, and the data with a note of it."""
-    config, notes = config.copy_and_resolve_references(), []
-    half = dataset.train_count // 2
-    for part, most in (("search", half), ("train", half if config.searches > 1 else 2 * half)):
-        size = config[part].batch_size
-        fitting = max(most - most % config.train.accumulate, 1) if part == "train" else max(most, 1)
-        if size > fitting:
-            config[part].batch_size = fitting
-            notes.append(
-                f"config.{part}.batch_size is {size}, but there are only {dataset.train_count} "
-                f"training images: it is {fitting}"
-            )
-    return config, dataclasses.replace(dataset, notes=(*dataset.notes, *notes))
-
-
-def _check_data(config, dataset, mode, given) -> None:
-    """Raises UserError for data that a stage of the run could not work with."""
-    check_size(config, dataset, mode)
-    if mode != "train":
-        search_loop.check(config.search, dataset)
-    if mode != "search":
-        train_loop.check(config.train, dataset)
-    if given is not None:
-        train_loop.check_cells(config.train, given.skeleton)
-    elif not mode or config.searches > 1:
-        train_loop.check_cells(config.train, search_loop.make_space(config.search).skeleton)
-    if mode != "train" and config.searches > 1:
-        half = len(dataset.train_labels) // 2
-        if config.train.batch_size > half:
-            raise UserError(
-                f"config.train.batch_size is {config.train.batch_size}, but several searches are "
-                f"compared by trainings on one half of the images, {half}: choose at most that"
-            )
-
-
-def _check_memory(config, dataset, mode, genotype) -> None:
-    """Raises UserError for what the device cannot hold; found cells are checked when found."""
-    if mode != "train":
-        memory.check(
-            search_loop.estimate(config.search, dataset),
-            "search",
-            "lower config.search.batch_size, config.search.channels, config.data.image_size or "
-            "config.data.train_examples",
-        )
-    if genotype is not None:
-        memory.check(
-            train_loop.estimate(config.train, genotype, dataset),
-            "training",
-            "lower config.train.batch_size, config.data.image_size or config.data.train_examples, "
-            "or raise config.train.accumulate (pieces a batch is computed in), or set "
-            "config.train.remat=True on a GPU",
-        )
+        return _Run(job, session, watch).go()
 
 
 class _Run:
-    """One run's parts, at hand for its stages."""
+    """One run under way: its job, and the session that its stages share."""
 
-    def __init__(self, config, folder, dataset, session, start, started):
-        self.started, self.in_stages, self.start = started, 0.0, start
-        self.config, self.folder, self.dataset, self.session = config, folder, dataset, session
+    def __init__(self, job: Job, session: loop.Session, watch: loop.Stopwatch):
+        self.job, self.session, self.watch = job, session, watch
+        self.config, self.folder, self.dataset = job.config, job.folder, job.dataset
         self.say = session.log.say
-        self.identity = {
-            "data": dataset.digest(),
-            "classes": len(dataset.class_names),
-            "image": list(dataset.preparation.shape),
-        }
-        # The images that are held out, and what results call what is measured on them.
-        validates = config.train.validation_share > 0
-        self.part, self.held_out = ("val", "validation") if validates else ("test", "test")
-        self.class_weights = None
-        if config.data.class_weights == "balanced":
-            self.class_weights = data.balanced_weights(
-                dataset.train_labels, len(dataset.class_names)
-            )
 
-    def go(self, mode, given) -> Outcome:
-        shape = self.dataset.preparation.shape
+    def go(self) -> Outcome:
+        shape, job = self.dataset.preparation.shape, self.job
         self.say(
             f"{self.config.data.source}: {self.dataset.train_count} training and "
-            f"{self.dataset.test_count} {self.held_out} images of {shape[0]}x{shape[1]}, "
+            f"{self.dataset.test_count} {job.held_out} images of {shape[0]}x{shape[1]}, "
             f"{len(self.dataset.class_names)} classes; {jax.devices()[0].device_kind}"
         )
-        for note in (*self.dataset.notes, *_flipped(self.config, mode)):
+        for note in (*self.dataset.notes, *_flipped(self.config, job.mode)):
             self.say(f"note: {note}")
         self.keep_samples()
         searched = not self.config.genotype and self.record(
             "search", self.config.searches - 1, self.search_identity
         )
-        genotype, search = (given, {}) if given and not searched else self.search()
+        genotype, search = (job.genotype, {}) if job.genotype and not searched else self.search()
         if self.folder is not None:
             genotype.save(self.folder / "genotype.json")
             draw_cells(genotype, [self.folder / "cells.svg", self.folder / "cells.png"])
             self.write_page()
-        if mode == "search":
+        if not job.trains:
             self.say(table(_search_rows(self.config, search)) + self.files())
             return Outcome(genotype, search, None, {})
         network, results = self.train(genotype, search)
@@ -331,7 +171,7 @@ class _Run:
         space = search_loop.make_space(self.config.search)
         edges = [list(edge) for edge in space.edges]
         described = {"skeleton": space.skeleton, "edges": edges, "candidates": [*space.candidates]}
-        return self.identity | {"space": described}
+        return self.job.identity | {"space": described}
 
     def files(self) -> str:
         if self.folder is None:
@@ -347,7 +187,7 @@ class _Run:
             record = self.record("search", index, identity)
             if record is None:
                 self.say("compiling the search step (later runs find it in the cache)")
-                with self.timed():
+                with self.watch.paused():  # a stage keeps its own time
                     found = search_loop.search(
                         config.search,
                         self.dataset,
@@ -355,7 +195,7 @@ class _Run:
                         self.session,
                         index=index,
                         identity=identity,
-                        class_weights=self.class_weights,
+                        class_weights=self.job.class_weights,
                     )
                 record = found._asdict() | {"seed": config.seed + index}
                 record["genotype"] = json.loads(found.genotype.to_json())
@@ -375,7 +215,9 @@ class _Run:
         config, dataset, scores = self.config, self.dataset, []
         halves_seed = (config.seed, SELECTION)
         first, second = data.halves(dataset.train_labels, halves_seed, dataset.train_groups)
-        identity = self.identity | {"halves": "of their own"}  # once they were the first search's
+        identity = self.job.identity | {
+            "halves": "of their own"
+        }  # once they were the first search's
         split = dataclasses.replace(
             dataset,
             train_images=dataset.train_images[first],
@@ -391,7 +233,7 @@ class _Run:
             record = self.record("select", index, identity)
             if record is None:
                 genotype = Genotype.from_json(json.dumps(searched["genotype"]))
-                with self.timed():
+                with self.watch.paused():  # a stage keeps its own time
                     outcome = train_loop.train(
                         short,
                         genotype,
@@ -401,7 +243,7 @@ class _Run:
                         phase="select",
                         index=index,
                         identity=identity | {"genotype": genotype.to_json()},
-                        class_weights=self.class_weights,
+                        class_weights=self.job.class_weights,
                     )
                 record = {"val_accuracy": outcome.answers.accuracy, "seconds": outcome.seconds}
                 self.keep("select", index, record, identity)
@@ -413,7 +255,7 @@ class _Run:
     def train(self, genotype, search) -> tuple[trained.TrainedNetwork, dict]:
         """(network of the first seed, results over all seeds)."""
         config, records, networks, news = self.config, [], [], False
-        identity = self.identity | {"genotype": genotype.to_json()}
+        identity = self.job.identity | {"genotype": genotype.to_json()}
         for index in range(config.train.seeds):
             record = self.record("train", index, identity)
             name = trained.network_name(index)
@@ -424,7 +266,7 @@ class _Run:
                 if config.check_memory and search and not news:
                     self.check_training_memory(genotype)
                 self.say("compiling the training step")
-                with self.timed():
+                with self.watch.paused():  # a stage keeps its own time
                     outcome = train_loop.train(
                         config.train,
                         genotype,
@@ -433,15 +275,15 @@ class _Run:
                         self.session,
                         index=index,
                         identity=identity,
-                        class_weights=self.class_weights,
-                        start=self.start and self.start.variables,
+                        class_weights=self.job.class_weights,
+                        start=self.job.start and self.job.start.variables,
                     )
-                network = trained.from_outcome(outcome, self.dataset, config.train, self.part)
+                network = trained.from_outcome(outcome, self.dataset, config.train, self.job.part)
                 news = True
                 if self.folder is not None:
                     network.save(self.folder, name)
                 before = record.get("test_readings", 1) if record else 0
-                readings = 0 if self.part == "val" else before + 1
+                readings = 0 if self.job.part == "val" else before + 1
                 record = network.results | {"seed": config.seed + index, "ended": outcome.ended}
                 record["test_readings"] = readings
                 if readings > 1:
@@ -463,7 +305,7 @@ class _Run:
     def check_training_memory(self, genotype) -> None:
         """After a search, the config may not change here any more: say where it may."""
         try:
-            _check_memory(self.config, self.dataset, "train", genotype)
+            check_training_memory(self.config, self.dataset, genotype)
         except UserError as error:
             elsewhere = ""
             if self.folder is not None:
@@ -474,19 +316,19 @@ class _Run:
             raise UserError(f"{error}{elsewhere}") from error
 
     def results(self, records, network, search) -> dict:
-        accuracies = [record[f"{self.part}_accuracy"] for record in records]
+        accuracies = [record[f"{self.job.part}_accuracy"] for record in records]
         train_seconds = sum(record["seconds"] for record in records)
         search_seconds = search.get("seconds", 0.0)
         results = {
-            f"{self.part}_accuracy": statistics.fmean(accuracies),
-            f"{self.part}_error": 1 - statistics.fmean(accuracies),
+            f"{self.job.part}_accuracy": statistics.fmean(accuracies),
+            f"{self.job.part}_error": 1 - statistics.fmean(accuracies),
             "test_readings": max(record.get("test_readings", 1) for record in records),
             **_mean_answers(records),
             "parameters": count_parameters(network.variables["params"]),
             "multiply_adds": multiply_adds(network.module, self.dataset.preparation.shape),
             "search_seconds": search_seconds,
             "train_seconds": train_seconds,
-            "total_seconds": search_seconds + train_seconds + self.seconds_beside(),
+            "total_seconds": search_seconds + train_seconds + self.watch.seconds,
             "candidates_left": search.get("candidates_left"),
             "epochs": {"search": search.get("epochs", 0), "train": records[0]["epochs"]},
             "gap": search.get("gap", {}),
@@ -499,22 +341,11 @@ class _Run:
             "versions": versions(),
         }
         if len(records) > 1:
-            results[f"{self.part}_accuracies"] = accuracies
-            results[f"{self.part}_accuracy_deviation"] = statistics.stdev(accuracies)
+            results[f"{self.job.part}_accuracies"] = accuracies
+            results[f"{self.job.part}_accuracy_deviation"] = statistics.stdev(accuracies)
         if "val_accuracy" in search:
             results["selected"] = {k: search[k] for k in ("seed", "searches", "val_accuracy")}
         return results
-
-    @contextlib.contextmanager
-    def timed(self):
-        """Around a stage, which keeps its own time."""
-        tick = time.monotonic()
-        yield
-        self.in_stages += time.monotonic() - tick
-
-    def seconds_beside(self) -> float:
-        """What this start spent outside its stages: data, checks, pictures."""
-        return time.monotonic() - self.started - self.in_stages
 
     def record(self, phase, index, identity=None) -> dict | None:
         """What a stage left when it was done, or None; UserError if it belongs to other data."""
@@ -524,13 +355,13 @@ class _Run:
         if not path.exists():
             return None
         record = workdir.read_json(path)
-        checkpoint.check_identity(path, record.pop("identity", {}), identity or self.identity)
+        checkpoint.check_identity(path, record.pop("identity", {}), identity or self.job.identity)
         return record
 
     def keep(self, phase, index, record, identity=None) -> None:
         if self.folder is not None:
             path = self.folder / "stages" / f"{phase}-{index}.json"
-            workdir.write_json(path, {**record, "identity": identity or self.identity})
+            workdir.write_json(path, {**record, "identity": identity or self.job.identity})
         self.session.interruption.check(f"{phase} {index} is done")
 
 

@@ -22,11 +22,10 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 
-from asap_jax.host import backend
-from asap_jax.training import train_loop
-from asap_jax.host import workdir
 from asap_jax.data.augment import normalise
+from asap_jax.host import backend, workdir
 from asap_jax.host.errors import UserError
+from asap_jax.training import train_loop
 
 PLATFORMS = {"cpu": "cpu", "cuda": "gpu", "rocm": "gpu", "tpu": "tpu"}  # jax.export's: JAX'
 

@@ -11,29 +11,19 @@ import jax
 import numpy as np
 from PIL import Image
 
-from asap_jax.host import checkpoint
 from asap_jax import data
-from asap_jax.host import loop
-from asap_jax.runs import portable
-from asap_jax.host import precisions
 from asap_jax.configs import presets
-from asap_jax.training import train_loop
-from asap_jax.host import workdir
 from asap_jax.data.augment import normalise
-from asap_jax.data.dataset import as_array
-from asap_jax.data.dataset import as_bytes
-from asap_jax.data.dataset import check_images
-from asap_jax.data.dataset import check_labels
-from asap_jax.data.dataset import prepare_all
-from asap_jax.data.images import Preparation
-from asap_jax.data.images import prepare
-from asap_jax.data.images import why
+from asap_jax.data.dataset import as_array, as_bytes, check_images, check_labels, prepare_all
+from asap_jax.data.images import Preparation, prepare, why
+from asap_jax.host import checkpoint, loop, precisions, workdir
 from asap_jax.host.errors import UserError
-from asap_jax.networks.genotypes import Genotype
-from asap_jax.host.interruption import NOBODY_READS
-from asap_jax.host.interruption import Interruption
+from asap_jax.host.interruption import NOBODY_READS, Interruption
 from asap_jax.host.run_log import RunLog
+from asap_jax.networks.genotypes import Genotype
 from asap_jax.networks.models import EvalNetwork
+from asap_jax.runs import portable
+from asap_jax.training import train_loop
 
 FORMAT = "asap_jax.network"
 VERSION = 1

@@ -28,6 +28,7 @@ from asap_jax.searching.planned_step import PlannedStep
 from asap_jax.searching.search_step import Optimizers, SearchStep, init_state, step_keys
 from asap_jax.training import optim
 from asap_jax.training.evaluation import Accuracy
+from asap_jax.training.feed import Batch
 from asap_jax.training.losses import cross_entropy
 
 
@@ -229,22 +230,17 @@ def estimate(config, dataset: data.Dataset) -> memory.Estimate:
 
 
 def _stage_estimate(config, dataset, parts) -> memory.Estimate:
-    shape = dataset.preparation.shape
+    shape, key, step = dataset.preparation.shape, jax.random.key(0), parts.step(config)
     state = jax.eval_shape(
-        lambda: init_state(
-            parts.network, parts.strategy, parts.optimizers, jax.random.key(0), shape
-        )
+        lambda: init_state(parts.network, parts.strategy, parts.optimizers, key, shape)
     )
+    begun = state.replace(step=jnp.int32(0), arch=parts.strategy.init(key))
 
     def loss(params):
         images = jnp.zeros((config.batch_size, *shape))
-        rest = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (state.batch_stats,))
-        arch = parts.strategy.init(jax.random.key(0))
-        mixtures = parts.strategy.mixture(arch, jnp.int32(0), jax.random.key(0))
-        variables = {"params": params, "batch_stats": rest[0]}
-        context = Context(train=True, dtype=precisions.map_dtype(config.precision))
-        out, _ = parts.network.apply(variables, images, mixtures, context, mutable=["batch_stats"])
-        return out.sum()
+        batch = Batch(images, jnp.zeros(len(images), jnp.int32))
+        stats = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), state.batch_stats)
+        return step.loss(begun)(params, begun.arch.alphas, stats, batch, key)[0]
 
     return memory.estimate(loss, state.params, state, dataset.train_images.nbytes)
 
@@ -262,7 +258,7 @@ def search(
     """Searches a cell for the data set's training images.
 
     Args:
-      config: the `search` part of a config.
+      config: the `search` part of a config, which `check` has accepted with these data.
       dataset: images in memory.
       seed: of the split into halves, the weights, the batches and the augmentation.
       session: log, checkpoints, signals, callbacks.
@@ -271,7 +267,6 @@ def search(
       class_weights: [classes], weights of both losses, or None.
     """
     watch = loop.Stopwatch()
-    check(config, dataset)
     omega_half, alpha_half = data.halves(dataset.train_labels, seed, dataset.train_groups)
     if config.batch_size > min(len(omega_half), len(alpha_half)):
         raise UserError(

@@ -20,7 +20,7 @@ from asap_jax.searching.costs import Constraint
 from asap_jax.searching.passes import Pass, in_turn
 from asap_jax.training import optim
 from asap_jax.training.feed import Batch
-from asap_jax.training.losses import all_finite, cross_entropy
+from asap_jax.training.losses import accuracy, all_finite, cross_entropy
 
 # Fields of the state that an update changes.
 WEIGHTS = "params", "omega_opt", "batch_stats"
@@ -238,7 +238,7 @@ class SearchStep:
                 lambda state: self.move_alphas(state, self.mean(gradients[1]), keys[1]),
                 state,
             ).replace(batch_stats=batch_stats)
-            measured = self.mean({"loss": value, "accuracy": accuracy(logits, batch)})
+            measured = self.mean({"loss": value, "accuracy": accuracy(logits, batch.labels)})
             return state, jax.tree.map(lambda m, new: m.at[half].set(new), metrics, measured)
 
         nothing = jnp.full(2, jnp.nan, train.images.dtype)
@@ -352,16 +352,11 @@ class SearchStep:
         return jax.grad(expected)(state.arch.alphas)
 
     def training_metrics(self, value, logits, train):
-        return self.mean({"train_loss": value, "train_accuracy": accuracy(logits, train)})
+        return self.mean({"train_loss": value, "train_accuracy": accuracy(logits, train.labels)})
 
     def mean(self, tree):
         """Over the devices among which the batches are split."""
         return tree if self.axis_name is None else lax.pmean(tree, self.axis_name)
-
-
-def accuracy(logits, batch: Batch) -> jax.Array:
-    """Share of a batch that is classified correctly."""
-    return jnp.mean(logits.argmax(-1) == batch.labels)
 
 
 def entropies(strategy: Strategy, arch: Architecture, mixtures) -> dict[str, jax.Array]:

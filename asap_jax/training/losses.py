@@ -30,6 +30,11 @@ def cross_entropy(logits, labels, class_weights=None, smoothing=0.0, axis_name=N
     return jnp.mean(weights * losses) / total
 
 
+def accuracy(logits, labels) -> jax.Array:
+    """Share of a batch that is classified correctly, scalar; logits [N, K], labels [N]."""
+    return jnp.mean(logits.argmax(-1) == labels)
+
+
 def all_finite(tree) -> jax.Array:
     """Scalar bool: whether every float in a tree of arrays is finite."""
     floats = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)]

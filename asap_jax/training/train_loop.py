@@ -19,7 +19,7 @@ from asap_jax.networks.genotypes import Genotype
 from asap_jax.networks.models import STAGES, EvalNetwork
 from asap_jax.training import feed, optim
 from asap_jax.training.evaluation import Answers, Questions, streamed_answers
-from asap_jax.training.train_step import from_variables, init_state, make_train_step, step_keys
+from asap_jax.training.train_step import TrainStep, from_variables, init_state, step_keys
 
 # Steps of a training. A network of 20 cells takes 42 s to begin with cuDNN's depthwise kernels
 # (measured on an H200), and by what there is to compute some 10 ms a step more without them.
@@ -120,12 +120,12 @@ def make_optimizer(config, steps: int) -> optax.GradientTransformation:
     )
 
 
-def make_step(config, network: EvalNetwork, optimizer, dataset, class_weights=None):
-    """step(state, images uint8, labels) -> (state, metrics), as the config asks, not yet jitted."""
-    steps, drop_path = dataset.train_count // config.batch_size, None
+def make_step(config, network: EvalNetwork, optimizer, steps: int, class_weights=None) -> TrainStep:
+    """The step that the config (the `train` part) asks for, with epochs of `steps`."""
+    drop_path = None
     if config.drop_path:
         drop_path = schedules.linear_by_epoch(config.drop_path, config.epochs, steps)
-    step = make_train_step(
+    return TrainStep(
         network,
         optimizer,
         auxiliary_weight=config.auxiliary_weight,
@@ -138,10 +138,14 @@ def make_step(config, network: EvalNetwork, optimizer, dataset, class_weights=No
         folded=folds(steps * config.epochs),
     )
 
+
+def augmented(step: TrainStep, augmentation: Augmentation):
+    """The step as a function of (state, images uint8, labels), not yet jitted."""
+
     def keys(state):
         return (step_keys(state.key, state.step)[1],)
 
-    return feed.augmented(step, make_augmentation(config, dataset), keys)
+    return feed.augmented(step.step, augmentation, keys)
 
 
 def make_augmentation(config, dataset: data.Dataset | data.Stream) -> Augmentation:
@@ -163,27 +167,15 @@ def estimate(config, genotype: Genotype, dataset: data.Dataset | data.Stream) ->
     network = make_network(config, genotype, len(dataset.class_names))
     if jax.default_backend() == "cpu":
         network = network.clone(remat=False)
-    shape = dataset.preparation.shape
-    state = jax.eval_shape(
-        lambda: init_state(
-            network, make_optimizer(config, 1), jax.random.key(0), shape, config.average > 0
-        )
-    )
+    optimizer, shape, key = make_optimizer(config, 1), dataset.preparation.shape, jax.random.key(0)
+    step = make_step(config, network, optimizer, DEPTHWISE_PAYS)  # as a long training takes it
+    state = jax.eval_shape(lambda: init_state(network, optimizer, key, shape, config.average > 0))
 
     def loss(params):
         images = jnp.zeros((config.batch_size // config.accumulate, *shape))
+        batch = feed.Batch(images, jnp.zeros(len(images), jnp.int32))
         stats = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), state.batch_stats)
-        variables = {"params": params, "batch_stats": stats}
-        drop_path = 0.5 if config.drop_path else None
-        (logits, auxiliary), _ = network.apply(
-            variables,
-            images,
-            Context(train=True, dtype=precisions.map_dtype(config.precision)),
-            drop_path,
-            mutable=["batch_stats"],
-            rngs={"drop_path": jax.random.key(0)},
-        )
-        return logits.sum() + (0 if auxiliary is None else auxiliary.sum())
+        return step.loss(params, stats, batch, jnp.int32(0), key)[0]
 
     return memory.estimate(loss, state.params, state, dataset.nbytes)
 
@@ -226,7 +218,8 @@ def train(
         fresh = {"params": state.params, "batch_stats": state.batch_stats}
         state = from_variables(_transplanted(start, fresh), optimizer, state.key, average)
     source = _streamed if isinstance(dataset, data.Stream) else _resident
-    step = make_step(config, network, optimizer, dataset, class_weights)
+    step = make_step(config, network, optimizer, steps, class_weights)
+    step = augmented(step, make_augmentation(config, dataset))
     step, batches = source(config, dataset, seed, step)
 
     def summary(state, progress, last):

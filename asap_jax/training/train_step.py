@@ -1,5 +1,6 @@
 """One step of training a network built from a genotype: a pure function of state and batch."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,7 @@ from jax import lax
 from asap_jax.layers.ops import Context
 from asap_jax.networks.models import EvalNetwork
 from asap_jax.training.feed import Batch
-from asap_jax.training.losses import cross_entropy
+from asap_jax.training.losses import accuracy, cross_entropy
 
 
 @flax.struct.dataclass
@@ -81,22 +82,17 @@ def from_variables(variables, optimizer, key, average: bool = False) -> TrainSta
 
 
 def make_train_step(
-    network: EvalNetwork,
-    optimizer: optax.GradientTransformation,
-    *,
-    auxiliary_weight: float = 0.4,
-    label_smoothing: float = 0.0,
-    drop_path: Callable | None = None,
-    class_weights=None,
-    accumulate: int = 1,
-    average: float = 0.0,
-    axis_name: str | None = None,
-    dtype: str | None = None,
-    folded: bool = False,
+    network: EvalNetwork, optimizer: optax.GradientTransformation, **options
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
-    """Builds step(state, batch) -> (state, metrics).
+    """step(state, batch) -> (state, metrics); `options` are `TrainStep`'s."""
+    return TrainStep(network, optimizer, **options).step
 
-    Args:
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TrainStep:
+    """One step of a training.
+
+    Attributes:
       network: with `auxiliary=True` its second classifier joins the loss.
       optimizer: an optax transformation.
       auxiliary_weight: factor of the auxiliary loss.
@@ -107,42 +103,72 @@ def make_train_step(
         them, batch norm sees each alone. Divides the memory that a step takes.
       average: decay of the moving average (the state has to carry one), or 0. It begins lower:
         min(average, (1 + step) / (10 + step)), as in TensorFlow.
-      axis_name: the batch is one device's part; statistics and gradients are those of the whole.
+      axis_name: of devices among which each batch is split; statistics and gradients are then those
+        of the whole batch.
       dtype, folded: see `ops.Context`.
     """
-    context = Context(train=True, axis_name=axis_name, dtype=dtype, folded=folded)
 
-    def mean(tree):
-        return tree if axis_name is None else lax.pmean(tree, axis_name)
+    network: EvalNetwork
+    optimizer: optax.GradientTransformation
+    auxiliary_weight: float = 0.4
+    label_smoothing: float = 0.0
+    drop_path: Callable | None = None
+    class_weights: Any = None
+    accumulate: int = 1
+    average: float = 0.0
+    axis_name: str | None = None
+    dtype: str | None = None
+    folded: bool = False
 
-    def loss(params, batch_stats, batch, step, key):
-        (logits, auxiliary), new = network.apply(
+    def step(self, state: TrainState, batch: Batch):
+        """(the next state, {"train_loss", "train_accuracy"})."""
+        gradients, batch_stats, value, correct = self.gradients(state, batch)
+        updates, opt_state = self.optimizer.update(
+            self.mean(gradients), state.opt_state, state.params
+        )
+        params = optax.apply_updates(state.params, updates)
+        state = state.replace(
+            step=state.step + 1,
+            params=params,
+            batch_stats=batch_stats,
+            opt_state=opt_state,
+            average=self.moving_average(state, params, batch_stats),
+        )
+        return state, self.mean({"train_loss": value, "train_accuracy": correct})
+
+    def loss(self, params, batch_stats, batch, step, key):
+        """(loss, (new statistics, share of the batch that is classified correctly))."""
+        context = Context(
+            train=True, axis_name=self.axis_name, dtype=self.dtype, folded=self.folded
+        )
+        (logits, auxiliary), new = self.network.apply(
             {"params": params, "batch_stats": batch_stats},
             batch.images,
             context,
-            None if drop_path is None else drop_path(step),
+            None if self.drop_path is None else self.drop_path(step),
             mutable=["batch_stats"],
             rngs={"drop_path": key},
         )
-        value = classified(logits, batch.labels)
+        value = self.classification_loss(logits, batch.labels)
         if auxiliary is not None:
-            value += auxiliary_weight * classified(auxiliary, batch.labels)
-        correct = jnp.mean(logits.argmax(-1) == batch.labels)
-        return value, (new["batch_stats"], correct)
+            value += self.auxiliary_weight * self.classification_loss(auxiliary, batch.labels)
+        return value, (new["batch_stats"], accuracy(logits, batch.labels))
 
-    def classified(logits, labels):
-        return cross_entropy(logits, labels, class_weights, label_smoothing, axis_name)
+    def classification_loss(self, logits, labels):
+        return cross_entropy(
+            logits, labels, self.class_weights, self.label_smoothing, self.axis_name
+        )
 
-    def gradient(state, batch):
-        """(gradients, new statistics, loss, share of right answers) over the batch's pieces."""
-        key = step_keys(state.key, state.step)[0]
+    def gradients(self, state, batch):
+        """(gradients, new statistics, loss, accuracy) over the batch's pieces."""
+        key, accumulate = step_keys(state.key, state.step)[0], self.accumulate
 
         def piece(carry, part):
             batch_stats, index = carry
             part_key = key if accumulate == 1 else jax.random.fold_in(key, index)
-            (value, (batch_stats, correct)), gradients = jax.value_and_grad(loss, has_aux=True)(
-                state.params, batch_stats, part, state.step, part_key
-            )
+            (value, (batch_stats, correct)), gradients = jax.value_and_grad(
+                self.loss, has_aux=True
+            )(state.params, batch_stats, part, state.step, part_key)
             return (batch_stats, index + 1), (gradients, value, correct)
 
         start = (state.batch_stats, 0)
@@ -162,24 +188,17 @@ def make_train_step(
         gradients, value, correct = jax.tree.map(lambda s: s / accumulate, sums)
         return gradients, batch_stats, value, correct
 
-    def step(state, batch):
-        gradients, batch_stats, value, correct = gradient(state, batch)
-        updates, opt_state = optimizer.update(mean(gradients), state.opt_state, state.params)
-        params, moving = optax.apply_updates(state.params, updates), state.average
-        if average:
-            decay = jnp.minimum(average, (1 + state.step) / (10 + state.step))
-            moving = jax.tree.map(
-                lambda old, new: old + (1 - decay).astype(old.dtype) * (new - old),
-                moving,
-                {"params": params, "batch_stats": batch_stats},
-            )
-        state = state.replace(
-            step=state.step + 1,
-            params=params,
-            batch_stats=batch_stats,
-            opt_state=opt_state,
-            average=moving,
+    def moving_average(self, state, params, batch_stats):
+        """The state's moving average, moved towards the new variables; None if it has none."""
+        if not self.average:
+            return state.average
+        decay = jnp.minimum(self.average, (1 + state.step) / (10 + state.step))
+        return jax.tree.map(
+            lambda old, new: old + (1 - decay).astype(old.dtype) * (new - old),
+            state.average,
+            {"params": params, "batch_stats": batch_stats},
         )
-        return state, mean({"train_loss": value, "train_accuracy": correct})
 
-    return step
+    def mean(self, tree):
+        """Over the devices among which the batches are split."""
+        return tree if self.axis_name is None else lax.pmean(tree, self.axis_name)

@@ -1,0 +1,1 @@
+"""A run from config and data to results, and what is done with a finished one."""

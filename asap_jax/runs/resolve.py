@@ -1,0 +1,236 @@
+"""What a run consists of: config, workdir, data and cells, found and checked once.
+
+After `resolve` nothing of a run asks whether its config, data and device go together.
+"""
+
+import contextlib
+import dataclasses
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from asap_jax import data
+from asap_jax.configs import presets
+from asap_jax.host import checkpoint, lock, memory, precisions, workdir
+from asap_jax.host.errors import UserError
+from asap_jax.networks.genotypes import Genotype
+from asap_jax.runs import trained
+from asap_jax.runs.inputs import check_size, find_genotype, load_data
+from asap_jax.searching import search_loop
+from asap_jax.training import train_loop
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Job:
+    """What a run consists of.
+
+    config: checked, and as the data allow (`config.data.at_most`).
+    described: the config as the user gave it or as the data made it, of plain values: what a
+      workdir holds and is compared with.
+    folder: the workdir, or None.
+    mode: "search", "train", or "" for both.
+    dataset: images in memory, or a stream of them.
+    genotype: the cells to train; None if a search finds them.
+    start: the network to begin the training with, or None.
+    class_weights: [classes], weights of the losses, or None.
+    """
+
+    config: ConfigDict
+    described: dict
+    folder: Path | None
+    mode: str
+    dataset: data.Dataset | data.Stream
+    genotype: Genotype | None
+    start: trained.TrainedNetwork | None
+    class_weights: Any
+
+    @property
+    def searches(self) -> bool:
+        return self.mode != "train"
+
+    @property
+    def trains(self) -> bool:
+        return self.mode != "search"
+
+    @cached_property
+    def identity(self) -> dict:
+        """What a checkpoint or a record of this run has to belong to."""
+        return {
+            "data": self.dataset.digest(),
+            "classes": len(self.dataset.class_names),
+            "image": list(self.dataset.preparation.shape),
+        }
+
+    @property
+    def part(self) -> str:
+        """What results call what is measured on the held-out images: "test", or "val"."""
+        return "val" if self.config.train.validation_share else "test"
+
+    @property
+    def held_out(self) -> str:
+        return "validation" if self.part == "val" else "test"
+
+    def held(self) -> contextlib.AbstractContextManager:
+        """A context in which the workdir is this run's alone."""
+        return contextlib.nullcontext() if self.folder is None else lock.held(self.folder)
+
+
+def resolve(config: ConfigDict, folder: str | Path | None, mode: str = "", dataset=None) -> Job:
+    """Finds and checks what a run consists of; see `job.run` for the arguments.
+
+    What is refused soonest comes first: the config by itself, the workdir, the cells, then the
+    data, what the data and the config make together, and the device's memory.
+
+    Raises:
+      UserError: what is wrong, what was expected and what to do.
+    """
+    presets.check(config)
+    if folder is not None:
+        folder = workdir.locate(folder)
+        checkpoint.check_place(folder.absolute())
+    mode = mode or config.mode
+    _check_mode(config, mode)
+    genotype = find_genotype(config, folder) if mode == "train" else None
+    start = _start(config, mode)
+    if dataset is None:
+        dataset = load_data(config, start and start.preparation, searches=mode != "train")
+    dataset = _begin_with(start, dataset)
+    if config.train.validation_share:
+        dataset = _validating(config, mode, dataset)
+    if config.data.at_most:
+        config, dataset = _in_batches_that_there_are(config, dataset)
+    _check_data(config, dataset, mode, genotype)
+    if config.check_memory and mode != "train":
+        check_search_memory(config, dataset)
+    if config.check_memory and genotype is not None:
+        check_training_memory(config, dataset, genotype)
+    described, weights = json.loads(config.to_json()), None
+    if folder is not None:
+        workdir.check(folder, described)
+    if config.data.class_weights == "balanced":
+        weights = data.balanced_weights(dataset.train_labels, len(dataset.class_names))
+    return Job(config, described, folder, mode, dataset, genotype, start, weights)
+
+
+def _check_mode(config, mode) -> None:
+    """Raises UserError for a config that cannot be run in this mode, or not on this device."""
+    for part in ("search", "train"):
+        if not mode or part == mode:
+            precisions.check(config[part].precision, part)
+    if config.genotype and mode != "train":
+        how = "add --mode=train, or leave it out to search for cells"
+        if config.mode == "train":  # a recipe, whose settings of the search nobody chose
+            how = "this config trains them; a search has a preset, such as --config=search:small"
+        raise UserError(f"config.genotype={config.genotype} names cells to train: {how}")
+
+
+def _start(config, mode) -> trained.TrainedNetwork | None:
+    """The network that `config.train.start_from` names."""
+    if not config.train.start_from:
+        return None
+    if mode != "train":
+        raise UserError("config.train.start_from needs --mode=train and the cells of that network")
+    return trained.load(config.train.start_from)
+
+
+def _begin_with(start, dataset) -> data.Dataset | data.Stream:
+    """The data as the network to start from knows images."""
+    if start is None:
+        return dataset
+    if not isinstance(dataset, data.Stream):  # which was opened for that network
+        dataset = data.as_dataset(dataset, preparation=start.preparation)
+    return dataclasses.replace(dataset, mean=start.mean, std=start.std)
+
+
+def _validating(config, mode, dataset) -> data.Dataset:
+    """The data with a share of the training images in the test images' place."""
+    share = config.train.validation_share
+    if mode != "train":
+        raise UserError(
+            f"config.train.validation_share is {share}, which is for comparing trainings: add "
+            "--mode=train and the cells (config.genotype), or set it to 0"
+        )
+    if isinstance(dataset, data.Stream):
+        raise UserError(
+            f"config.train.validation_share is {share}, which takes its images out of memory, and "
+            "these are streamed: set config.data.streaming=off, or the share to 0"
+        )
+    labels = dataset.train_labels
+    held = round(share * len(labels))
+    if not 0 < held < len(labels):
+        raise UserError(
+            f"config.train.validation_share={share} of {len(labels)} training images leaves "
+            f"{held} to validate on and {len(labels) - held} to train on: choose another share"
+        )
+    kept, held_out = data.hold_out(
+        labels, share, config.data.split_seed, dataset.train_groups, "train.validation_share"
+    )
+    groups = dataset.train_groups
+    return dataclasses.replace(
+        dataset,
+        train_images=dataset.train_images[kept],
+        train_labels=labels[kept],
+        train_groups=None if groups is None else groups[kept],
+        test_images=dataset.train_images[held_out],
+        test_labels=labels[held_out],
+    )
+
+
+def _in_batches_that_there_are(config, dataset) -> tuple[ConfigDict, data.Dataset | data.Stream]:
+    """The config with batches that the images fill, and the data with a note of it."""
+    config, notes = config.copy_and_resolve_references(), []
+    half = dataset.train_count // 2
+    for part, most in (("search", half), ("train", half if config.searches > 1 else 2 * half)):
+        size = config[part].batch_size
+        fitting = max(most - most % config.train.accumulate, 1) if part == "train" else max(most, 1)
+        if size > fitting:
+            config[part].batch_size = fitting
+            notes.append(
+                f"config.{part}.batch_size is {size}, but there are only {dataset.train_count} "
+                f"training images: it is {fitting}"
+            )
+    return config, dataclasses.replace(dataset, notes=(*dataset.notes, *notes))
+
+
+def _check_data(config, dataset, mode, given) -> None:
+    """Raises UserError for data that a stage of the run could not work with."""
+    check_size(config, dataset, mode)
+    if mode != "train":
+        search_loop.check(config.search, dataset)
+    if mode != "search":
+        train_loop.check(config.train, dataset)
+    if given is not None:
+        train_loop.check_cells(config.train, given.skeleton)
+    elif not mode or config.searches > 1:
+        train_loop.check_cells(config.train, search_loop.make_space(config.search).skeleton)
+    if mode != "train" and config.searches > 1:
+        half = len(dataset.train_labels) // 2
+        if config.train.batch_size > half:
+            raise UserError(
+                f"config.train.batch_size is {config.train.batch_size}, but several searches are "
+                f"compared by trainings on one half of the images, {half}: choose at most that"
+            )
+
+
+def check_search_memory(config, dataset) -> None:
+    """Raises UserError for a search that the device cannot hold."""
+    memory.check(
+        search_loop.estimate(config.search, dataset),
+        "search",
+        "lower config.search.batch_size, config.search.channels, config.data.image_size or "
+        "config.data.train_examples",
+    )
+
+
+def check_training_memory(config, dataset, genotype) -> None:
+    """Raises UserError for a training of these cells that the device cannot hold."""
+    memory.check(
+        train_loop.estimate(config.train, genotype, dataset),
+        "training",
+        "lower config.train.batch_size, config.data.image_size or config.data.train_examples, "
+        "or raise config.train.accumulate (pieces a batch is computed in), or set "
+        "config.train.remat=True on a GPU",
+    )
