@@ -393,7 +393,12 @@ def test_a_wheel_holds_all_it_needs(tmp_path):
     (wheel,) = tmp_path.glob("*.whl")
     zipfile.ZipFile(wheel).extractall(site)
     code = "import asap_jax as a; print(a.__file__, len(a.GENOTYPES), a.__version__)"
-    arguments = (("-c", code), ("-m", "asap_jax.main", "--config=search:digits,drats"))
+    script = (
+        "from importlib.metadata import entry_points\n"
+        "entry_points(group='console_scripts')['asap-jax'].load()()"
+    )
+    wrong = "--config=search:digits,drats"
+    arguments = (("-c", code), ("-m", "asap_jax.main", wrong), ("-c", script, wrong))
     done = [
         subprocess.run(
             [sys.executable, *each],
@@ -409,8 +414,9 @@ def test_a_wheel_holds_all_it_needs(tmp_path):
     version = setup["metadata"]["version"]
     assert done[0].stdout.split() == [str(site / "asap_jax" / "__init__.py"), "17", version]
     assert (site / "asap_jax" / "py.typed").exists()
-    assert done[1].returncode == 2
-    assert "did you mean 'darts'" in done[1].stderr
+    for command_or_script in done[1:]:
+        assert command_or_script.returncode == 2
+        assert "did you mean 'darts'" in command_or_script.stderr
 
 
 def test_presets():
