@@ -1,4 +1,4 @@
-"""The command's jobs as functions, for notebooks and scripts.
+"""The command's modes as functions, for notebooks and scripts.
 
 import asap_jax as asap
 
@@ -32,12 +32,12 @@ def search(
     quiet: bool = False,
     **changes,
 ) -> job.Outcome:
-    """Searches a cell, as `--mode=search` does.
+    """Searches for a cell, like `--mode=search`.
 
     Args:
-      config: a preset's name ("digits", "small,darts"), or a config made by `presets.get_config`.
-      data: in place of the config's own: a source's name ("folder:PATH"), arrays (images, labels)
-        or (images, labels, test_images, test_labels), or a `Dataset`.
+      config: a preset's name ("digits", "small,darts"), or a config from `presets.get_config`.
+      data: used instead of the config's own: a source's name ("folder:PATH"), arrays (images,
+        labels) or (images, labels, test_images, test_labels), or a `Dataset`.
       workdir: folder for the run's files; the same call with the same folder resumes. None writes
         nothing.
       seed: `config.seed`.
@@ -48,11 +48,11 @@ def search(
         strategy={"name": "darts"}.
 
     Returns:
-      An `Outcome`: `genotype`, and `search`, the record of the search.
+      An `Outcome` with `genotype`, and `search`, the record of the search.
 
     Raises:
-      UserError: the config, the data or the workdir cannot be worked with.
-      KeyboardInterrupt: a signal came; with a workdir the run is saved.
+      UserError: the config, data or workdir is unusable.
+      KeyboardInterrupt: a signal arrived; with a workdir, the run is saved.
     """
     config = _config(config, seed, {"search": changes})
     callbacks = loop.Callbacks(on_step, on_epoch, on_prune)
@@ -71,17 +71,17 @@ def train(
     quiet: bool = False,
     **changes,
 ) -> trained.TrainedNetwork:
-    """Trains the network of a genotype and tests it, as `--mode=train` does.
+    """Trains the network of a genotype and tests it, like `--mode=train`.
 
     Args:
       genotype: a `Genotype`, a published name ("ASAP"), a genotype.json, a search's workdir, or a
-        text that `Genotype.parse` reads.
+        string that `Genotype.parse` reads.
       changes: values of `config.train` by key: epochs=30, channels=16, seeds=3.
-      config: as of `search`, or a recipe ("train:asap_small", `recipes.get_config`).
+      config: as in `search`, or a recipe ("train:asap_small", `recipes.get_config`).
       data, workdir, seed, on_step, on_epoch, quiet: see `search`.
 
     Returns:
-      The trained network (of several seeds, the first's); its `results` are those of results.json.
+      The trained network (the first of several seeds); its `results` are those of results.json.
     """
     config = _config(config, seed, {"train": changes})
     if isinstance(genotype, Genotype):
@@ -105,14 +105,14 @@ def run(
     quiet: bool = False,
     **changes,
 ) -> job.Outcome:
-    """Searches, then trains what was found: the command without a mode.
+    """Searches, then trains the result, like the command without a mode.
 
     Args:
       changes: values of the config by key, groups as dicts: searches=3, train={"epochs": 10}.
       config, data, workdir, seed, on_step, on_epoch, on_prune, quiet: see `search`.
 
     Returns:
-      An `Outcome`: `genotype`, `search`, `network`, `results`.
+      An `Outcome` with `genotype`, `search`, `network` and `results`.
     """
     config = _config(config, seed, changes)
     callbacks = loop.Callbacks(on_step, on_epoch, on_prune)

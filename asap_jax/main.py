@@ -1,13 +1,13 @@
-"""The command: flags and a config in, a run out.
+"""The command: runs what its flags and a config describe.
 
     python -m asap_jax.main --config=configs/search.py:digits --workdir=runs/digits
     python -m asap_jax.main --mode=train --config=configs/search.py:small --config.genotype=ASAP
     python -m asap_jax.main --config=configs/train.py:asap_small
     python -m asap_jax.main --mode=evaluate --workdir=runs/digits --split=train
 
-`--config` takes a file with `get_config(name)` and the preset's name after a colon. Outside a
-checkout `--config=search:digits` and `--config=train:asap_small` name the same presets and recipes,
-which the package carries.
+`--config` takes a file with `get_config(name)` and, after a colon, the preset's name. Outside a
+checkout, `--config=search:digits` and `--config=train:asap_small` name the same presets and
+recipes, which the package includes.
 """
 
 import contextlib
@@ -27,11 +27,11 @@ from asap_jax.host.errors import UserError
 from asap_jax.host.interruption import NOBODY_READS, Interrupted, is_ignored_hangup
 from asap_jax.networks import genotypes
 
-UNREAD = 128 + NOBODY_READS  # the exit code, as a shell has it
+UNREAD = 128 + NOBODY_READS  # the exit code that a shell reports
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
     help_string="FILE:PRESET, search:PRESET or train:RECIPE.",
-    sys_argv=command_line.ordered(sys.argv),  # it looks there for the values that are changed
+    sys_argv=command_line.ordered(sys.argv),  # where the flag looks for overridden values
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run (runs/PRESET if unset).")
 _MODE = flags.DEFINE_string(
@@ -63,7 +63,7 @@ def _main(argv) -> None:
                 f"--{flag.name} belongs to --mode=evaluate; a run's data are named by "
                 "--config.data.source and --config.data.dir"
             )
-    logging.set_verbosity(logging.ERROR)  # orbax tells of each file it writes
+    logging.set_verbosity(logging.ERROR)  # orbax logs each file it writes
     compile_cache.enable()
     if mode == "evaluate":
         if _WORKDIR.value is None or _CONFIG.value is not None:
@@ -99,7 +99,7 @@ def _main(argv) -> None:
 
 
 def _config(mode):
-    """The config asked for; to describe a run, the workdir's own does."""
+    """The config given; when describing a run, its workdir's own config."""
     if _CONFIG.value is not None:
         return _CONFIG.value
     if mode == "describe" and _WORKDIR.value is not None:
@@ -117,7 +117,7 @@ def _again(folder) -> str:
 
 
 def _arguments(folder) -> list[str]:
-    """The command's own, with the workdir that it takes by itself."""
+    """The command's own arguments, plus the default workdir if none is given."""
     arguments = sys.argv[1:]
     if not any(argument.lstrip("-").startswith("workdir") for argument in arguments):
         arguments = [*arguments, f"--workdir={folder}"]
@@ -125,7 +125,7 @@ def _arguments(folder) -> list[str]:
 
 
 def _default_workdir(mode, config) -> Path:
-    """runs/PRESET, with the published cells' name where some are trained."""
+    """runs/PRESET, plus the name of the published cells to train, if any."""
     preset = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[2]
     parts = [preset.replace(",", "-") or "paper"]
     if mode == "describe":
@@ -137,24 +137,24 @@ def _default_workdir(mode, config) -> Path:
 
 
 def _terminate(signum, frame) -> None:
-    """Ends the command at once as Ctrl-C does; while steps run, `Interruption` takes the signal."""
+    """Ends the command at once, like Ctrl-C; during steps `Interruption` handles the signal."""
     stop = KeyboardInterrupt()
     stop.signum = signum
     raise stop
 
 
 def _exit_code(stop: KeyboardInterrupt) -> int:
-    """As a shell has it for what a signal ended."""
+    """The exit code that a shell reports for the signal."""
     return 128 + getattr(stop, "signum", signal.SIGINT)
 
 
 def _complain(text: str) -> None:
-    with contextlib.suppress(OSError):  # a terminal that is gone
+    with contextlib.suppress(OSError):  # the terminal is gone
         print(f"asap_jax: {text}", file=sys.stderr)
 
 
 def _leave(code: int) -> None:
-    """Ends the command; at once if a program is being compiled, which nobody can call off."""
+    """Exits; at once if a program is being compiled, since that cannot be canceled."""
     waited_for = [t for t in threading.enumerate() if not t.daemon]
     if len(waited_for) > 1:
         sys.stdout.flush()
@@ -164,7 +164,7 @@ def _leave(code: int) -> None:
 
 
 def run() -> None:
-    """Runs the command; what the user can mend is said in one paragraph, with exit code 2."""
+    """Runs the command; user errors are reported in one paragraph, with exit code 2."""
     for name in ("SIGTERM", "SIGHUP"):
         signum = getattr(signal, name, None)
         if signum is not None and not is_ignored_hangup(signum):
@@ -175,7 +175,7 @@ def run() -> None:
     finally:
         try:
             sys.stdout.flush()
-        except OSError:  # nobody reads any more, which is no error
+        except OSError:  # nobody reads the output any more, which is not an error
             run_log.mute()
             sys.exit(UNREAD)
 

@@ -3,11 +3,11 @@
     python benchmarks/ablations.py --size=digits --seeds=3 --out=runs/ablations
     python benchmarks/ablations.py --size=cifar10_small --of=T0,theta -- --config.data.dir=DIR
 
-What is changed: T0; tau, and with it the grace epochs; theta, in units of 1 / N; the schedule (the
-temperature that the search ends at, Theorem 2 in place of the exponential one); the edges that are
-kept; the cells' output. Runs one after
-another, each in a process of its own; the same command goes on where it stopped. Writes
-ablations.json (a record a run) and ablations.md as results come. Options after `--` go to each run.
+The settings: T0; tau, and with it the number of grace epochs; theta, in units of 1 / N; the
+schedule (the final temperature, Theorem 2 instead of the exponential schedule); the edges kept; the
+cells' output. Runs one after another, each in its own process; the same command resumes where it
+stopped. Writes ablations.json (one record per run) and ablations.md as results arrive. Options
+after `--` are passed to each run.
 """
 
 import json
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from runs import arguments_of, by_seed, keep, results_of, spread
 
-# T0 = 1.3 and tau = 1 make five grace epochs of 50; a tau of T0 makes none.
+# T0 = 1.3 and tau = 1 give five grace epochs of 50; tau = T0 gives none.
 STRATEGY = "--config.search.strategy."
 CHANGES = {
     "T0": {
@@ -43,13 +43,13 @@ USUAL = "ASAP"
 
 
 def cases_of(size: str, of: list[str], out: Path, options: list[str]) -> dict[str, list[str]]:
-    """{name: arguments of the command}: the usual settings, then each change."""
+    """{name: arguments of the command}: the default settings, then each change."""
     usual = [f"--config=search:{size},asap", *options]
     cases = {USUAL: usual}
     for kind in of:
         for name, changes in CHANGES[kind].items():
             changes = [change.replace("{size}", size) for change in changes]
-            if kind == "output":  # of the same cells: they need no other search
+            if kind == "output":  # of the same cells, so no new search
                 changes += ["--mode=train", f"--config.genotype={out / USUAL}-{{seed}}"]
             own = changes[0].startswith("--config=")
             cases[name] = [*changes, *options] if own else [*usual, *changes]
@@ -57,7 +57,7 @@ def cases_of(size: str, of: list[str], out: Path, options: list[str]) -> dict[st
 
 
 def record_of(folder: Path) -> dict:
-    """What the table needs of a finished run."""
+    """Collects what the table needs from a finished run."""
     results = json.loads((folder / "results.json").read_text())
     return {
         **results_of(folder),
@@ -67,7 +67,7 @@ def record_of(folder: Path) -> dict:
 
 
 def table(records: dict) -> str:
-    """Markdown: a row a setting, means over its seeds, the accuracy with its deviation."""
+    """Markdown: a row per setting, means over its seeds, the accuracy with its deviation."""
     lines = [
         "| setting | test accuracy, % | parameters | search epochs | candidates left | search s |",
         "|---|---|---|---|---|---|",

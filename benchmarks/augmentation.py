@@ -1,10 +1,10 @@
-"""What the augmentation of a recipe takes of a step, on the device that trains.
+"""The share of a recipe's training step spent on augmentation, on the training device.
 
     python benchmarks/augmentation.py --recipes=darts,asap_small,svhn,imagenet --out=augment.json
 
-A batch of the recipe's size is augmented as the training step does it, in a program of its own;
-train_step.py has the seconds that the rest of a step takes. Sizes are the recipe's, or --size for
-all; where a recipe names none, its images are 32x32.
+A batch of the recipe's size is augmented as in the training step, but in a program of its own;
+train_step.py times the rest of a step. Image sizes are the recipe's, or --size for all; a recipe
+without one uses 32x32 images.
 """
 
 import argparse
@@ -20,11 +20,11 @@ from asap_jax.training.train_loop import make_augmentation
 
 
 def seconds_of(recipe: str, options) -> dict:
-    """One case: seconds a batch, and what was done to it."""
+    """One case: seconds per batch, and the augmentation applied."""
     config = recipes.get_config(recipe)
     batch = options.batch or config.train.batch_size
     size = options.size or config.data.image_size or 32
-    channels = SimpleNamespace(mean=(0.5,) * 3, std=(0.25,) * 3)  # no data set is at hand
+    channels = SimpleNamespace(mean=(0.5,) * 3, std=(0.25,) * 3)  # in place of a data set
     done = make_augmentation(config.train, channels)
     images = jax.random.bits(jax.random.key(0), (batch, size, size, 3), "uint8")
     run = jax.jit(

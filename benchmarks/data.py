@@ -1,9 +1,9 @@
-"""Images a second that the streamed pipeline makes of JPEG files: decode, random crop, resize.
+"""JPEG images per second through the streaming pipeline: decode, random crop, resize.
 
     python benchmarks/data.py --workers=0,1,2 --out=runs/data.json
 
-The files are pieces of scikit-learn's two photographs, 500x375, in a folder that is removed again.
-The clock starts at the second batch, so the workers' start is told apart from the course.
+The files are crops of scikit-learn's two photographs, 500x375, in a temporary folder. Timing starts
+at the second batch, so the start of the workers is reported separately.
 """
 
 import argparse
@@ -23,10 +23,10 @@ WIDTH, HEIGHT = 500, 375
 
 
 def write_photographs(root: Path, count: int, quality: int) -> float:
-    """Writes `count` JPEGs in two class folders, each for training and test; mean bytes a file."""
+    """Writes `count` JPEGs to two class folders, for training and test; mean bytes per file."""
     rng, sizes = np.random.default_rng(0), []
     for name, photograph in zip(("china", "flower"), load_sample_images().images, strict=True):
-        # The photographs are 640x427; turned and shifted, no piece is like another.
+        # The photographs are 640x427; rotated and shifted, no two crops are alike.
         for part, images in (("train", count // 2), ("test", 1)):
             (root / part / name).mkdir(parents=True)
             for i in range(images):
@@ -40,7 +40,7 @@ def write_photographs(root: Path, count: int, quality: int) -> float:
 
 
 def measure(root: Path, workers: int, resize: str, options) -> dict:
-    """Seconds to the first batch, and images a second after it (a little high: some were ready)."""
+    """Seconds to the first batch, then images per second (slightly high: some were ready)."""
     source = data.open_source(f"folder:{root}")
     stream = data.stream(source, image_size=options.size, resize=resize, workers=workers)
     begin = time.perf_counter()
@@ -59,7 +59,7 @@ def measure(root: Path, workers: int, resize: str, options) -> dict:
         "images_a_second": rate,
         "images_a_second_per_core": rate / min(workers or cores, cores),
     }
-    if not workers:  # all is done in this process; on a busy machine this is the figure to trust
+    if not workers:  # all in this process; the number to trust on a busy machine
         record["images_a_processor_second"] = count / (time.process_time() - processor)
     return record
 

@@ -1,18 +1,18 @@
-"""Compiling for an NVIDIA GPU on a machine that has none, and reading what came out.
+"""Compiles for an NVIDIA GPU on a machine without one, and reads the compiled program.
 
     target = deviceless.Target("h200")  # before anything has used a device
     compiled, seconds = target.compile(jax.jit(step), *operands)
     print(deviceless.read(compiled.as_text()))
 
-Beside jax it takes two packages of the same version as jax's, and CUDA's assembler, all without
-their dependencies. A CUDA toolkit on the machine has the assembler too.
+Besides jax this needs two plugin packages of jax's version and CUDA's assembler, all without their
+dependencies. A CUDA toolkit on the machine also provides the assembler.
 
     pip install --no-deps jax-cuda12-plugin==VERSION jax-cuda12-pjrt==VERSION nvidia-cuda-nvcc-cu12
 
-Nothing runs. XLA tells whether it can compile a program at all (where it cannot, it often aborts
-the process), how long that takes and what the program holds; how fast a kernel is it cannot tell.
-To choose between kernels by timing them (autotuning) takes a device, so it is off: a GPU's own
-program may choose others.
+Nothing runs. XLA shows whether a program compiles at all (if not, it often aborts the process), how
+long that takes and what the program contains, but not how fast a kernel is. Autotuning, which times
+kernels to choose between them, needs a device and is off: the program on a real GPU may use other
+kernels.
 """
 
 import os
@@ -32,7 +32,7 @@ CARDS = tuple(sorted(path.stem for path in FOLDER.glob("*.txtpb")))
 
 
 def ampere(card: str) -> bool:
-    """Whether a card has units for TF32 and bfloat16, by its description: 8.0 and later."""
+    """Whether a card has TF32 and bfloat16 units, by its description: 8.0 and later."""
     text = (FOLDER / f"{card}.txtpb").read_text()
     return int(re.search(r"cuda_compute_capability\s*{\s*major: (\d+)", text)[1]) >= 8
 
@@ -40,25 +40,25 @@ def ampere(card: str) -> bool:
 class Target:
     """A card to compile for, by the name of its description in the folder gpus.
 
-    Has the whole process do without a GPU and without autotuning.
+    Switches the whole process to run without a GPU and without autotuning.
 
-    A description is XLA's `GpuTargetConfigProto`; on a machine with the card, jax tells it:
-    `jax._src.lib._jax.get_topology_for_devices(jax.devices()).target_config`. The ones here are
-    shortened to what each jax from 0.10 on can read.
+    A description is XLA's `GpuTargetConfigProto`; on a machine with the card, jax provides it:
+    `jax._src.lib._jax.get_topology_for_devices(jax.devices()).target_config`. Those here are
+    shortened to what every jax from 0.10 on can read.
     """
 
     def __init__(self, card: str):
         os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_autotune_level=0"
-        jax.config.update("jax_platforms", "cpu")  # else JAX takes the plugin for a GPU
+        jax.config.update("jax_platforms", "cpu")  # otherwise JAX takes the plugin for a GPU
         text = (FOLDER / f"{card}.txtpb").read_text()
         found = topologies.get_topology_desc("", "cuda", target_config=text, topology="1x1x1")
         self.sharding = jax.sharding.SingleDeviceSharding(found.devices[0])
 
     def compile(self, jitted, *operands):
-        """(the compiled program, {"trace_seconds", "compile_seconds"}).
+        """Returns (compiled program, {"trace_seconds", "compile_seconds"}).
 
         Args:
-          jitted: what `jax.jit` gave.
+          jitted: a function from `jax.jit`.
           operands: trees of arrays or of `jax.ShapeDtypeStruct`.
         """
 
@@ -77,19 +77,18 @@ class Target:
 
 
 def as_on_gpu():
-    """A context in which the package's choices by backend are those that it makes on a GPU."""
+    """A context in which the package makes its backend-dependent choices as on a GPU."""
     return mock.patch.object(jax, "default_backend", lambda: "gpu")
 
 
 class Work(NamedTuple):
-    """What a program does; of a condition's branches, the sum over the dearest of each.
+    """The work of a program; of each conditional one branch counts, see `Reading`.
 
-    starts: kernels and library calls that are started, the copies that conditions and loops ask
-      their predicates by included.
+    starts: kernels and library calls launched, including the copies by which conditionals and loops
+      fetch their predicates.
     convolutions: library convolutions among them.
-    conditionals, turns: conditions that are asked; turns of loops that are begun.
-    moved: bytes of the operands and results of all starts. What a start finds in the cache counts
-      as well.
+    conditionals, turns: conditionals evaluated; loop iterations started.
+    moved: bytes of operands and results over all starts, including what a start finds in the cache.
     """
 
     starts: int = 0
@@ -106,12 +105,12 @@ class Work(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """What the text of a compiled program tells.
+    """What the text of a compiled program shows.
 
-    most, least: with the branch of most bytes of every condition and the most turns of every loop,
-      and with the fewest.
-    calls: {library call: how often it stands in the text}.
-    loops: loops in the text; unknown_loops: those whose turns it does not tell.
+    most, least: the work with the branch of most bytes in every conditional and the most iterations
+      of every loop, and with the fewest.
+    calls: {library call: number of occurrences in the text}.
+    loops: loops in the text; unknown_loops: those of unknown iteration count.
     """
 
     most: Work
@@ -136,14 +135,14 @@ _FREE = {
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all"),
     *("opt-barrier", "partition-id", "replica-id", "domain"),
 }
-_SIZES = {"pred": 1, "c64": 8, "c128": 16, "token": 0, "bf16": 2}  # others end in their bits
+_SIZES = {"pred": 1, "c64": 8, "c128": 16, "token": 0, "bf16": 2}  # other names end in their bits
 
 
 def read(text: str, turns: tuple[int, int] = (0, 1)) -> Reading:
-    """Counts what stands in a compiled program's text.
+    """Counts the operations in a compiled program's text.
 
-    A loop's body counts as often as it turns. Where the text does not tell, that is `turns`, at
-    least and at most; within another loop of which it does not tell, 0 and 1.
+    The body of a loop counts once per iteration. If the text does not show the number, it is
+    between `turns[0]` and `turns[1]`; inside another such loop, between 0 and 1.
     """
     computations, entry = _parse(text)
 
@@ -187,7 +186,7 @@ def read(text: str, turns: tuple[int, int] = (0, 1)) -> Reading:
 
 
 def _parse(text):
-    """({computation: {name: instruction}}, the one that the program enters)."""
+    """Returns ({computation: {name: instruction}}, the entry computation)."""
     computations, entry, body = {}, None, {}
     for line in text.splitlines():
         if line and not line[0].isspace():
@@ -203,7 +202,7 @@ def _parse(text):
 
 
 def _arguments(rest):
-    """What stands before the bracket that closes an instruction's arguments."""
+    """The text up to the bracket that closes an instruction's arguments."""
     depth = 1
     for i, character in enumerate(rest):
         depth += (character == "(") - (character == ")")
@@ -228,7 +227,7 @@ def _trip_count(loop):
 
 
 def _branches(condition):
-    """The computations that a condition chooses from."""
+    """The computations that a conditional chooses from."""
     listed = re.search(r"branch_computations={([^}]*)}", condition.rest)
     if listed:
         return listed[1].replace("%", "").split(", ")
@@ -236,7 +235,7 @@ def _branches(condition):
 
 
 def _moved(instruction, body, computations) -> int:
-    """Bytes that a start reads and writes: of what it takes a slice of, or updates, the slice."""
+    """Bytes that a start reads and writes; where it slices or updates an array, only the slice."""
     called = _called(instruction, "calls") if instruction.kind == "fusion" else None
     if called is None:
         operands = [body[name].shape for name in instruction.operands if name in body]
@@ -256,7 +255,7 @@ def _moved(instruction, body, computations) -> int:
 
 
 def _slice_of(user, name, fused) -> int | None:
-    """Bytes that an instruction reads of an operand that it touches a slice of; else None."""
+    """Bytes that an instruction reads from an operand of which it uses a slice; else None."""
     if user.operands[0] != name:
         return None
     if user.kind == "dynamic-update-slice":

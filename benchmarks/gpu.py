@@ -1,14 +1,14 @@
-"""What is worth knowing of one GPU, the most important first, in nine minutes.
+"""The most important measurements of one GPU, in order of importance, in nine minutes.
 
     python benchmarks/gpu.py --out=runs/gpu.json
     python benchmarks/gpu.py --out=runs/gpu.json --peer=PATH/TO/darts
 
-Each case is one of search_step.py or train_step.py at the paper's sizes. A few build side by side,
-then they are timed one after another: each step waited for, then some in a row, as a search takes
-them; and they say which of their kernels take how long. What does not fit into --minutes is cut
-off, or left out, and says so; every result is written as it comes, and a second call with another
---from starts further down the list. The bandwidth of the device's memory comes first: bytes
-accessed by a step, over that, is the least time it could take.
+Each case is one of search_step.py or train_step.py at the paper's sizes. A few build in parallel
+and are then timed one after another: steps one by one, then several in a row, as in a search; ours
+is also profiled by kernel. Cases that do not fit into --minutes are cut off or skipped, and marked
+as such. Each result is written as it arrives, and another call with --from starts further down the
+list. The memory bandwidth of the device comes first: the bytes accessed by a step, divided by it,
+are a lower bound on its time.
 """
 
 import argparse
@@ -20,9 +20,9 @@ from measure import Results, Worker, passed, spread, timed_in_turn
 OURS, EAGER, COMPILED = "ours", "darts_channels_last", "darts_compiled"
 SEARCH, TRAIN = "search_step.py", "train_step.py"
 
-# The graphs that XLA makes by itself leave cuDNN's convolutions out, see `compile_cache.options`.
+# XLA's own graphs leave out cuDNN's convolutions, see `compile_cache.options`.
 XLAS_GRAPHS = {"xla_gpu_enable_command_buffer": "FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CUDNN"}
-# (script, what tells the case from others, workers); the peer's are left out without --peer.
+# (script, what distinguishes the case, workers); the peer's are skipped without --peer.
 CASES = (
     (SEARCH, {"plan": "unrolled", "masks": "full"}, (OURS, EAGER)),
     (SEARCH, {"plan": "unrolled", "masks": "one"}, (OURS,)),
@@ -36,12 +36,12 @@ CASES = (
     (SEARCH, {"plan": "unrolled", "masks": "full"}, (OURS, COMPILED)),
     (SEARCH, {"plan": "unrolled", "masks": "grace"}, (OURS,)),
 )
-LAST = 60  # seconds, of all, that are kept for timing what is built
+LAST = 60  # seconds reserved for timing the cases that are built
 SIZES = {SEARCH: {"channels": 16, "cells": 8}, TRAIN: {"channels": 36, "cells": 20}}
 
 
 def bandwidth(size: int, repeats: int) -> dict:
-    """Bytes a second that an addition reads and writes, of `size` float32 numbers."""
+    """Bytes per second that adding `size` float32 numbers reads and writes."""
     import jax
     import jax.numpy as jnp
 
@@ -79,7 +79,7 @@ def main():
     changes = {key: value for key, value in changes.items() if value is not None}
 
     def begin(script, case, names):
-        """Its workers, which have to be built some time before the end."""
+        """Starts its workers, which have to finish building some time before the end."""
         chosen = SIZES[script] | {"batch": options.batch, "size": options.size} | changes | case
         path = str(Path(__file__).with_name(script))
         names = [name for name in names if name == OURS or options.peer]
@@ -95,7 +95,7 @@ def main():
                 results.add(told | {"left_out": "no time was left"})
             else:
                 started.append((told, begin(script, case, names)))
-        # Built side by side, timed one after another and while nobody builds.
+        # Built in parallel, timed one after another while nothing builds.
         built = [
             (told, workers)
             for told, workers in started
@@ -115,7 +115,7 @@ def main():
 
 
 def attempt(results, told, workers, function):
-    """function(workers); None if it failed, which the results then say."""
+    """function(workers); None if it failed, which is added to the results."""
     try:
         return function(workers)
     except (RuntimeError, TimeoutError) as error:

@@ -1,13 +1,13 @@
-"""Compiles the package's programs for NVIDIA GPUs, on a machine that needs to have none.
+"""Compiles the package's programs for NVIDIA GPUs, on a machine that needs none.
 
     python benchmarks/gpu_compile.py --gpu=h200,t4 --size=tiny --table=docs/gpus.md
     python benchmarks/gpu_compile.py --gpu=h200 --size=paper --programs='search/asap/*,train/paper'
 
-Prints a JSON object a program, then a table: whether it compiles, the seconds that takes, what the
-compiled program starts and moves, and the seconds a run of it should take (`predict`). Each program
-is compiled in a process of its own (--together=N puts N into one, which is quicker): where XLA
-aborts, the record says so, and the others go on. docs/gpus.md tells how good the prediction is;
-deviceless.py what the environment needs.
+Prints a JSON object per program, then a table: whether it compiles, how many seconds that takes,
+what the compiled program launches and moves, and the predicted seconds of a run (`predict`). Each
+program is compiled in its own process (--together=N puts N into one, which is faster); if XLA
+aborts, the record says so and the others continue. docs/gpus.md describes the accuracy of the
+prediction, deviceless.py the required environment.
 """
 
 import argparse
@@ -29,14 +29,14 @@ from measure import Results
 
 PLUGINS = ("jax-cuda12-plugin", "jax-cuda12-pjrt")
 ASSEMBLER = "nvidia-cuda-nvcc-cu12"
-BANDWIDTH = {"h200": 4.3e12, "a100": 1.7e12, "t4": 2.6e11}  # bytes a second that a copy reaches
-START = 4e-6  # seconds from a kernel's start to the next one's, if it has next to nothing to do
-CONVOLUTION = 1e-4  # seconds of a library convolution beyond a start
-ASKED = 2e-5  # seconds until the host knows which branch, or whether another turn, comes next
+BANDWIDTH = {"h200": 4.3e12, "a100": 1.7e12, "t4": 2.6e11}  # bytes per second that a copy reaches
+START = 4e-6  # seconds from one kernel's start to the next one's, with next to no work
+CONVOLUTION = 1e-4  # seconds of a library convolution in addition to a start
+ASKED = 2e-5  # seconds until the host knows the branch, or whether a loop continues
 
 
 def predict(work: dict, card: str) -> float:
-    """Seconds of one run: bytes over bandwidth, and a constant for each thing that is started."""
+    """Seconds of one run: bytes over bandwidth, plus a constant for each start."""
     return (
         work["moved"] / BANDWIDTH[card]
         + START * work["starts"]
@@ -54,7 +54,7 @@ def installed(name: str) -> str | None:
 
 
 def missing() -> str:
-    """What this environment lacks to compile for a GPU, in words; "" if nothing."""
+    """What this environment lacks for compiling for a GPU, in words; "" if nothing."""
     jax = installed("jax")
     for name in PLUGINS:
         found = installed(name)
@@ -69,7 +69,7 @@ def missing() -> str:
 
 
 def names_of(patterns: str) -> list[str]:
-    """The programs that a comma-separated list of patterns names."""
+    """The programs that match a comma-separated list of patterns."""
     from gpu_programs import PROGRAMS
 
     found = []
@@ -84,7 +84,7 @@ def names_of(patterns: str) -> list[str]:
 def compile_all(
     names: list[str], card: str, size: str, precision: str, together: int = 1
 ) -> Iterator[dict]:
-    """Yields a record a program; `together` of them are compiled in one process."""
+    """Yields a record per program; `together` of them are compiled in one process."""
     left = list(names)
     while left:
         group = left[:together]
@@ -108,7 +108,7 @@ def compile_all(
 
 
 def last_words(stderr: str) -> str:
-    """The last line that says something: not a frame of a stack, nor what introduces one."""
+    """The last informative line: not a stack frame, nor the line that introduces one."""
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     said = [
         line for line in lines if not re.match(r"@ |\*\*\*|#\d|File |Fatal Python|Extension", line)
@@ -118,14 +118,14 @@ def last_words(stderr: str) -> str:
 
 
 def work_on(options) -> None:
-    """A worker: compiles the named programs one after another, and writes a record a line."""
+    """A worker: compiles the named programs one after another, and writes a record per line."""
     out = os.dup(1)
-    os.dup2(2, 1)  # what libraries print goes to stderr
+    os.dup2(2, 1)  # libraries' output goes to stderr
     import deviceless
     import jax
     from gpu_programs import PROGRAMS, SIZES
 
-    gc.set_threshold(20_000, 10, 10)  # a trace is many objects that all live
+    gc.set_threshold(20_000, 10, 10)  # a trace is many objects, all alive
     target = deviceless.Target(options.gpu)
     for name in options.programs.split(","):
         record = {"program": name, "gpu": options.gpu, "jax": jax.__version__}
@@ -144,7 +144,7 @@ def work_on(options) -> None:
 
 
 def measured(compiled, program, card) -> dict:
-    """What a compiled program needs, starts and moves, and how long it should take."""
+    """What a compiled program needs, launches and moves, and how long it should take."""
     import deviceless
 
     found, memory = deviceless.read(compiled.as_text(), program.turns), compiled.memory_analysis()
@@ -190,9 +190,9 @@ BEGIN, END = "<!-- written by benchmarks/gpu_compile.py -->", "<!-- until here -
 
 
 def write_table(path: Path, records: list[dict], version: str) -> None:
-    """Puts what compiled into the Markdown table of a file, beside the columns that are there.
+    """Updates the Markdown table in a file with what compiled, keeping its other columns.
 
-    A column is a card, a precision and a version of jax; a row a program.
+    A column is a card, a precision and a version of jax; a row is a program.
     """
     text = path.read_text() if path.exists() else f"{BEGIN}\n{END}\n"
     before, rest = text.split(BEGIN)
@@ -211,7 +211,7 @@ def write_table(path: Path, records: list[dict], version: str) -> None:
 
 
 def _parse_table(text):
-    """(columns, {program: {column: cell}}) of the table that is in a text, if any."""
+    """(columns, {program: {column: cell}}) of the table in a text, if any."""
     lines = [line.strip().strip("|").split("|") for line in text.splitlines() if "|" in line]
     lines = [[cell.strip() for cell in line] for line in lines]
     if not lines:

@@ -1,12 +1,12 @@
-"""Every program that the package starts on a device, by name; built as the package builds it.
+"""Every program that the package runs on a device, by name, built as the package builds it.
 
     jitted, operands, _ = PROGRAMS["search/asap/unrolled"](SIZES["paper"], "tf32")
 
-Of a search's step by the plan "unrolled" the package starts the passes one by one; here they are
-one program, but for those that a name tells (`search/asap/unrolled-alpha`).
+Under the plan "unrolled" the package runs the passes of a search step one by one; here they are one
+program, except where a name selects one (`search/asap/unrolled-alpha`).
 
-Operands are shapes: nothing is drawn and nothing runs. Within `deviceless.as_on_gpu` the package
-chooses by the backend as it does on a GPU.
+Operands are shapes: nothing is initialized and nothing runs. Inside `deviceless.as_on_gpu` the
+package makes its choices by backend as on a GPU.
 """
 
 import dataclasses
@@ -48,10 +48,10 @@ from asap_jax.training.losses import cross_entropy
 class Size(NamedTuple):
     """How large the programs are.
 
-    search, train: values in place of those of the presets and recipes.
-    side: of an image, at most.
-    nodes, candidates: of a strategy's search; 0 and () for the space's. Where a program is about
-      the space, its cells have a node more, the network has a cell more, and candidates are all.
+    search, train: values that override those of the presets and recipes.
+    side: the maximum side of an image.
+    nodes, candidates: of a strategy's search; 0 and () for the space's. In programs about the space
+      itself, cells have one more node, the network one more cell, and all candidates are used.
     """
 
     search: dict
@@ -61,8 +61,8 @@ class Size(NamedTuple):
     candidates: tuple[str, ...] = ()
 
 
-# Tiny is few layers, which is what compiling takes time for. The batch is the paper's and the maps
-# are large: a compiler treats a kernel's gradient, a sum over all pixels of a batch, by its length.
+# Tiny has few layers, since those dominate compile time. The batch is the paper's and the maps are
+# large: compilers treat a kernel's gradient, a sum over all pixels of a batch, by its length.
 SIZES = {
     "tiny": Size(
         {"channels": 4, "cells": 1, "batch_size": 96},
@@ -76,12 +76,12 @@ SIZES = {
 
 
 class Program(NamedTuple):
-    """What is compiled.
+    """A program to compile.
 
-    jitted: what `jax.jit` gave, or what has its `lower`.
+    jitted: a function from `jax.jit`, or an object with its `lower`.
     operands: trees of `jax.ShapeDtypeStruct`.
-    turns: at least and at most, of a loop whose number of turns is known only when it runs. Plan
-      "loop" has one around each candidate, which turns once if the candidate is active.
+    turns: minimum and maximum iterations of a loop whose count is known only at run time. The plan
+      "loop" has one around each candidate, with one iteration if the candidate is active.
     """
 
     jitted: Any
@@ -121,10 +121,10 @@ def dataset_of(
 
 
 def without_callback(begin):
-    """The jitted begin(key), a number of the key's in place of each weight that the host draws.
+    """Jits begin(key), with a number from the key in place of each weight drawn on the host.
 
-    A callback to the host holds an address within the client of a device, so JAX lowers none for a
-    device that is not there. All else of the program is as it is.
+    A callback to the host holds an address within the client of a device, so JAX cannot lower one
+    for a device that is not present. The rest of the program is unchanged.
     """
 
     def drawn(function, shapes, key_data):
@@ -142,7 +142,7 @@ def without_callback(begin):
 
 
 def gate(channels, stride, affine):
-    """An operation of a user's own: x times the sigmoid of a 1x1 convolution."""
+    """A user-defined operation: x times the sigmoid of a 1x1 convolution."""
     layer = chain({"relu": relu, "conv": pointwise(channels, channels), "norm": norm(channels)})
 
     def apply(params, stats, x, context):
@@ -154,7 +154,7 @@ def gate(channels, stride, affine):
 
 
 def own_space() -> SearchSpace:
-    """A space of a user's own."""
+    """A user-defined space."""
     return SearchSpace(
         {"gate": gate, "sep_conv_3x3": OPERATIONS["sep_conv_3x3"]},
         nodes=3,
@@ -163,7 +163,7 @@ def own_space() -> SearchSpace:
 
 
 class Search(NamedTuple):
-    """A search, or a stage of one: what it is made of, and its state as shapes."""
+    """A search, or a stage of one: its parts, and its state as shapes."""
 
     config: Any
     dataset: Dataset
@@ -187,7 +187,7 @@ def searched(
     """A stage of a preset's search.
 
     Args:
-      space: in place of the preset's, with all its candidates.
+      space: replaces the preset's, with all its candidates.
       strategy: values of the strategy's options.
     """
     config = presets.get_config(preset).search
@@ -209,7 +209,7 @@ def searched(
 
 
 def sized(name: str, nodes: int) -> SearchSpace:
-    """A space by name, "own" among them, with `nodes` nodes a cell; 0 for its own."""
+    """A space by name, including "own", with `nodes` nodes per cell; 0 for its default."""
     if name == "own":
         return own_space()
     return dataclasses.replace(SPACES[name], nodes=nodes, edges=()) if nodes else SPACES[name]
@@ -228,13 +228,13 @@ def search(
     part: str | None = None,
     **options,
 ) -> Program:
-    """A search's step: augmentation, a step of omega, one of the alphas, pruning.
+    """A search step: augmentation, an update of omega, one of the alphas, pruning.
 
     Args:
-      live: the candidates that it is compiled for, of plan "unrolled", as in search_step.py.
-      learns: whether it is a step in which the alphas learn, of the same plan.
-      part: the one of its passes that it is, by its name (a search compiles them apart); None for
-        all of them in one.
+      live: the candidates to compile for, under the plan "unrolled", as in search_step.py.
+      learns: whether the alphas learn in the step, under the same plan.
+      part: the name of a single pass to build (a search compiles them separately); None for all
+        passes in one program.
     """
     found = searched(size, precision, **options)
     parts, plan = found.parts, found.network.plan
@@ -256,12 +256,12 @@ def search(
 
 
 def on_device(dataset):
-    """(images, labels) that a run holds on the device."""
+    """(images, labels) as a run holds them on the device."""
     return pixels(*dataset.train_images.shape), integers(dataset.train_count)
 
 
 def search_state(size: Size, precision: str) -> Program:
-    """The state before a search's first step."""
+    """The initial state of a search."""
     found = searched(size)
     return Program(without_callback(partial(first_state, found.parts, found.dataset)), (a_key(),))
 
@@ -283,7 +283,7 @@ def mixtures_of(strategy, state):
 
 
 def accuracy(size: Size, precision: str, plan: str, by_batch: bool = False) -> Program:
-    """How many of a batch's images the supernet classifies right; what a derivation asks, too."""
+    """How many images of a batch the supernet classifies correctly; also used to derive cells."""
     found = searched(size, precision, plan=plan)
     logits = search_loop._supernet_logits(found.network, by_batch)
     logits = precisions.computed_in(precision, logits)
@@ -296,7 +296,7 @@ def accuracy(size: Size, precision: str, plan: str, by_batch: bool = False) -> P
 
 
 def mixtures(size: Size, precision: str) -> Program:
-    """The mixtures of every strategy as they are measured and derived from."""
+    """The mixtures of every strategy, as used for measurement and derivation."""
     each = {name: searched(size, preset=f"paper,{name}") for name in STRATEGIES}
 
     def all_of_them(states):
@@ -312,7 +312,7 @@ def mixtures(size: Size, precision: str) -> Program:
 
 
 class Training(NamedTuple):
-    """A training: what it is made of, and its state as shapes."""
+    """A training: its parts, and its state as shapes."""
 
     config: Any
     dataset: Dataset
@@ -328,8 +328,8 @@ class Training(NamedTuple):
 NB201 = Genotype.from_architecture_string(
     "|nor_conv_3x3~0|+|nor_conv_3x3~0|avg_pool_3x3~1|+|skip_connect~0|nor_conv_3x3~1|nor_conv_1x1~2|"
 )
-CIFAR10 = (50_000, 32, 10, "rgb")  # training images, their side, classes, colour
-SETS = {  # those of recipes that have others
+CIFAR10 = (50_000, 32, 10, "rgb")  # training images, their side, classes, color
+SETS = {  # for recipes with other data
     "cifar100": (50_000, 32, 100, "rgb"),
     "svhn": (604_388, 32, 10, "rgb"),
     "fashion_mnist": (60_000, 28, 10, "grey"),
@@ -362,7 +362,7 @@ def first_train_state(config, dataset, network, optimizer, key):
 
 
 def train(size: Size, precision: str, streamed: bool = False, **options) -> Program:
-    """A step of a training; `streamed` images come batch by batch."""
+    """A training step; `streamed` images arrive batch by batch."""
     found = trained_by(size, precision, **options)
     steps = found.dataset.train_count // found.config.batch_size
     step = train_loop.make_step(found.config, found.network, found.optimizer, steps)
@@ -377,7 +377,7 @@ def train(size: Size, precision: str, streamed: bool = False, **options) -> Prog
 
 
 def train_state(size: Size, precision: str) -> Program:
-    """The state before a training's first step."""
+    """The initial state of a training."""
     found = trained_by(size)
     parts = found.config, found.dataset, found.network, found.optimizer
     return Program(without_callback(partial(first_train_state, *parts)), (a_key(),))
@@ -395,7 +395,7 @@ def answers(size: Size, precision: str) -> Program:
     return Program(jax.jit(add, donate_argnums=0), operands)
 
 
-# What a user does with a trained network.
+# Uses of a trained network.
 
 
 def predict(size: Size, precision: str) -> Program:
@@ -408,7 +408,7 @@ def predict(size: Size, precision: str) -> Program:
 
 
 def apply(size: Size, precision: str) -> Program:
-    """`module.apply` in a jit of the user's own."""
+    """`module.apply` in a user's own jit."""
     found = trained_by(size)
     images = of_shape(96, *found.dataset.preparation.shape)
     logits = jax.jit(lambda variables, images: found.network.apply(variables, images)[0])
@@ -416,7 +416,7 @@ def apply(size: Size, precision: str) -> Program:
 
 
 def apply_gradient(size: Size, precision: str) -> Program:
-    """The gradient of that, in weights and images."""
+    """Its gradient with respect to weights and images."""
     found = trained_by(size)
 
     def loss(params, images, batch_stats, labels):
@@ -432,7 +432,7 @@ def apply_gradient(size: Size, precision: str) -> Program:
 
 
 def apply_supernet(size: Size, precision: str, plan: str) -> Program:
-    """The supernet's gradient in a jit of the user's own, in weights and mixture weights."""
+    """The supernet in a user's own jit: its gradient by weights and mixture weights."""
     found = searched(size, plan=plan)
     context = Context(train=True)
 
@@ -499,7 +499,7 @@ def _list() -> dict[str, Callable[[Size, str], Program]]:
 
 
 PROGRAMS = _list()
-# At the tiny size these are others with other constants or other numbers of classes.
+# At the tiny size these differ only in constants or in the number of classes.
 ALIKE = {
     "train/asap_medium": "train/asap_small",
     "train/asap_large": "train/asap_small",

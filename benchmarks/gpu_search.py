@@ -1,10 +1,11 @@
-"""The paper's search on CIFAR-10: 50 epochs at its settings, in pieces if need be.
+"""The paper's search on CIFAR-10: 50 epochs at its settings, in several pieces if needed.
 
     python benchmarks/gpu_search.py --data_dir=DIR --workdir=runs/paper --minutes=9
 
-Runs the epochs that fit into --minutes (one at least), saves all and stops; the same command goes
-on. Writes what is done so far to WORKDIR/search_time.json: each epoch's seconds, candidates left
-and accuracy, their sum, and whether the search has ended. DIR holds tfds' prepared cifar10.
+Runs the epochs that fit into --minutes (at least one), saves everything and stops; the same command
+resumes. Writes the progress to WORKDIR/search_time.json: seconds, candidates left and accuracy of
+each epoch, the total seconds, and whether the search has ended. DIR holds cifar10 as prepared by
+tfds.
 """
 
 import argparse
@@ -18,7 +19,7 @@ from measure import environment
 
 
 def summary(workdir: Path) -> dict:
-    """What metrics.jsonl tells of the search."""
+    """Summarizes the search from metrics.jsonl."""
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
     epochs = [json.loads(line) for line in lines]
     kept = ("epoch", "seconds", "candidates_left", "val_accuracy", "temperature")

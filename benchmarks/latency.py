@@ -1,13 +1,13 @@
-"""How long a network takes for one image, and how many images a second at its best batch size.
+"""Latency of a network for one image, and its throughput at the best batch size.
 
     python benchmarks/latency.py --workdir=runs/digits
     python benchmarks/latency.py --genotype=ASAP --channels=36 --cells=20 --out=latency.json
     python benchmarks/latency.py --genotype=ASAP --channels=50 --cells=14 --stem=imagenet \
         --squeeze=early --size=224 --classes=1000
 
-The network of a run, or of a published cell with weights as drawn. Images are on the device and
-normalised before the clock starts; it stops when the logits are there. Batch sizes double from 1 on
-until that gains less than --gain, or the device's memory ends; the last line is the summary.
+The network is a run's, or that of a published cell with initial weights. Images are on the device
+and normalized before timing starts; it ends when the logits are available. Batch sizes double from
+1 until the gain falls below --gain or memory runs out; the last line is the summary.
 """
 
 import argparse

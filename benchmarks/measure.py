@@ -1,8 +1,8 @@
-"""What the benchmarks share: workers in processes of their own, timed in turn; JSON as it comes.
+"""Shared by the benchmarks: workers in their own processes, timed in turns; incremental JSON.
 
-A worker is a process that builds something once, says what that took, and then does one step each
-time it is told to. Two workers that take turns see the same noise, so their ratio comes from one
-run; each has its own memory, so its peak is its own.
+A worker is a process that builds something once, reports what that took, and then does one step
+each time it is asked to. Two workers that take turns see the same noise, so their ratio comes from
+one run; each has its own memory, so peaks are separate.
 """
 
 import argparse
@@ -63,8 +63,8 @@ def spread(seconds: list[float]) -> dict:
 
 
 def timed(function, arguments, repeats: int) -> list[float]:
-    """Seconds of each of `repeats` calls, after one that is not counted."""
-    import jax  # not for the workers that are PyTorch's
+    """Seconds of each of `repeats` calls, after one warm-up call."""
+    import jax  # not needed by PyTorch's workers
 
     seconds = []
     for _ in range(repeats + 1):
@@ -75,7 +75,7 @@ def timed(function, arguments, repeats: int) -> list[float]:
 
 
 class Results:
-    """A JSON file that is whole after each case."""
+    """A JSON file that is complete after each case."""
 
     def __init__(self, path: str | None, settings: dict):
         self._path = path and Path(path)
@@ -90,10 +90,10 @@ class Results:
 
 
 class Worker:
-    """The other end of `serve`: a script of this folder, started with --worker and options.
+    """The client of `serve`: a script in this folder, started with --worker and options.
 
-    It builds while others do; `built` waits for it. An answer that does not come before `deadline`
-    (of `time.monotonic`) raises TimeoutError.
+    It builds in parallel with others; `built` waits for it. An answer later than `deadline` (of
+    `time.monotonic`) raises TimeoutError.
     """
 
     def __init__(self, name: str, script: str, options: Iterable[str], deadline: float = math.inf):
@@ -104,7 +104,7 @@ class Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={"XLA_PYTHON_CLIENT_PREALLOCATE": "false", **os.environ},  # leave a peer its share
+            env={"XLA_PYTHON_CLIENT_PREALLOCATE": "false", **os.environ},  # leave memory to a peer
         )
 
     @property
@@ -115,26 +115,26 @@ class Worker:
         return self._built
 
     def step(self, argument: str = "") -> float:
-        """Does one step, with an argument for it if need be; its seconds."""
+        """Does one step, with an optional argument; returns its seconds."""
         seconds = self.built and self._ask(f"step {argument}")["seconds"]
         self.seconds.append(seconds)
         return seconds
 
     def warm_up(self) -> None:
-        """The first step, which is told apart from the others."""
+        """Does the first step, which is reported separately."""
         self._more["first_step_seconds"] = self.step()
         self.seconds.clear()
 
     def in_a_row(self, steps: int) -> None:
-        """`steps` steps, each begun before the last one's end is known: the seconds of one."""
+        """Seconds per step of `steps` steps, each started before the last one's end is known."""
         self._more["seconds_in_a_row"] = self._ask(f"row {steps}")["seconds"]
 
     def profile(self) -> None:
-        """What a step's kernels take on the device; see `kernels`."""
+        """Profiles the kernels of a step on the device; see `kernels`."""
         self._more["profile"] = self._ask("profile")
 
     def close(self) -> dict:
-        """What was measured: how it was built, its steps, its peak memory."""
+        """Ends the worker; returns what it measured: build, steps, peak memory."""
         peak = self._ask("close")
         self._process.wait(30)
         return {**self.built, "step_seconds": spread(self.seconds), **self._more, **peak}
@@ -161,12 +161,12 @@ class Worker:
 
 
 def serve(build: Callable[[], tuple[dict, Callable[..., Callable[[], None]]]]) -> None:
-    """A worker's life: build() -> (what that took, a function that begins a step).
+    """Runs a worker: build() -> (what that took, a function that starts a step).
 
-    That function returns another, which waits for the step's end.
+    That function returns another one, which waits for the end of the step.
     """
     out = os.dup(1)
-    os.dup2(2, 1)  # what libraries print goes to stderr
+    os.dup2(2, 1)  # libraries' output goes to stderr
 
     def answer(record):
         os.write(out, (json.dumps(record) + "\n").encode())
@@ -192,7 +192,7 @@ def serve(build: Callable[[], tuple[dict, Callable[..., Callable[[], None]]]]) -
 
 
 def device_peak() -> dict:
-    """{"device_peak_bytes"}: the most of a GPU's memory that this process's arrays took."""
+    """{"device_peak_bytes"}: peak GPU memory of this process's arrays."""
     if "torch" in sys.modules:
         import torch
 
@@ -204,9 +204,9 @@ def device_peak() -> dict:
 
 
 def kernels(step: Callable[[], Callable[[], None]], top: int = 40) -> dict:
-    """A step's kernels on a GPU: {"busy_seconds", "kernels", "top": [name, count, seconds]}.
+    """Kernels of a step on a GPU: {"busy_seconds", "kernels", "top": [name, count, seconds]}.
 
-    Busy is the time in which any kernel ran. On other devices there are none.
+    Busy is the time during which any kernel runs. On other devices there are none.
     """
     import jax
 
@@ -239,7 +239,7 @@ def kernels(step: Callable[[], Callable[[], None]], top: int = 40) -> dict:
 
 
 def arguments(description: str, **defaults) -> argparse.ArgumentParser:
-    """The options that the step benchmarks share, with each script's defaults."""
+    """The options shared by the step benchmarks, with each script's defaults."""
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument("--batch", default=defaults["batch"])
     for name in ("channels", "cells", "repeats"):
@@ -257,9 +257,9 @@ def arguments(description: str, **defaults) -> argparse.ArgumentParser:
 
 
 def build(programs: dict[str, tuple[Any, tuple]]) -> tuple[dict, dict[str, Callable]]:
-    """(what compiling took and what the programs need, {name: compiled}).
+    """Returns (compile times and requirements of the programs, {name: compiled}).
 
-    They are compiled side by side, as a search does.
+    They are compiled in parallel, as in a search.
 
     Args:
       programs: {name: (jitted function, its operands)}.
@@ -279,7 +279,7 @@ def build(programs: dict[str, tuple[Any, tuple]]) -> tuple[dict, dict[str, Calla
 
 
 def compiler_options(options) -> dict:
-    """XLA's, of our steps: those that the package sets, and what the command gives beside."""
+    """XLA options for our steps: the package's, plus those given on the command line."""
     from asap_jax.host import compile_cache
 
     return compile_cache.options() | options.compiler_options
@@ -307,7 +307,7 @@ def main(script: str, options: argparse.Namespace, ours: Callable, peer: Callabl
 
 
 def load_darts(path: str, device: str) -> None:
-    """Makes the modules of a checkout of quark0/darts importable, without torchvision or CUDA."""
+    """Makes the modules of a quark0/darts checkout importable, without torchvision or CUDA."""
     import torch
 
     sys.path.insert(0, str(Path(path) / "cnn"))
@@ -323,9 +323,9 @@ def compare(results: Results, script: str, case: dict, options: dict, names, rep
     """Adds a case in which the workers of a script take turns.
 
     Args:
-      results: gets the record.
+      results: receives the record.
       script: the file that serves the workers.
-      case: what tells this case from the others, and {option: value} beside `options`.
+      case: what distinguishes this case from others, and {option: value} in addition to `options`.
       options: {option: value} of the script; None values are left out.
       names: the workers; the first is ours.
       repeats, cap: see `take_turns`.
@@ -335,7 +335,7 @@ def compare(results: Results, script: str, case: dict, options: dict, names, rep
 
 
 def passed(options: dict) -> list[str]:
-    """The options as a command takes them; None values are left out."""
+    """The options as command-line arguments; None values are left out."""
     told = {k: json.dumps(v) if isinstance(v, dict) else v for k, v in options.items()}
     return [f"--{key}={value}" for key, value in told.items() if value is not None]
 
@@ -343,10 +343,10 @@ def passed(options: dict) -> list[str]:
 def timed_in_turn(
     workers: list[Worker], repeats: int, cap: float, row: int = 0, profile: bool = False
 ) -> dict:
-    """What the workers measured, by their names, and how often ours, the first, is as fast.
+    """The workers' measurements by name, and how many times as fast the first one, ours, is.
 
-    With `row` each does as many steps more without waiting; with `profile` ours says as well what
-    its kernels take.
+    With `row`, each also does as many steps without waiting; with `profile`, ours also profiles its
+    kernels.
     """
     take_turns(workers, repeats, cap)
     for worker in workers if row else ():
@@ -360,7 +360,7 @@ def timed_in_turn(
 
 
 def take_turns(workers: list[Worker], repeats: int, cap: float) -> None:
-    """Each worker in turn, `repeats` times after one step that is not counted, or until `cap` s."""
+    """Runs each worker in turn, `repeats` times after a warm-up step, or until `cap` seconds."""
     begin = time.monotonic()
     for worker in workers:
         worker.warm_up()

@@ -2,10 +2,10 @@
 
     python benchmarks/methods.py --size=tiny --seeds=3 --out=runs/methods
 
-All have one budget (the presets' word "fair"), the paper's size included.
+All methods have the same budget (the presets' word "fair"), including at the paper's size.
 
-Runs one after another, each in a process of its own; a run that is done is not done again. Writes
-methods.json (a record a run) and methods.md as results come. Options after `--` go to each run:
+Runs one after another, each in its own process; finished runs are skipped. Writes methods.json (one
+record per run) and methods.md as results arrive. Options after `--` are passed to each run:
 
     python benchmarks/methods.py --size=cifar10_small --methods=asap,darts -- \
         --config.data.dir=DIR
@@ -23,7 +23,7 @@ from asap_jax.networks.genotypes import Genotype
 
 
 def record_of(folder: Path) -> dict:
-    """What the table needs of a finished run."""
+    """Collects what the table needs from a finished run."""
     results = json.loads((folder / "results.json").read_text())
     genotype = Genotype.load(folder / "genotype.json")
     return {
@@ -36,7 +36,7 @@ def record_of(folder: Path) -> dict:
 
 
 def table(records: dict) -> str:
-    """Markdown: a row a method, means over its seeds, the accuracy with its deviation."""
+    """Markdown: a row per method, means over its seeds, the accuracy with its deviation."""
     lines = [
         "| method | test accuracy, % | parameters | search s | total s | skips, normal cell | "
         "candidates left | gap, points |",

@@ -1,8 +1,8 @@
-"""What the tables share: many runs of the command, each in a process and workdir of its own.
+"""Shared by the tables: many runs of the command, each in its own process and workdir.
 
-A run whose workdir holds results.json is not done again, and one that was cut goes on, so the same
-command on the same folder finishes a table that was interrupted. arguments.json beside the results
-holds what a run was asked for: a command with other options is refused there.
+A run whose workdir holds results.json is skipped, and an interrupted one resumes, so the same
+command on the same folder completes an interrupted table. arguments.json, next to the results,
+holds the arguments of a run; a command with other options is refused there.
 """
 
 import argparse
@@ -32,21 +32,21 @@ def by_seed(
     record_of: Callable[[Path], dict],
     write: Callable[[dict], None],
 ) -> dict[str, list[dict]]:
-    """Runs every case with the seeds from 0; seed by seed, so that a whole table stands early.
+    """Runs every case with seeds from 0; seed by seed, so that a complete table is available early.
 
     Args:
-      cases: {name: arguments of the command}; "{seed}" in them stands for the seed, so that a case
-        may name the workdir of one before it, OUT/NAME-{seed}.
-      seeds: how many.
-      out: folder of the workdirs, NAME-SEED each, "/" in a name written as "-".
-      record_of: workdir -> what the table needs of a finished run.
-      write: keeps the records so far, {case: one a seed}.
+      cases: {name: arguments of the command}; "{seed}" in them is replaced by the seed, so that a
+        case may name the workdir of an earlier one, OUT/NAME-{seed}.
+      seeds: number of seeds.
+      out: folder of the workdirs, named NAME-SEED, with "/" in a name written as "-".
+      record_of: workdir -> what the table needs from a finished run.
+      write: saves the records so far, {case: one per seed}.
 
     Returns:
       All records.
 
     Raises:
-      SystemExit: a folder holds a run of other arguments, or a run failed (with its exit code).
+      SystemExit: a folder holds a run with other arguments, or a run failed (with its exit code).
     """
     out.mkdir(parents=True, exist_ok=True)
     records: dict[str, list[dict]] = {}
@@ -60,7 +60,7 @@ def by_seed(
                 command = [sys.executable, "-m", "asap_jax.main", *own, f"--workdir={folder}"]
                 code = subprocess.run(command, check=False).returncode
                 if code:
-                    code = code if code > 0 else 128 - code  # as a shell has it: by a signal
+                    code = code if code > 0 else 128 - code  # by a signal: as a shell reports it
                     print(
                         f"{name}, seed {seed}: the run in {folder} ended with exit code {code}, so "
                         "the table ends here; with the cause mended, the command goes on there",
@@ -73,9 +73,9 @@ def by_seed(
 
 
 def _claim(folder: Path, arguments: list[str]) -> None:
-    """Keeps what a new folder's run is asked for; SystemExit if it holds a run of other arguments.
+    """Stores the arguments of a new folder's run; SystemExit if it holds a run with other ones.
 
-    A run without arguments.json is taken as it is.
+    A run without arguments.json is accepted as it is.
     """
     kept = folder / "arguments.json"
     begun = folder.exists() and any(each != kept for each in folder.iterdir())
@@ -96,19 +96,19 @@ def _claim(folder: Path, arguments: list[str]) -> None:
 
 
 def results_of(folder: Path) -> dict:
-    """What every table needs of a finished run."""
+    """Collects what every table needs from a finished run."""
     results = json.loads((folder / "results.json").read_text())
     kept = ("test_accuracy", "balanced_accuracy", "parameters", "search_seconds", "train_seconds")
     return {key: results[key] for key in (*kept, "total_seconds", "versions")}
 
 
 def keep(out: Path, name: str, records: dict, text: str) -> None:
-    """Writes NAME.json (a record a run) and NAME.md (the table)."""
+    """Writes NAME.json (one record per run) and NAME.md (the table)."""
     (out / f"{name}.json").write_text(json.dumps(records, indent=2) + "\n")
     (out / f"{name}.md").write_text(text)
 
 
 def spread(values: Sequence[float], digits: int = 2) -> str:
-    """'mean +- sample deviation', or the one value there is."""
+    """'mean +- sample deviation', or the value if there is only one."""
     text = f"{statistics.fmean(values):.{digits}f}"
     return f"{text} +- {statistics.stdev(values):.{digits}f}" if len(values) > 1 else text

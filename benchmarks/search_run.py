@@ -1,13 +1,14 @@
-"""What an epoch costs along a whole search: the paper's figure 3.
+"""The cost of each epoch over a whole search: the paper's figure 3.
 
     python benchmarks/search_run.py --config=digits --out=runs/figure3
     python benchmarks/search_run.py --replay=runs/figure3/search.json --out=runs/replay \
         --batch=16 --peer=PATH/TO/darts
 
-The first runs a real search and keeps each epoch's seconds and masks. The second times the
-paper-size supernet under those masks, epoch by epoch, beside PyTorch's DARTS, which has none: what
-a search of that course would cost at most, since the masks are those that an epoch began with, and
-grace is taken for two halves as well. Both write a JSON file and a plot (.svg).
+The first command runs a real search and records the seconds and masks of each epoch. The second
+times the paper-size supernet under those masks, epoch by epoch, next to PyTorch's DARTS, which has
+none. This is an upper bound on the cost of a search with that course, since it uses the masks from
+the start of each epoch and counts both halves in grace epochs too. Both write a JSON file and a
+plot (.svg).
 """
 
 import argparse
@@ -21,7 +22,7 @@ from measure import Worker, environment
 
 
 def real(options) -> dict:
-    """A search's epochs: seconds, candidates left, and the masks that it began with."""
+    """The epochs of a search: seconds, candidates left, and the masks at the start."""
     import asap_jax
     from asap_jax.configs import presets
     from asap_jax.host import compile_cache
@@ -65,7 +66,7 @@ def replay(options) -> dict:
     for worker in workers:
         worker.step()
     for epoch in recorded:
-        if epoch["masks"] != before:  # the same masks cost the same
+        if epoch["masks"] != before:  # equal masks cost the same
             before = epoch["masks"]
             workers[0].step(json.dumps(before))
             seconds = {name: [] for name in names}
@@ -82,7 +83,7 @@ def replay(options) -> dict:
 
 
 def plot(record: dict, path: Path) -> None:
-    """Seconds and candidates left over the epochs."""
+    """Plots seconds and candidates left over the epochs."""
     epochs = record["epochs"]
     figure = Figure(figsize=(7, 4), layout="constrained")
     axis = figure.subplots()

@@ -1,12 +1,12 @@
-"""One alpha step and one omega step of the paper-size supernet, ours beside PyTorch's DARTS.
+"""One alpha step and one omega step of the paper-size supernet, ours next to PyTorch's DARTS.
 
     python benchmarks/search_step.py --batch=16,64,96 --masks=full,half,one,grace
     python benchmarks/search_step.py --batch=16 --masks=full --peer=PATH/TO/darts
 
-Prints a JSON object a case, and writes all of them to --out. `--peer` names a checkout of
-github.com/quark0/darts (torch is your own install); its first-order step then takes turns with
+Prints a JSON object per case and writes all of them to --out. `--peer` names a checkout of
+github.com/quark0/darts (you install torch yourself); its first-order step then takes turns with
 ours, once as it is (NCHW) and once in channels_last. Cases: all candidates live (`full`), half of
-them (`half`), one an edge (`one`), an epoch of grace, omega alone (`grace`; PyTorch's omega step).
+them (`half`), one per edge (`one`), and a grace epoch, omega only (`grace`; PyTorch's omega step).
 """
 
 import json
@@ -18,7 +18,7 @@ CLASSES = 10
 
 
 def masks_of(space, name):
-    """{cell type: [E, O] bool}: which candidates a case has."""
+    """{cell type: [E, O] bool}: the live candidates of a case."""
     rng = np.random.default_rng(1)
     edges, candidates = space.shape
     found = {}
@@ -33,7 +33,7 @@ def masks_of(space, name):
 
 
 def ours(options):
-    """(what building took, a function that begins a step)."""
+    """Returns (what building took, a function that starts a step)."""
     import jax
     import jax.numpy as jnp
 
@@ -55,7 +55,7 @@ def ours(options):
     plan = plans.choose(options.plan)
     live = plans.freeze(masks) if plan == "unrolled" else None
     network = Supernet(ASAP, CLASSES, options.channels, options.cells, plan=plans.Plan(plan, live))
-    strategy = STRATEGIES["asap"](ASAP, 50, 1, threshold=1e-6)  # nothing is pruned meanwhile
+    strategy = STRATEGIES["asap"](ASAP, 50, 1, threshold=1e-6)  # prunes nothing meanwhile
     optimizers = Optimizers(
         optim.sgd(schedules.constant(0.025)), optim.adam(1e-3, weight_decay=1e-3)
     )
@@ -65,7 +65,7 @@ def ours(options):
     state = state.replace(step=jnp.int32(step), arch=state.arch._replace(masks=masks))
     dtype = precisions.map_dtype(options.precision)
     search_step = SearchStep(network, strategy, optimizers, dtype=dtype)
-    if plan == "unrolled":  # as a search runs it
+    if plan == "unrolled":  # as in a search
         passes = search_step.passes(learns=options.masks != "grace")
     else:
         passes = [Pass("step", state.CHANGING, in_turn(search_step.passes()))]
@@ -84,7 +84,7 @@ def ours(options):
     took |= {"plan": plan, "precision": precisions.resolve(options.precision)}
 
     def run(masks=""):
-        """`masks`: {cell type: [E, O] of 0 and 1} as JSON, from this step on."""
+        """`masks`: {cell type: [E, O] of 0 and 1} as JSON, used from this step on."""
         nonlocal state
         if masks:
             given = {cell: jnp.asarray(mask, bool) for cell, mask in json.loads(masks).items()}
@@ -97,7 +97,7 @@ def ours(options):
 
 
 def peer(options):
-    """The same of quark0/darts: its first-order alpha step, then its omega step."""
+    """The same for quark0/darts: its first-order alpha step, then its omega step."""
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -138,5 +138,5 @@ if __name__ == "__main__":
     parser = arguments(__doc__, batch="16,64,96", channels=16, cells=8, repeats=7)
     parser.add_argument("--masks", default="full,half,one,grace")
     parser.add_argument("--plan", default="auto", help="loop or unrolled: see networks/plans.py")
-    # The peer has no masks: its full step stands beside each of ours.
+    # The peer has no masks: its full step is compared with each of ours.
     main(__file__, parser.parse_args(), ours, peer, ("batch", "masks"))

@@ -1,9 +1,9 @@
-"""One training step of the network of a published cell, ours beside PyTorch's DARTS.
+"""One training step of the network of a published cell, ours next to PyTorch's DARTS.
 
     python benchmarks/train_step.py --genotype=ASAP,DARTS_V2 --batch=16
     python benchmarks/train_step.py --genotype=ASAP --batch=96 --peer=PATH/TO/darts
 
-CIFAR-10's network (36 channels, 20 cells) with auxiliary head and drop-path; otherwise as
+CIFAR-10's network (36 channels, 20 cells) with auxiliary head and drop-path; otherwise like
 search_step.py.
 """
 
@@ -14,7 +14,7 @@ CLASSES = 10
 
 
 def ours(options):
-    """(what building took, a function that begins a step)."""
+    """Returns (what building took, a function that starts a step)."""
     import jax
     import jax.numpy as jnp
 
@@ -53,7 +53,7 @@ def ours(options):
 
 
 def peer(options):
-    """The same of quark0/darts' NetworkCIFAR."""
+    """The same for quark0/darts' NetworkCIFAR."""
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,14 +1,13 @@
-"""ASAP's table 2: published cells on several data sets under one recipe, over several seeds.
+"""ASAP's table 2: published cells on several data sets with one recipe, over several seeds.
 
     python benchmarks/transfer.py --seeds=3 --out=runs/transfer -- --config.data.dir=DIR
     python benchmarks/transfer.py --cells=ASAP,runs/mine --data=cifar100,fashion_mnist --seeds=1
 
-Rows are cells, published names or workdirs of searches; columns are recipes of configs/train.py. A
-cell's network differs from another's in nothing but the cell. Runs one after another, each in a
-process of its own; the same command goes on where it stopped. Writes transfer.json (a record a run)
-and transfer.md as results come. Options after `--` go to each run; --config.train.epochs=100
-shortens them all. CINIC-10 and Freiburg are folders (docs/data.md), which --source names, a column
-each:
+Rows are cells, published names or workdirs of searches; columns are recipes of configs/train.py.
+The networks of two cells differ only in the cell. Runs one after another, each in its own process;
+the same command resumes where it stopped. Writes transfer.json (one record per run) and transfer.md
+as results arrive. Options after `--` are passed to each run; --config.train.epochs=100 shortens all
+of them. CINIC-10 and Freiburg are folders (docs/data.md), which --source names, one per column:
 
     python benchmarks/transfer.py --source=cinic10=cinic10:/data/CINIC-10 \
         --source=freiburg=freiburg:/data/freiburg_groceries_dataset -- --config.data.dir=DIR
@@ -23,11 +22,11 @@ from asap_jax.configs.recipes import RECIPES
 
 # The paper's rows. Its SNAS has 2.8M parameters in table 1: the moderate cell (2,847,358).
 CELLS = "AmoebaNet,NASNet,PNASNet,SNAS_moderate,DARTS_V1,DARTS_V2,ASAP"
-DATA = "cinic10,freiburg,cifar100,svhn,fashion_mnist"  # trained alike; its ImageNet column is not
+DATA = "cinic10,freiburg,cifar100,svhn,fashion_mnist"  # one recipe; the ImageNet column has another
 
 
 def table(records: dict, data: list[str]) -> str:
-    """Markdown: a row a cell, the test error in % on each data set, mean and deviation."""
+    """Markdown: a row per cell, the test error in % on each data set, mean and deviation."""
     lines = [f"| cell | {' | '.join(data)} |", f"|---|{'---|' * len(data)}"]
     for cell in dict.fromkeys(name.rpartition("/")[0] for name in records):
         errors = [
@@ -40,7 +39,7 @@ def table(records: dict, data: list[str]) -> str:
 
 
 def sources_of(named: list[str], data: list[str]) -> dict[str, list[str]]:
-    """{column: the option that names its source}; ValueError for what names no column's."""
+    """{column: the option that names its source}; ValueError for an unknown column."""
     sources = {}
     for each in named:
         recipe, _, source = each.partition("=")

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Runs a config here, and again after an interruption, until it is done.
+# Runs a config on this machine, and restarts it after an interruption until it is done.
 #   launch/local.sh --config=configs/search.py:digits --workdir=runs/digits
-# Only SIGTERM (143) leads to another start; Ctrl-C (130) and errors end it.
+# Only SIGTERM (143) leads to a restart; Ctrl-C (130) and errors end it.
 set -u
 cd "$(dirname "$0")/.."
 while true; do

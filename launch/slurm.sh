@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# A run on one GPU of a SLURM cluster; goes back into the queue when its time is up.
-#   sbatch launch/slurm.sh --config=configs/search.py --config.data.dir=/data/tfds --workdir=runs/paper
-# SLURM sends SIGTERM two minutes before the limit; the run saves, leaves with 143, and resumes from
+# A run on one GPU of a SLURM cluster; requeues itself when its time is up.
+#   sbatch launch/slurm.sh --config=configs/search.py --config.data.dir=/data/tfds \
+#     --workdir=runs/paper
+# SLURM sends SIGTERM two minutes before the limit; the run saves, exits with 143, and resumes from
 # the same workdir at the next start.
 #SBATCH --job-name=asap_jax
 #SBATCH --gres=gpu:1

@@ -1,4 +1,4 @@
-"""The command in a process of its own, as a user starts it."""
+"""Runs the command in its own process, as a user starts it."""
 
 import re
 import subprocess
@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-# What JAX's CUDA plugin says on a machine without a driver, as JAX is imported.
+# Printed by JAX's CUDA plugin on a machine without a driver, when JAX is imported.
 PLUGIN = re.compile(
     r"WARNING: All log messages before absl::InitializeLog\(\) is called are written to STDERR\n"
     r"|I\d{4} .*\] Could not find cuda drivers on your machine, GPU will not be used\.\n"
@@ -26,5 +26,5 @@ def command(*arguments, cwd=ROOT):
 
 
 def without_plugin(stderr):
-    """What the command itself wrote there."""
+    """What the command itself wrote to stderr."""
     return PLUGIN.sub("", stderr)

@@ -2,8 +2,8 @@
 
     python tests/compare_with_torch.py --darts=PATH/TO/darts [--write] [CASE ...]
 
-Needs torch and a checkout of github.com/quark0/darts, both the user's own. Prints the largest
-relative difference of each quantity, in float64 and float32; exits with 1 if one is above 1e-8 or
+Needs torch and a checkout of github.com/quark0/darts, both provided by the user. Prints the largest
+relative difference of each quantity, in float64 and float32; exits with 1 if one exceeds 1e-8 or
 1e-4. `--write` records PyTorch's numbers in tests/golden, for `test_golden.py`.
 """
 
@@ -55,7 +55,7 @@ def build(case, darts):
 
 
 def run_torch(network, case, state_dict, images, labels, alphas, dtype):
-    """PyTorch's side; the same keys as `ours.run`."""
+    """PyTorch's side; returns the same keys as `ours.run`."""
     torch_dtype = getattr(torch, dtype)
     network = network.to(torch_dtype)
     network.load_state_dict({k: torch.as_tensor(v) for k, v in state_dict.items()})

@@ -1,9 +1,9 @@
-"""Two CPU devices, quick compilation and the compilation cache, before JAX starts.
+"""Two CPU devices, fast compilation and the compilation cache, set up before JAX starts.
 
-Most of the tests' time goes into compiling programs that run once, so XLA optimises less here, and
-uses its older fusion emitters, which compile in half the time and give slower programs. (jaxlib
-after 0.10 has no such emitters and aborts at the unknown flag.) Flags in the environment come after
-ours and win; this makes it work as for a user:
+Most of the test time goes into compiling programs that run once, so XLA optimizes less here and
+uses its older fusion emitters, which compile twice as fast and give slower programs. (jaxlib after
+0.10 has no such emitters and aborts at the unknown flag.) Flags from the environment come after
+these and take precedence; this gives a user's settings:
 
 XLA_FLAGS="--xla_backend_optimization_level=3 --xla_cpu_use_fusion_emitters=true" pytest
 """
@@ -18,13 +18,13 @@ os.environ["XLA_FLAGS"] = (
     + os.environ.get("XLA_FLAGS", "")
 )
 
-# What a shell has background jobs ignore, and nohup its own.
+# Shells start background jobs with SIGINT ignored, nohup starts its own with SIGHUP ignored.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
-os.environ["ASAP_JAX_DATA_CACHE"] = "off"  # the user's cache is no place for what tests read
+os.environ["ASAP_JAX_DATA_CACHE"] = "off"  # tests must not write to the user's cache
 
 from asap_jax.host import compile_cache
 

@@ -1,4 +1,4 @@
-"""A run of the tiny config that sends itself a signal after a given step: for test_resume.
+"""A run of the tiny config that signals itself after a given step, for test_resume.
 
 python tests/cut_run.py WORKDIR PHASE STEP SIGNAL [EVERY_STEPS]     (PHASE "" for no signal)
 """

@@ -1,4 +1,4 @@
-"""This library's side of the comparison: everything `parity` compares, in the dtype asked for."""
+"""This library's side of the comparison: all quantities of `parity`, in the given dtype."""
 
 from functools import partial
 
@@ -12,7 +12,7 @@ from asap_jax.methods.relaxation import masked_softmax
 
 
 def run(case, state_dict, images, labels, alphas, dtype, reference=False):
-    """The comparison's quantities, keyed as PyTorch names them.
+    """Computes the quantities to compare, keyed as in PyTorch.
 
     Returns:
       {"eval_logits", "train_logits", "aux_logits", "stats", "gradients", "alpha_gradients"}.
@@ -45,9 +45,9 @@ def run(case, state_dict, images, labels, alphas, dtype, reference=False):
             value += 0.4 * optax.softmax_cross_entropy_with_integer_labels(aux, y).mean()
         return value, (main, aux, new)
 
-    # Where a ReLU leaves nothing of a pixel, the norm after it gives equal values side by side, and
-    # max-pooling meets ties. Code that is not optimised rounds neighbours differently and so breaks
-    # them: the whole effort here, as for a user, whatever conftest says.
+    # Where a ReLU zeroes a pixel, the norm after it gives equal values side by side, and max-pool
+    # meets ties. Unoptimized code rounds neighbors differently and so breaks the ties: full
+    # optimization here, as for a user, whatever conftest sets.
     options = {"xla_backend_optimization_level": 3}
     if jax.__version__.startswith("0.10."):
         options["xla_cpu_use_fusion_emitters"] = True

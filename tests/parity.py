@@ -1,8 +1,8 @@
-"""What is compared between PyTorch's DARTS and this library, from a seed, and how it is summed up.
+"""What is compared between PyTorch's DARTS and this library, from a seed, and how it is summarized.
 
-`compare_with_torch.py` runs both sides and writes `golden/*.json`; `test_golden.py` holds this
+`compare_with_torch.py` runs both sides and writes `golden/*.json`; `test_golden.py` checks this
 library against those numbers without torch. Weights, running statistics, images and labels come
-from NumPy's generator by the sorted keys of PyTorch's state dict, so both sides can make them.
+from NumPy's generator by the sorted keys of PyTorch's state dict, so both sides can create them.
 """
 
 import jax.numpy as jnp
@@ -15,8 +15,8 @@ from asap_jax.networks.mixture import Mixture
 BATCH = 4
 CLASSES = 10
 
-# Where seed 2 puts an activation within float32's rounding of a kink, which then flips: PyTorch's
-# float32 gradients are as far from its own float64 ones there, up to 2e-2.
+# Seed 2 puts an activation within float32 rounding of a kink, which then flips: there PyTorch's
+# float32 gradients are just as far from its own float64 ones, up to 2e-2.
 SEEDS = {
     "cifar_PNASNet": 4,
     "imagenet_PNASNet": 4,
@@ -26,10 +26,10 @@ SEEDS = {
 
 
 class Case:
-    """One network at a size that is quick to run.
+    """One network at a size that runs quickly.
 
-    An EvalNetwork has four cells: of three, the last would bear the auxiliary head, whose in-place
-    ReLU in DARTS would then reach the main classifier. Before any further cell it changes nothing.
+    An EvalNetwork has four cells: of three, the last would carry the auxiliary head, whose in-place
+    ReLU in DARTS would reach the main classifier. With another cell after it, it has no effect.
     """
 
     def __init__(self, kind, genotype=None):
@@ -59,7 +59,7 @@ def inputs(case):
 
 
 def weights(shapes, seed):
-    """A state dict of float64 arrays for {key: shape}, drawn by sorted key."""
+    """A state dict of float64 arrays for {key: shape}, drawn in order of the keys."""
     rng = np.random.default_rng(seed)
     values = {}
     for key in sorted(shapes):
@@ -86,6 +86,6 @@ def digest(tree):
 
 
 def full_mixtures():
-    """Every candidate of the DARTS space active, at equal weight."""
+    """Every candidate of the DARTS space active, with equal weights."""
     ones = jnp.ones((14, 8))
     return {cell: Mixture(ones / 8, ones > 0) for cell in ("normal", "reduce")}

@@ -1,4 +1,4 @@
-"""The command's jobs as functions, and what comes back: a network that can be used."""
+"""The command's modes as functions, and the network they return."""
 
 import errno
 import gc
@@ -67,14 +67,14 @@ def test_without_a_workdir_nothing_is_written(tmp_path, monkeypatch):
         after = sum(array.nbytes for array in jax.live_arrays())
     finally:
         gc.enable()
-    assert after - before < TRAIN * 8 * 8  # less than its images alone
+    assert after - before < TRAIN * 8 * 8  # less than the images alone
     assert outcome.search["epochs"] == 1
     assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.slow
 def test_several_searches_and_seeds(tmp_path):
-    """Two searches, the better derived network trained with two seeds; cut here and there."""
+    """Two searches, the better derived network trained with two seeds; interrupted in between."""
     config = tiny()
     presets.update(config, {"searches": 2, "selection": {"epochs": 1}, "train": {"seeds": 2}})
     cuts = {("select", 1, 1), ("train", 1, 2)}
@@ -106,7 +106,7 @@ def test_several_searches_and_seeds(tmp_path):
         network = asap_jax.load(tmp_path, index)
         accuracy = network.accuracy(dataset.test_images, dataset.test_labels)
         assert accuracy == pytest.approx(each[index])
-    confusion = np.array(results["confusion"])  # of both networks together
+    confusion = np.array(results["confusion"])  # summed over both networks
     assert confusion.sum() == 2 * TEST
     assert np.trace(confusion) / (2 * TEST) == pytest.approx(np.mean(each))
     by_class = np.diagonal(confusion) / confusion.sum(1)
@@ -154,7 +154,7 @@ def test_images_of_any_size_and_kind_are_prepared_as_in_training(trained, tmp_pa
     folder, _, dataset = trained
     network = asap_jax.load(folder)
     small = dataset.test_images[:5]
-    large = small.repeat(4, 1).repeat(4, 2)  # averages back to the same pixels, but for borders
+    large = small.repeat(4, 1).repeat(4, 2)  # averages back to the same pixels, except at borders
     color = np.concatenate([small] * 3, -1)
     Image.fromarray(small[1, ..., 0]).save(tmp_path / "one.png")
     want = network.predict_proba(small)
@@ -237,7 +237,7 @@ def test_fine_tuning_swaps_the_classifier_and_trains_on(trained, tmp_path):
 
 @pytest.mark.slow
 def test_start_from_begins_with_trained_weights(trained, tmp_path):
-    """With a learning rate near 0 the network stays what it was, but for its classifier."""
+    """With a learning rate near 0 the network stays the same, except for its classifier."""
     folder, outcome, _ = trained
     config = tiny()
     changes = {"start_from": str(folder), "epochs": 1, "learning_rate": 1e-12, "weight_decay": 0.0}
@@ -323,7 +323,7 @@ def test_what_evaluate_measures_is_told_though_it_cannot_be_written(
 def test_evaluate_prints_names_that_the_terminal_has_no_letters_for(
     name, encoding, trained, tmp_path, monkeypatch
 ):
-    """The last is a folder's name in Latin-1, as Python reads it where UTF-8 is spoken."""
+    """The last is a folder name in Latin-1, as Python reads it under UTF-8."""
     folder, _, dataset = trained
     names = [name, *dataset.class_names[1:]]
     (tmp_path / "network").symlink_to(folder / "network")
@@ -344,7 +344,7 @@ def test_evaluate_prints_names_that_the_terminal_has_no_letters_for(
 
 
 def test_evaluate_maps_some_of_the_classes_by_name(trained, tmp_path, capsys):
-    """A folder without splits is measured whole; its classes are two of the network's ten."""
+    """A folder without splits is measured as a whole; its classes are two of the network's ten."""
     folder, _, dataset = trained
     for name in ("7", "3"):
         (tmp_path / name).mkdir()
@@ -410,7 +410,7 @@ def test_describe_tells_size_cost_memory_and_draws(trained, tmp_path):
 
 @pytest.mark.slow
 def test_published_cells_train_by_name_with_average_pieces_and_weights(tmp_path):
-    """An odd mix of options at once; the run's own description of itself."""
+    """An unusual mix of options at once, and the run's own description of itself."""
     dataset = inputs.load_data(tiny())
     config = tiny()
     config.data.class_weights = "balanced"
@@ -471,7 +471,7 @@ def test_cells_come_from_a_file_or_a_workdir(trained, tmp_path):
 
 @pytest.mark.slow
 def test_a_search_is_trained_in_its_own_workdir(tmp_path):
-    """Mode by mode it is the run without a mode."""
+    """Mode by mode, the results equal those of a run without a mode."""
     job.run(tiny(), tmp_path, mode="search", quiet=True)
     assert not (tmp_path / "results.json").exists()
     outcome = job.run(tiny(), tmp_path, mode="train", quiet=True)
@@ -494,7 +494,7 @@ def test_a_training_is_stopped_by_a_callback(tmp_path):
 
 
 class Tensor:
-    """As torch's: NumPy gets nothing of one with gradients, nor of a bfloat16."""
+    """Like torch's: no conversion to NumPy with gradients, nor from bfloat16."""
 
     def __init__(self, values, dtype="torch.float32", gradient=True):
         self.values, self.dtype, self.gradient = values, dtype, gradient
@@ -543,7 +543,7 @@ FORMS = {
 
 @pytest.mark.parametrize("form", FORMS)
 def test_images_come_in_many_forms(form, tmp_path):
-    """What a network sees of them; it need not be trained for that."""
+    """What a network sees of them; it need not be trained."""
     preparation = Preparation(8, 8, "rgb")
     network = asap_jax.TrainedNetwork(None, {}, ("a", "b"), preparation, (0.5,) * 3, (0.2,) * 3)
     x = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
@@ -575,7 +575,7 @@ def test_what_is_no_image_is_refused(given, message):
 
 
 def test_a_training_may_be_judged_by_held_out_training_images(capsys):
-    """A quarter of the 160, every class alike; the test images say nothing."""
+    """A quarter of the 160, the same number per class; the test images have no influence."""
     config = tiny()
     config.genotype = "ASAP"
     whole = inputs.load_data(config)

@@ -1,4 +1,4 @@
-"""AutoAugment and the colour jitter against Pillow; their draws; their place in `augment`."""
+"""AutoAugment and color jitter against Pillow; their draws; their place in `augment`."""
 
 from functools import cache, partial
 
@@ -17,7 +17,7 @@ from asap_jax.data.jitter import color_jitter, shift_hue
 from asap_jax.host.errors import UserError
 from asap_jax.training.train_loop import make_augmentation
 
-JITTER = (0.4, 1.5, 0.4, 0.2)  # contrast's lowest factor is held at 0
+JITTER = (0.4, 1.5, 0.4, 0.2)  # contrast's lowest factor is clipped at 0
 policy_of = jax.jit(auto_augment, static_argnums=1)
 jitter_of = jax.jit(color_jitter, static_argnums=1)
 
@@ -64,7 +64,7 @@ def enhanced(kind, factor):
     return lambda image: kind(image).enhance(factor)
 
 
-PILLOW = {  # (magnitude as a share of the largest, with sign; height; width) -> what Pillow does
+PILLOW = {  # (signed magnitude as a share of the largest; height; width) -> Pillow's result
     "I": lambda m, h, w: ImageOps.invert,
     "A": lambda m, h, w: ImageOps.autocontrast,
     "E": lambda m, h, w: ImageOps.equalize,
@@ -88,7 +88,7 @@ def difference(found, expected):
 
 @pytest.mark.parametrize(("shape", "every"), [((32, 32, 1), 1), ((32, 32, 3), 1), ((48, 64, 3), 3)])
 def test_operations_are_pillows(shape, every):
-    """At every magnitude and in both directions, in one batch of every operation on every image."""
+    """At every magnitude and in both directions, every operation on every image in one batch."""
     height, width, _ = shape
     images = samples(*shape)[::every]
     entries = [(name, m, sign) for name in PILLOW for m in range(10) for sign in (1, -1)]
@@ -194,7 +194,7 @@ def test_hue_is_pillows():
     for share in (-0.5, -0.2, 0.0, 0.1, 0.5):
         found = turned(images, np.full(len(images), share, np.float32))
         wrong = difference(found, by_pillow(hue_turned(share), images))
-        assert wrong.max() <= 6  # a step of the hue, in the most vivid colour
+        assert wrong.max() <= 6  # one step of hue, in the most vivid color
         assert (wrong > 1).mean() < 0.002
 
 
@@ -248,7 +248,7 @@ def test_jitter_draws():
     ],
 )
 def test_augment_changes_colours_between_flip_and_normalise(options, change):
-    """And draws crop, flip and cutout as it does without a policy."""
+    """And draws crop, flip and cutout exactly as without a policy."""
     mean, std = (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)
 
     @jax.jit

@@ -1,4 +1,4 @@
-"""The benchmarks run, at sizes of no interest, and write what they say."""
+"""The benchmarks run, at sizes of no interest, and write their results."""
 
 import contextlib
 import gzip
@@ -64,7 +64,7 @@ def test_gpu_starts_further_down_its_list(tmp_path):
 
 
 def test_the_kernels_of_a_step_are_read_off_its_trace(monkeypatch):
-    """Those on the GPU's streams alone; where two run at a time it is busy once."""
+    """Only those on the GPU's streams; the time during which two overlap counts once."""
     monkeypatch.syspath_prepend(BENCHMARKS)
     measure = importlib.import_module("measure")
 
@@ -142,7 +142,7 @@ def test_data(tmp_path):
 
 @pytest.fixture
 def in_here(monkeypatch):
-    """A benchmark in this process, whatever its preset on the tiny config: (name, its options)."""
+    """Runs a benchmark in this process, with every preset replaced by the tiny config."""
     config = tiny()
 
     def start(name, *options):
@@ -179,7 +179,7 @@ def test_gpu_search_goes_on_where_it_was_cut(in_here, capsys, tmp_path):
 
 
 def finished(folder, accuracy):
-    """A workdir as a run leaves it, so far as the tables look at it."""
+    """A workdir as left by a run, as far as the tables read it."""
     folder.mkdir(parents=True, exist_ok=True)
     record = dict.fromkeys(
         ("balanced_accuracy", "parameters", "search_seconds", "train_seconds", "total_seconds"), 1
@@ -210,7 +210,7 @@ def test_a_table_of_runs_that_are_done_starts_none(tmp_path):
 
 @pytest.fixture
 def transfer(monkeypatch, tmp_path):
-    """transfer.py in this process: (its options) -> commands of the runs, done without running."""
+    """transfer.py in this process: (options) -> commands of the runs, which are not executed."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     import runs
     import transfer
@@ -233,7 +233,7 @@ def transfer(monkeypatch, tmp_path):
 
 
 def test_a_run_of_other_options_is_not_taken_for_this_one(transfer, tmp_path):
-    """Not a finished one, nor one that was cut; what was never begun leaves nothing behind."""
+    """Neither a finished nor an interrupted one; one that never started leaves nothing behind."""
     options = ("--cells=ASAP", "--data=svhn", "--seeds=1", "--")
     with pytest.raises(SystemExit):
         transfer(*options, "--config.train.epochs=1", code=2)
@@ -276,7 +276,7 @@ def test_a_column_has_a_source_of_its_own(transfer):
 
 
 def test_the_rows_are_the_papers_cells(transfer):
-    """Of SNAS' three cells the one that has table 1's 2.8M parameters."""
+    """Of SNAS' three cells, the one with table 1's 2.8M parameters."""
     import transfer as script
 
     cells = script.CELLS.split(",")
@@ -311,7 +311,7 @@ def test_methods(tmp_path):
 
 
 def test_each_ablation_is_a_config_of_its_own(monkeypatch, tmp_path):
-    """Of all settings, what the command would make of their flags."""
+    """For every setting, the config that the command makes of its flags."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     ablations = importlib.import_module("ablations")
     cases = ablations.cases_of("digits", list(ablations.CHANGES), tmp_path, flags())
@@ -321,11 +321,11 @@ def test_each_ablation_is_a_config_of_its_own(monkeypatch, tmp_path):
         config_flags.DEFINE_config_file("config", flag_values=values)
         absl.flags.DEFINE_string("mode", "", "", flag_values=values)
         monkeypatch.setattr(sys, "argv", ["main", *map(command_line.packaged, arguments)])
-        values(sys.argv)  # the keys that may be set are looked up there
+        values(sys.argv)  # overridable keys are looked up there
         config = values.config
         search_loop.make_strategy(config.search, search_loop.make_space(config.search), 4)
         seen[name] = config.to_json()
-        assert config.train.channels == 4  # the options that each run is given
+        assert config.train.channels == 4  # the options passed to each run
     assert len(set(seen.values())) == len(seen) == 12
 
 

@@ -1,4 +1,4 @@
-"""The signs of a collapse."""
+"""Signs of a collapsing search."""
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ RNG = np.random.default_rng(0)
 
 @pytest.mark.parametrize("spectrum", [(-7.0, 4.0, 1.0, 0.2, 0.0), (5.0, -3.0, 1.0, 1.0, 0.1)])
 def test_dominant_eigenvalue_of_a_known_quadratic(spectrum):
-    """1/2 x' A x + b' x, over a tree; the sign comes along."""
+    """1/2 x' A x + b' x, over a tree; the sign is returned as well."""
     basis, _ = np.linalg.qr(RNG.normal(size=(5, 5)))
     matrix = jnp.asarray(basis @ np.diag(spectrum) @ basis.T, jnp.float32)
     linear = jnp.asarray(RNG.normal(size=5), jnp.float32)
@@ -44,14 +44,14 @@ def points_back(values, every=2, first=0, **options):
 
 
 def test_the_eigenvalue_grows_when_robust_darts_says_so():
-    """Measured in epochs 0, 2, 4, ...: in epoch 22 the earlier window's middle is epoch 10."""
+    """Measured in epochs 0, 2, 4, ...: in epoch 22 the middle of the earlier window is epoch 10."""
     assert points_back([1.0] * 12) is None
     # Means of 5: 1.0 four measurements ago; now (1 + 4 x) / 5, above 1.3 from x = 1.375 on.
     assert points_back([1.0] * 8 + [1.37] * 4) is None
     assert points_back([1.0] * 8 + [1.38] * 4) == 10
     assert points_back([1.0] * 10 + [1.38] * 4) == 14
-    assert points_back([-1.0] * 8 + [3.0] * 4) is None  # no growth of a negative one
-    # Grace epochs count for nothing: as much later.
+    assert points_back([-1.0] * 8 + [3.0] * 4) is None  # growth of a negative one does not count
+    # Grace epochs do not count: everything shifts by them.
     assert points_back([1.0] * 8 + [1.38] * 4, first=7) == 17
 
 
@@ -59,7 +59,7 @@ def test_robust_darts_never_returns_to_the_first_ten_epochs():
     growing = [1.3**i for i in range(25)]
     told = [points_back(growing[: n + 1]) for n in range(25)]
     assert told[:11] == [None] * 11  # up to epoch 20
-    assert told[11:] == [2 * n - 12 for n in range(11, 25)]  # 22 -> 10, as the authors' code
+    assert told[11:] == [2 * n - 12 for n in range(11, 25)]  # 22 -> 10, as in the authors' code
     assert points_back(growing[:9], start=0) == 4
     assert points_back(growing[:9], every=1, start=0) == 2
 
@@ -106,7 +106,7 @@ def test_a_search_records_the_signs_and_warns_once(capsys):
 
 
 def test_a_search_stops_at_the_sign_with_the_cells_it_points_back_to(monkeypatch):
-    """Ten eigenvalues by hand, grown from the seventh epoch on; the tenth of them is the sign."""
+    """Ten eigenvalues by hand, growing from the seventh epoch on; the tenth is the sign."""
     config = tiny()
     config.data.update({"train_examples": 60, "test_examples": 20})
     config.search.update({"epochs": 14, "batch_size": 30})

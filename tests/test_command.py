@@ -1,4 +1,4 @@
-"""The command: a whole tiny run, and bad input in one paragraph with exit code 2."""
+"""The command: a whole tiny run, and bad input reported in one paragraph with exit code 2."""
 
 import configparser
 import contextlib
@@ -40,7 +40,7 @@ EPOCH = """
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """(workdir, results, what was printed)."""
+    """(workdir, results, output)."""
     workdir, printed = tmp_path_factory.mktemp("run"), io.StringIO()
     with contextlib.redirect_stdout(printed):
         results = job.run(tiny(), workdir).results
@@ -68,7 +68,7 @@ def test_what_is_printed(finished):
 
 
 class Terminal(io.StringIO):
-    """What a person watches."""
+    """A stream that a person watches."""
 
     def isatty(self):
         return True
@@ -89,11 +89,11 @@ def test_a_bar_tells_the_time_left_where_somebody_watches(monkeypatch):
 
 
 class Reached(Exception):
-    """A run got to its search or training."""
+    """Raised when a run reaches its search or training."""
 
 
 def first_lines(config, mode, monkeypatch, capsys):
-    """What a run says before it computes anything."""
+    """What a run prints before it computes anything."""
 
     def stop(*arguments):
         raise Reached
@@ -193,7 +193,7 @@ def test_another_config_is_refused_and_nothing_is_lost(finished):
     ("key", "value"), [("group", "x"), ("bits", 12), ("sparse_labels", True), ("test", "x")]
 )
 def test_a_key_of_the_data_that_a_run_did_not_know_has_to_stay_unset(key, value, tmp_path):
-    """A workdir that an earlier version began: what is new is off there."""
+    """A workdir started by an older version: options that it did not know are off there."""
     before = json.loads(tiny().to_json())
     del before["data"][key]
     workdir.claim(tmp_path / "run", before)
@@ -264,7 +264,7 @@ def test_impossible_values_are_refused(change, message, tmp_path):
     change(config)
     with pytest.raises(UserError, match=message):
         job.run(config, tmp_path / "run", quiet=True)
-    assert not (tmp_path / "run").exists()  # so that the corrected command may use it
+    assert not (tmp_path / "run").exists()  # so that the corrected command can use it
 
 
 @pytest.mark.parametrize(
@@ -297,7 +297,7 @@ def test_bad_flags_are_one_paragraph_and_exit_code_2(arguments, message):
 
 @pytest.mark.parametrize("before", [1, 2, 3])
 def test_values_may_stand_before_the_config(before, tmp_path):
-    """In any order of the three arguments."""
+    """The three arguments in any order."""
     arguments = ["--config.search.batch_size=5000", "--config.seed=1"]
     arguments.insert(before - 1, "--config=search:digits")
     parsed = command_line.ordered(["program", *arguments])
@@ -311,7 +311,7 @@ def test_values_may_stand_before_the_config(before, tmp_path):
 
 @pytest.mark.parametrize("module", ["jax", "orbax", "absl"])
 def test_ctrl_c_while_it_is_imported_is_one_line(module, tmp_path):
-    """The signal comes as the command imports this module."""
+    """The signal arrives while the command imports this module."""
     code = "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(9)\n"
     (tmp_path / f"{module}.py").write_text(code)
     done = subprocess.run(
@@ -330,7 +330,7 @@ def test_ctrl_c_while_it_is_imported_is_one_line(module, tmp_path):
 @pytest.mark.parametrize("images", [80, 400, 600])
 @pytest.mark.parametrize("parts", [1, 2])
 def test_tiny_takes_what_there_is(parts, images, tmp_path):
-    """As its own defaults have it: 360 images train, 180 test."""
+    """By its own defaults: 360 images for training, 180 for testing."""
     config, x = presets.get_config("tiny"), np.arange(images * 64).reshape(images, 8, 8) % 251
     arrays = {"train_images": x.astype(np.uint8), "train_labels": np.arange(images) % 2}
     if parts == 2:
@@ -363,7 +363,7 @@ def test_tiny_makes_batches_that_there_are(searches, accumulate, images):
     most = half if searches > 1 else 2 * half
     assert fitting.search.batch_size == min(30, half)
     assert fitting.train.batch_size == min(32, most - most % accumulate)
-    assert (config.search.batch_size, config.train.batch_size) == (30, 32)  # the caller's
+    assert (config.search.batch_size, config.train.batch_size) == (30, 32)  # not changed
     config.data.at_most = False
     if images < 60:
         with pytest.raises(UserError, match=r"search.batch_size is 30"):
@@ -371,7 +371,7 @@ def test_tiny_makes_batches_that_there_are(searches, accumulate, images):
 
 
 def test_a_refused_run_exits_with_2_outside_the_checkout(tmp_path):
-    """Where there is no configs/ folder, the package's own presets serve."""
+    """Without a configs/ folder, the package's own presets are used."""
     done = command(
         "--config=search:digits", "--config.search.batch_size=5000", "--workdir=w", cwd=tmp_path
     )

@@ -71,7 +71,7 @@ def test_a_nasbench201_networks_cells_are_counted_stage_by_stage():
     "name", ["snas", *(pytest.param(name, marks=pytest.mark.slow) for name in ("darts", "gdas"))]
 )
 def test_a_step_adds_the_costs_gradient_to_the_alphas_own(name):
-    """Plain gradient descent: the step with the cost minus that without is the cost's own."""
+    """Plain gradient descent: steps with and without the cost differ by the cost's gradient."""
     strategy = STRATEGIES[name](SPACE, 4, 3)
     optimizers = Optimizers(optim.sgd(optax.constant_schedule(0.05)), optax.sgd(1.0))
     state = init_state(NETWORK, strategy, optimizers, jax.random.key(0), (8, 8, 1))
@@ -100,7 +100,7 @@ def test_a_step_adds_the_costs_gradient_to_the_alphas_own(name):
 
 @pytest.mark.slow
 def test_a_step_drops_paths_by_a_key_apart_from_the_samples():
-    """SNAS' one pass: the loss is that of the same sample with these samples dropped."""
+    """SNAS' single pass: the loss is that of the same sample with these samples dropped."""
     strategy = STRATEGIES["snas"](SPACE, 4, 3)
     optimizers = Optimizers(optim.sgd(optax.constant_schedule(0.05)), optax.sgd(1.0))
     state = init_state(NETWORK, strategy, optimizers, jax.random.key(0), (8, 8, 1))

@@ -22,7 +22,7 @@ def test_digits_are_split_for_good():
     from sklearn.datasets import load_digits
 
     whole = {np.round(i * (255 / 16)).astype(np.uint8).tobytes() for i in load_digits().images}
-    assert len(whole) == 1797  # no two alike, so disjoint sets of images are disjoint splits
+    assert len(whole) == 1797  # all distinct, so disjoint sets of images are disjoint splits
     assert not train & test
     assert train | test == whole
     counts = np.bincount(first.test_labels)

@@ -1,4 +1,4 @@
-"""What is told of a test, against counts by hand."""
+"""Test metrics against counts by hand."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +7,7 @@ import pytest
 from asap_jax.training import evaluation
 
 NAMES = ["ant", "bee", "cat"]
-# Nine images, three answers wrong: two ants as bees, one bee as a cat; no cat is among the images.
+# Nine images, three answers wrong: two ants as bees, one bee as a cat; no image is a cat.
 CONFUSION = np.array([[3, 2, 0], [0, 3, 1], [0, 0, 0]])
 
 
@@ -17,7 +17,7 @@ def test_by_hand():
     assert record["class_accuracy"] == {"ant": 3 / 5, "bee": 3 / 4, "cat": None}
     assert record["balanced_accuracy"] == pytest.approx((3 / 5 + 3 / 4) / 2)
     assert record["confusion"] == CONFUSION.tolist()
-    assert "top_5_accuracy" not in record  # of three classes it would be 100 %
+    assert "top_5_accuracy" not in record  # with three classes it would be 100 %
 
 
 def test_most_confused():
@@ -28,7 +28,7 @@ def test_most_confused():
 
 @pytest.mark.parametrize("batch_size", [7, 64, 1000])
 def test_a_whole_set_in_batches(batch_size):
-    """The last batch is filled up with images that do not count twice."""
+    """The last batch is padded with images that must not count twice."""
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (64, 2, 2, 3)).astype(np.uint8)
     labels = rng.integers(0, 8, 64).astype(np.int32)

@@ -1,4 +1,4 @@
-"""Genotypes: JSON and back, the published cells and their sizes to the digit, bad input."""
+"""Genotypes: JSON round trips, the published cells and their exact sizes, bad input."""
 
 import json
 
@@ -12,7 +12,7 @@ from asap_jax.host.errors import UserError
 from asap_jax.networks.models import side_multiple
 from asap_jax.runs import inputs
 
-# Parameters at CIFAR-10 C=36 L=20 and ImageNet C=48 L=14, auxiliary head apart; then the head's.
+# Parameters at CIFAR-10 C=36 L=20 and ImageNet C=48 L=14, without auxiliary head; then the head's.
 SIZES = {
     "NASNet": (3830950, 5564320, 457994, 1236200),
     "AmoebaNet": (3145078, 4627360, 457994, 1236200),
@@ -64,7 +64,7 @@ def test_darts_v2_with_its_auxiliary_head():
 
 @pytest.mark.parametrize(("channels", "count"), [(44, 3_757_126), (50, 4_827_760), (56, 6_032_386)])
 def test_wider_networks_of_the_asap_cell(channels, count):
-    """The paper: 3.7M at 44 channels, 6.0M at 50, which takes 56."""
+    """The paper: 3.7M at 44 channels, 6.0M at 50, which requires 56."""
     network = EvalNetwork(GENOTYPES["ASAP"], 10, channels, auxiliary=True)
     assert parameters(network, 32)[0] == count
 
@@ -164,7 +164,7 @@ def test_genotypes_are_never_evaluated():
 
 
 def printed(genotype, style):
-    """The cells as others print them."""
+    """The cells in the formats of others."""
     flat = {cell: [pair for node in nodes for pair in node] for cell, (nodes, _) in cells(genotype)}
     ranges = {cell: f"range({min(c)}, {max(c) + 1})" for cell, (_, c) in cells(genotype)}
     fields = {

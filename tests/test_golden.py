@@ -1,4 +1,4 @@
-"""PyTorch's own numbers (quark0/darts, float64), without torch: see compare_with_torch.py."""
+"""PyTorch's numbers (quark0/darts, float64), without torch: see compare_with_torch.py."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ QUICK = ("search", "imagenet_ASAP")
 
 
 def torch_shapes(case):
-    """{key: shape} of PyTorch's state dict, from ours."""
+    """{key: shape} of PyTorch's state dict, derived from ours."""
     x = jax.numpy.zeros((1, 64, 64, 3))
     if case.kind == "search":
         full = parity.full_mixtures()

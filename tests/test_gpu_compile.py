@@ -1,10 +1,10 @@
-"""Every program of the package compiles for NVIDIA GPUs, by XLA's compiler where there is none.
+"""Every program of the package compiles for NVIDIA GPUs, with XLA's compiler and no GPU.
 
     pytest -m gpu_compile
     ASAP_JAX_GPUS=a100 pytest -m gpu_compile
 
-Few layers, but the paper's batch and maps (`gpu_programs.SIZES`). An abort of the compiler takes
-its process along, so the programs are compiled in groups, each in a process of its own.
+Few layers, but the paper's batch and map sizes (`gpu_programs.SIZES`). An abort of the compiler
+kills its process, so the programs are compiled in groups, each in its own process.
 """
 
 import json
@@ -21,8 +21,7 @@ GROUPS = {
     "rest": "search/first-state,search/eigenvalue,search/accuracy*,search/mixtures,use/*",
     "trainings": "train/*",
 }
-# Before Ampere XLA makes no kernels of its own for products, so that less differs from a program to
-# the next.
+# Before Ampere XLA makes no matmul kernels of its own, so programs differ less there.
 TELLING = "search/asap/*,search/darts-second/loop,space/own/*,train/asap_small,use/apply"
 GPUS = os.environ.get("ASAP_JAX_GPUS", "h200,t4").split(",")
 FEW = "search/asap/loop,search/asap/unrolled,train/asap_small"
@@ -115,9 +114,9 @@ ENTRY %main (a: f32[8,4]) -> f32[8,4] {
 
 
 def test_a_program_is_read():
-    """By hand: a turn is asked for, takes a slice of 32 bytes (and an index) and has a condition.
+    """By hand: an iteration evaluates its condition, slices 32 bytes (and an index) and branches.
 
-    The dear branch reads 32 bytes twice and writes them once.
+    The expensive branch reads 32 bytes twice and writes them once.
     """
     import deviceless
 

@@ -1,4 +1,4 @@
-"""Imports point one way, and nothing imports TensorFlow or what only the host loops may see."""
+"""Imports point one way; nothing imports TensorFlow, nor what only the host loops may use."""
 
 import ast
 import graphlib
@@ -8,7 +8,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "asap_jax"
 
-# From the ground up: a room's modules import from their own room and from those before it.
+# From the ground up: a room's modules import from their own room and from earlier ones.
 ROOMS = "host data layers networks methods training searching configs report runs api main".split()
 
 
@@ -28,7 +28,7 @@ def imports(path):
 
 
 def dependencies():
-    """{module: the package's modules that it imports}."""
+    """{module: the modules of the package that it imports}."""
     files = {module_name(path): path for path in PACKAGE.rglob("*.py")}
     files.pop("")
 

@@ -1,4 +1,4 @@
-"""What is kept of images that were read: found again only where it is what reading would give."""
+"""The cache of images that were read: used only where it equals what reading would give."""
 
 import dataclasses
 import os
@@ -21,7 +21,7 @@ RNG = np.random.default_rng(0)
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
-    """A cache of its own, in which files that were read at once and just written are kept too."""
+    """A separate cache, which also keeps files that were read fast or just written."""
     monkeypatch.setenv(kept.VARIABLE, str(tmp_path / "cache"))
     monkeypatch.setattr(kept, "WORTH", 0.0)
     monkeypatch.setattr(kept, "SETTLED", 0.0)
@@ -33,7 +33,7 @@ def pixels(shape=(8, 8, 3)):
 
 
 def save(path, image):
-    """A format whose size in bytes follows from the shape alone."""
+    """Saves in a format whose size in bytes follows from the shape alone."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(image).save(path)
 
@@ -48,7 +48,7 @@ def folder(tmp_path):
 
 @pytest.fixture
 def reads(monkeypatch):
-    """How many splits were gone through."""
+    """Counts the splits that were read."""
     seen, each = [], reading.Reader._each
 
     def counted(self, function, split):
@@ -93,7 +93,7 @@ def test_what_is_said_of_a_source_is_kept_with_it(options, cache, folder, reads)
     plain = data.load(f"folder:{folder}", test_share=0.5)
     reads.clear()
     want = data.load(f"folder:{folder}", test_share=0.5, **options)
-    assert bool(reads) == ("train" not in options)  # which says here what is so anyway
+    assert bool(reads) == ("train" not in options)  # which only repeats the default here
     reads.clear()
     assert_same(data.load(f"folder:{folder}", test_share=0.5, **options), want)
     assert reads == []
@@ -163,7 +163,7 @@ def test_whatever_differs_is_read(cache, folder, reads):
 
 
 def test_files_that_change_are_read(cache, folder, reads):
-    """Another size, another time; the same size, and the time set back; one more; one of a name."""
+    """Another size, another time; the same size with the time set back; one more; one renamed."""
 
     def digest():
         reads.clear()
@@ -186,7 +186,7 @@ def test_files_that_change_are_read(cache, folder, reads):
         lambda: save(folder / "b" / "9.bmp", pixels()),
         lambda: (folder / "b" / "9.bmp").rename(folder / "a" / "9.bmp"),
     ):
-        time.sleep(0.02)  # beyond a tick of the file system's clock
+        time.sleep(0.02)  # longer than a tick of the file system's clock
         change()
         found, read = digest()
         assert read
@@ -200,7 +200,7 @@ def test_files_that_change_are_read(cache, folder, reads):
 
 
 def test_a_folder_elsewhere_is_another(cache, folder, tmp_path, reads):
-    """Of the same names, sizes and times."""
+    """With the same names, sizes and times."""
     here = data.load(f"folder:{folder}")
     other = tmp_path / "other"
     for path in sorted(folder.glob("*/*")):
@@ -245,14 +245,14 @@ def empty(file):
 
 
 def flip(file):
-    """One bit of a pixel, about the middle of the file."""
+    """Flips one bit of a pixel, near the middle of the file."""
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
 
 
 def other(file):
-    """What belongs to other images, under this name."""
+    """Writes the entry of other images under this name."""
     with np.load(file) as archive:
         arrays = dict(archive)
     told = arrays["told"].tobytes().replace(b'"split_seed\\": 0', b'"split_seed\\": 7')
@@ -261,7 +261,7 @@ def other(file):
 
 
 def objects(file):
-    """A pickle, which is not to be opened."""
+    """Writes a pickle, which must not be opened."""
     np.savez(file, told=np.array([{}], object))
 
 
@@ -286,7 +286,7 @@ def found(whole, part):
 
 
 def test_no_byte_of_a_file_can_change_what_is_read(cache, folder):
-    """Headers of the archive and of its arrays; what these leave unread no checksum would tell."""
+    """Headers of the archive and of its arrays; no checksum covers what these leave unread."""
     want = data.load(f"folder:{folder}", image_size=40)
     (name,) = files(cache)
     whole = (cache / name).read_bytes()

@@ -1,4 +1,4 @@
-"""Folders as people have them: what is taken for splits and classes, and what is asked."""
+"""Folder layouts found in practice: what counts as splits and classes, and what is asked."""
 
 import os
 import re
@@ -15,7 +15,7 @@ RNG = np.random.default_rng(0)
 
 
 def write(root, tree):
-    """Images by folder: {"train/cat": 3}; 0 makes an empty folder."""
+    """Writes images by folder: {"train/cat": 3}; 0 makes an empty folder."""
     for folder, count in tree.items():
         (root / folder).mkdir(parents=True, exist_ok=True)
         for i in range(count):
@@ -25,7 +25,7 @@ def write(root, tree):
 
 
 def both(train, test, inner=""):
-    """Class folders a and b in two folders, 4 images each to train and 2 to test."""
+    """Class folders a and b in two folders, with 4 images each for training and 2 for testing."""
     return {
         f"{part}/{inner}{name}": n for part, n in ((train, 4), (test, 2)) for name in ("a", "b")
     }
@@ -201,7 +201,7 @@ def linked_images(root, other):
 
 
 def linked_twice(root, other):
-    """Of one folder, each image once."""
+    """To one folder; each image counts once."""
     (root / "b").mkdir()
     for name in ("first", "second"):
         (root / "b" / name).symlink_to(other / "b")

@@ -1,4 +1,4 @@
-"""One run a workdir: who holds it is told, and who is dead holds nothing."""
+"""One run per workdir: the holder is named in the error, and a dead process holds nothing."""
 
 import contextlib
 import json
@@ -30,7 +30,7 @@ with lock.held(Path(sys.argv[1])):
 
 @pytest.fixture
 def process(tmp_path):
-    """Another process that holds the folder; it kills itself once its input ends."""
+    """Another process that holds the folder; it kills itself when its input ends."""
     command = [sys.executable, "-c", HOLD, str(tmp_path)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
     with subprocess.Popen(command, text=True, **pipes) as other:
@@ -44,7 +44,7 @@ def no_locks(*_):
 
 @pytest.fixture(params=["the kernel's locks", "no locks", "no fcntl"])
 def system(request, monkeypatch):
-    """What the file system, or the operating system, knows of locks."""
+    """What the file system, or the operating system, supports of locks."""
     monkeypatch.setattr(lock, "BEAT", 0.1)
     monkeypatch.setattr(lock, "PATIENCE", 0.5)
     if request.param == "no locks":
@@ -60,7 +60,7 @@ def names(folder, host, pid):
 
 @contextlib.contextmanager
 def touched(path):
-    """Touches a file again and again, as an owner does who is at work."""
+    """Touches a file repeatedly, as a running owner does."""
     over = threading.Event()
 
     def touch():
@@ -88,7 +88,7 @@ def test_a_second_run_is_refused_and_told_whose_the_first_is(tmp_path, system):
         with pytest.raises(UserError, match=who):
             job.run(tiny(), tmp_path, quiet=True)
         assert [path.name for path in tmp_path.iterdir()] == [lock.NAME]
-    with lock.held(tmp_path):  # which the first one's end sets free
+    with lock.held(tmp_path):  # released when the first one ended
         pass
 
 

@@ -1,4 +1,4 @@
-"""The host's loop with steps that tell when their metrics are fetched."""
+"""The host loop, with steps that record when their metrics are fetched."""
 
 import json
 import os
@@ -19,7 +19,7 @@ STEPS, EPOCHS = 4, 2
 
 
 class Value:
-    """A metric on a device that tells `told` when it is fetched."""
+    """A metric on a device that appends to `told` when it is fetched."""
 
     def __init__(self, value, name, told):
         self._value, self._name, self._told = np.float32(value), name, told
@@ -30,11 +30,11 @@ class Value:
 
 
 class Run:
-    """`loop.run` on a state that counts its steps; `told` is what happened, in order.
+    """`loop.run` on a state that counts its steps; `told` lists the events in order.
 
-    finish, nan: the number of the step that says `finished`, or whose loss is not a number.
-    also: {number of a step: metrics that it tells besides}.
-    spoils: the number of a step after which the state holds what is no number.
+    finish, nan: the number of the step that reports `finished`, or whose loss is NaN.
+    also: {number of a step: additional metrics}.
+    spoils: the number of a step after which the state holds a NaN.
     """
 
     def __init__(self, folder=None, finish=None, nan=None, also=None, spoils=None, **saving):
@@ -50,7 +50,7 @@ class Run:
             metrics["finished"] = np.bool_(number == self.finish)
         weight = state["weight"] * (np.nan if number == self.spoils else 1)
         if self.finish and number > self.finish:
-            return state, metrics  # as the contract has it
+            return state, metrics  # as the contract requires
         return {"steps": state["steps"] + 1, "weight": weight}, metrics | self.also.get(number, {})
 
     def batches(self, epoch, step):
@@ -110,7 +110,7 @@ def test_a_search_ends_with_the_state_of_the_step_that_says_so(last, tmp_path):
 
 @pytest.mark.parametrize("last", range(1, 9))
 def test_a_callback_ends_with_the_state_of_its_step(last):
-    """Nothing runs ahead of one that may end the run."""
+    """Nothing runs ahead of a callback that may end the run."""
     for options in (
         {"on_step": lambda record: (record["epoch"] - 1) * STEPS + record["step"] == last},
         {"watch": lambda state: lambda state, record: int(state["steps"]) == last},
@@ -171,7 +171,7 @@ def test_what_diverged_is_told_what_to_lower(phase, lower):
 @pytest.mark.parametrize("saving", [{}, {"every_steps": 1}])
 @pytest.mark.parametrize("step", [2, 4, 8])
 def test_a_state_with_what_is_no_number_is_neither_saved_nor_measured(step, saving, tmp_path):
-    """Though the loss of the step that made it was finite still."""
+    """Even though the loss of the step that produced it was still finite."""
     run = Run(tmp_path, spoils=step, finish=step, **saving)
     with pytest.raises(UserError, match="a weight or a statistic became infinite or nan"):
         run()
@@ -187,7 +187,7 @@ def test_a_step_in_which_the_alphas_rest_has_no_loss_of_them():
 
 @pytest.mark.parametrize("every_steps", [1, 2, 3])
 def test_state_and_progress_are_saved_of_one_step(every_steps, tmp_path):
-    """Each checkpoint, by `every_steps` and of the epochs' ends."""
+    """Every checkpoint, whether by `every_steps` or at the end of an epoch."""
     Run(tmp_path, every_steps=every_steps, keep=99)()
     steps = saved(tmp_path)
     assert steps == [i for i in range(1, 9) if i % every_steps == 0 or i == 8]
@@ -197,7 +197,7 @@ def test_state_and_progress_are_saved_of_one_step(every_steps, tmp_path):
 
 @pytest.mark.parametrize("after", range(1, 8))
 def test_an_interruption_saves_all_that_was_begun(after, tmp_path):
-    """The signal comes while the metrics of a step are fetched; what then runs is waited for."""
+    """The signal arrives while the metrics of a step are fetched; the step in flight completes."""
     run = Run(tmp_path)
 
     class Signalling(list):
@@ -238,7 +238,7 @@ def saved(folder):
 
 
 def together(folder, step):
-    """Asserts that the checkpoint of `step` holds the state and the sums of just that many."""
+    """Asserts that the checkpoint of `step` holds the state and the sums of exactly that step."""
     where = folder / "train-0" / str(step)
     assert int(checkpoint.restore(where / "state")["steps"]) == step
     progress = json.loads((where / "progress" / "metadata").read_text())
@@ -249,7 +249,7 @@ def together(folder, step):
 
 
 def test_a_search_that_runs_ahead_is_one_that_does_not(tmp_path):
-    """Bit for bit: records, cells, and the state that says that every edge is decided."""
+    """Bit for bit: records, cells, and the state that reports every edge decided."""
     for name, on_step in (("ahead", None), ("not", lambda record: None)):
         asap_jax.search(tiny(), workdir=tmp_path / name, on_step=on_step, quiet=True)
     assert records(tmp_path / "ahead") == records(tmp_path / "not")

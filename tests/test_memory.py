@@ -1,4 +1,4 @@
-"""The estimate of a step's memory, against the compiler's own count."""
+"""The memory estimate of a step, against the compiler's own count."""
 
 import jax
 import jax.numpy as jnp

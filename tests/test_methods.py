@@ -1,4 +1,4 @@
-"""What makes each method itself."""
+"""What is specific to each method."""
 
 import jax
 import jax.numpy as jnp
@@ -80,7 +80,7 @@ def test_exact_second_order_is_the_derivative_of_the_unrolled_loss():
             )
             assert got[i] == pytest.approx(float((ahead - behind) / 2e-5), rel=1e-5, abs=1e-8)
         _, plain = bilevel.first_order(loss, point)
-        assert np.abs(got - plain).max() > 1e-2  # the problem tells them apart
+        assert np.abs(got - plain).max() > 1e-2  # the problem distinguishes them
 
 
 def test_the_finite_difference_converges_to_it():
@@ -100,7 +100,7 @@ def test_the_finite_difference_converges_to_it():
 
 
 def test_snas_samples_follow_the_gumbel_softmax_law():
-    """Of two candidates, log(w1 / w2) is logistic around the alphas' difference, over lambda."""
+    """With two candidates, log(w1 / w2) is logistic around the alphas' difference, over lambda."""
     strategy = STRATEGIES["snas"](SearchSpace(("max_pool_3x3", "skip_connect"), nodes=1), 10, 5)
     arch = strategy.init(KEY)
     difference = 0.8
@@ -131,12 +131,12 @@ def test_snas_temperature_falls_as_in_the_authors_code():
 
 
 def test_snas_learns_from_all_training_images():
-    """12 batches of 30 make the 360 images; ASAP's half has 6."""
+    """12 batches of 30 cover the 360 images; ASAP's half has 6."""
     config = presets.get_config("tiny,snas")
     dataset = inputs.load_data(config)
     parts = search_loop.build(config.search, dataset)
     assert parts.steps == 12
-    # The temperature moves on by these epochs.
+    # The temperature follows these epochs.
     readings = [parts.strategy.readings(jnp.int32(step))["temperature"] for step in (0, 11, 12)]
     assert readings[0] == readings[1] > readings[2]
     assert search_loop.build(presets.get_config("tiny").search, dataset).steps == 6
@@ -175,7 +175,7 @@ def test_gdas_samples_one_candidate_with_straight_through_gradients():
 
     got, want = (jax.grad(f)(alphas["normal"]) for f in (hard, soft))
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-6)
-    # Sampled as often as the softmax says, whatever the temperature.
+    # Sampled with the softmax's frequencies, whatever the temperature.
     draw = jax.vmap(
         lambda k: strategy.mixture(arch._replace(alphas=alphas), step, k)["normal"].active
     )
@@ -184,7 +184,7 @@ def test_gdas_samples_one_candidate_with_straight_through_gradients():
 
 
 def test_gdas_takes_the_strongest_pairs_which_may_share_a_source():
-    """Node 3's two strongest pairs lie on its edge from node 0; DARTS' rule takes two sources."""
+    """Node 3's two strongest pairs are on its edge from node 0; DARTS' rule takes two sources."""
     alphas = np.zeros((EDGES, CANDIDATES), np.float32)
     alphas[2] = [3.0, 0.0, 2.9]  # 0 -> 3: 0.51 and 0.46 of its softmax
     alphas[3] = [0.4, 0.0, 0.0]  # 1 -> 3: 0.43
@@ -242,7 +242,7 @@ def test_edas_relaxes_one_edge_and_moves_only_its_alphas():
 
 
 def test_edas_moves_an_edge_at_the_configured_rate_however_seldom_it_is_drawn():
-    """The first step of Adam is the learning rate; so it is for the edge that waited longest."""
+    """Adam's first step is the learning rate, also for the edge that waited longest."""
     strategy, optimizer = STRATEGIES["edas"](SPACE, 4, 3), optim.adam(0.01, weight_decay=0.0)
     arch = strategy.init(KEY)
     alphas, state, waited = arch.alphas, optimizer.init(arch.alphas), {}
@@ -257,7 +257,7 @@ def test_edas_moves_an_edge_at_the_configured_rate_however_seldom_it_is_drawn():
                 waited.setdefault((cell, edge), step)
         alphas = after
     assert len(waited) == 2 * EDGES
-    assert max(waited.values()) > 10  # one count for all would make this step three times as long
+    assert max(waited.values()) > 10  # a global count would make this step three times as long
 
 
 def test_edas_keeps_all_edges_unless_asked():
@@ -268,7 +268,7 @@ def test_edas_keeps_all_edges_unless_asked():
     for rule, edges in (("all", 14), ("top2", 8)):
         found = strategy.derive(arch, derive.EDGES[rule], KEY, None)
         assert sum(len(node) for node in found.normal) == edges
-    # Beside the relaxed edge the supernet is the derived cell.
+    # Next to the relaxed edge, the supernet is the derived cell.
     every = one_hot_mixture(strategy.derive(arch, None, KEY, None), ASAP)
     mixtures = strategy.mixture(arch, jnp.int32(0), KEY)
     differ = [np.abs(mixtures[c].weights - every[c].weights).max(-1) > 1e-6 for c in CELLS]
@@ -279,7 +279,7 @@ def test_edas_keeps_all_edges_unless_asked():
 
 
 def test_pc_darts_ranks_by_alphas_times_betas():
-    """Node 3 has the edges 2, 3, 4: by alphas alone 2 and 3 win, by both 3 and 4."""
+    """Node 3 has edges 2, 3, 4: by alphas alone 2 and 3 win, by both 3 and 4."""
     strategy = STRATEGIES["pc_darts"](SPACE, 10, 5)
     arch = strategy.init(KEY)
     alphas = jnp.zeros((EDGES, CANDIDATES)).at[:, 0].set(jnp.asarray([0, 0, 3.0, 2.0, 1.0]))
@@ -325,7 +325,7 @@ def test_p_darts_carries_the_strongest_candidates_over():
     order = np.argsort(-np.asarray(alphas["reduce"]), -1)
     for stage, kept in zip(stages, (8, 5, 3), strict=True):
         arch = stage.init(jax.random.key(4))
-        assert np.abs(arch.alphas["reduce"]).max() < 0.01  # begun anew
+        assert np.abs(arch.alphas["reduce"]).max() < 0.01  # reinitialized
         want = np.zeros((14, 8), bool)
         np.put_along_axis(want, order[:, :kept], True, -1)
         np.testing.assert_array_equal(arch.masks["reduce"], want)
@@ -347,7 +347,7 @@ def test_p_darts_drops_out_skips_at_a_falling_rate():
 
 
 def test_p_darts_ends_with_few_skips_in_the_normal_cell():
-    """Skips are strongest everywhere: the weakest chosen one leaves, then edges are chosen anew."""
+    """Skips are strongest everywhere: the weakest chosen one is dropped, and edges chosen again."""
     strategy = stages_of(STRATEGIES["p_darts"](DARTS, 75, 4), random_alphas(DARTS))[-1]
     arch = strategy.init(KEY)
     skip = DARTS.candidates.index("skip_connect")
@@ -438,7 +438,7 @@ def test_equation_13_prunes_the_exact_number(name, power):
 
 
 def test_magnitude_ranks_by_the_weights_and_not_by_the_alphas():
-    """An edge's alphas, all moved by one number, leave the network and the choice as they were."""
+    """Shifting all alphas of an edge changes neither the network nor the choice."""
     strategy = STRATEGIES["magnitude"](SPACE, 10, 1, start=0.0)
     arch = strategy.init(KEY)
     alphas = random_alphas()
@@ -451,7 +451,7 @@ def test_magnitude_ranks_by_the_weights_and_not_by_the_alphas():
         jax.tree.map(np.testing.assert_array_equal, kept, again)
         weights = np.asarray(jax.nn.softmax(alphas["normal"]))
         count = int(kept["normal"].sum())
-        last = weights == weights.max(-1, keepdims=True)  # an edge's best stays
+        last = weights == weights.max(-1, keepdims=True)  # the best of an edge stays
         order = np.sort(np.where(last, np.inf, weights).ravel())
         np.testing.assert_array_equal(kept["normal"], last | (weights >= order[-count]))
 
@@ -506,7 +506,7 @@ def test_naps_nodes_differ_in_their_inputs(relaxation):
     arch = strategy.prune(arch._replace(alphas=alphas), alphas, jnp.int32(9))
     weights = strategy.mixture(arch, jnp.int32(9), KEY)["normal"].weights
     assert (weights[~arch.masks["normal"]] == 0).all()
-    assert weights.sum(-1).max() > 1.0  # not normalised over an edge
+    assert weights.sum(-1).max() > 1.0  # not normalized per edge
     found = strategy.derive(arch, 2, KEY, None)
     sizes = [len(node) for node in found.normal + found.reduce]
     assert sum(sizes) == 2 * len(ASAP.edges)
@@ -529,7 +529,7 @@ def test_pac_schedule_at_hand_computed_values():
 
 
 def test_asap_pac_compares_logarithms():
-    """At t = 200 theta is 0 in float32, and still tells two candidates apart."""
+    """At t = 200 theta is 0 in float32, but two candidates can still be told apart."""
     strategy = STRATEGIES["asap_pac"](SPACE, 1000, 1, gradient_bound=1.0, grace=0.0)
     arch, step = strategy.init(KEY), jnp.int32(199)
     temperature = float(strategy.readings(step)["temperature"])
@@ -543,7 +543,7 @@ def test_asap_pac_compares_logarithms():
 
 
 def test_asap_pac_counts_the_gradients_that_its_bound_cuts():
-    """Of living alphas only: 2 of 3 candidates are over L in the first step, 1 of 2 in the next."""
+    """Only of live alphas: 2 of 3 candidates exceed L in the first step, 1 of 2 in the next."""
     strategy = STRATEGIES["asap_pac"](SPACE, 1000, 1, gradient_bound=0.01, grace=0.0)
     arch = strategy.init(KEY)
     assert float(strategy.measured(arch)["clipped_share"]) == 0

@@ -1,4 +1,4 @@
-"""The notebooks: kept without outputs, and each runs from its first cell to its last."""
+"""The notebooks: stored without outputs, and each runs from start to end."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 nbformat = pytest.importorskip("nbformat")
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 
-# What a test changes so that a notebook takes seconds: (as it stands, in its place).
+# Replacements that make a notebook run in seconds: (original, replacement).
 SHORTER = {
     "quickstart": [('PRESET = "digits"', 'PRESET = "tiny"')],
     "your_images": [

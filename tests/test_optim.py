@@ -1,4 +1,4 @@
-"""Optimizers against PyTorch's rules, rolled by hand in float64."""
+"""Optimizers against PyTorch's rules, unrolled by hand in float64."""
 
 import jax
 import jax.numpy as jnp
@@ -46,7 +46,7 @@ def test_sgd(nesterov):
 
 
 def test_adam():
-    """torch.optim.Adam(lr=1e-3, betas=(0.5, 0.999), weight_decay=1e-3): the decay is coupled."""
+    """torch.optim.Adam(lr=1e-3, betas=(0.5, 0.999), weight_decay=1e-3): coupled decay."""
     with jax.enable_x64(True):
         params, gradients = trees(4)
         got = run(optim.adam(), params, gradients)
@@ -90,7 +90,7 @@ def test_dead_entries_and_their_momenta_stay(optimizer):
 
 
 def test_adam_counts_the_steps_of_each_entry():
-    """An entry that is live in every seventh step moves as one that PyTorch steps alone."""
+    """An entry that is live in every seventh step moves as if PyTorch stepped it alone."""
     gradients = RNG.normal(size=(60, 2))
     live = np.stack([np.arange(60) % 7 == 6, np.ones(60, bool)], 1)
     optimizer = optim.adam(0.01, weight_decay=0.0)

@@ -1,4 +1,4 @@
-"""Terminals that lack letters, are closed or read no further; users without a home."""
+"""Terminals that lack characters, are closed or stop reading; users without a home."""
 
 import io
 import os
@@ -30,7 +30,7 @@ def test_a_line_is_printed_whatever_the_terminal_knows(letters, encoding, monkey
 
 
 def closed_pipe():
-    """A pipe whose reader has gone."""
+    """A pipe whose reader is gone."""
     reader, writer = os.pipe()
     os.close(reader)
     return os.fdopen(writer, "w", buffering=1)
@@ -50,7 +50,7 @@ def test_a_reader_that_has_gone_is_a_wish_to_end(monkeypatch):
 
 
 def test_another_broken_pipe_of_the_process_is_none():
-    """A worker's, a socket's: whoever writes to it hears of it, and the run goes on."""
+    """A worker's, a socket's: its writer gets the error, and the run continues."""
     with Interruption() as interruption:
         signal.raise_signal(signal.SIGPIPE)
         with pytest.raises(BrokenPipeError), closed_pipe() as pipe:
@@ -70,7 +70,7 @@ def test_a_hang_up_that_is_ignored_stays_so():
 
 
 def start(code, cwd, **options):
-    """The command in a process of its own, with a line of Python in place of a run."""
+    """Starts the command in its own process, with a line of Python in place of a run."""
     lines = (
         "import os, signal",
         "from asap_jax import main",

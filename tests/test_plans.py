@@ -1,4 +1,4 @@
-"""Plans and precisions in a search; that the plans compute the same: test_supernet.py."""
+"""Plans and precisions in a search; test_supernet.py checks that plans compute the same."""
 
 import json
 import types
@@ -36,7 +36,7 @@ def test_cost_counts_the_kernels_of_what_is_live():
 
 
 class AtOnce:
-    """A ThreadPoolExecutor that does what it is given before anything else."""
+    """A ThreadPoolExecutor that runs what is submitted immediately."""
 
     def __init__(self, workers):
         self.workers = workers
@@ -51,7 +51,7 @@ class AtOnce:
 
 
 class OnceOnly(AtOnce):
-    """One that fails once there is something to compile anew."""
+    """Fails once something is to be recompiled."""
 
     def __init__(self, workers):
         self.left = 5  # three passes and two accuracies; the training is not reached
@@ -81,7 +81,7 @@ def test_a_search_goes_on_if_it_cannot_be_compiled_anew(tmp_path, monkeypatch, c
 
 @pytest.mark.slow
 def test_an_unrolled_search_drops_what_is_pruned(tmp_path, monkeypatch, capsys):
-    """Compiled anew where it is worth it; what it was compiled for stands in the checkpoint."""
+    """Recompiled where it pays off; the checkpoint holds the candidates it was compiled for."""
     monkeypatch.setattr(planned_step, "WORTH", 0.0)
     monkeypatch.setattr(compiling, "ThreadPoolExecutor", AtOnce)
     config = tiny()
@@ -98,7 +98,7 @@ def test_an_unrolled_search_drops_what_is_pruned(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_plans_take_the_same_steps():
-    """On noise: where a max-pool meets equal values, rounding decides which gets the gradient."""
+    """On noise: where a max-pool meets ties, rounding decides which entry gets the gradient."""
     rng, labels = np.random.default_rng(1), np.arange(80) % 10
     images = rng.integers(0, 256, (80, 8, 8, 1), np.uint8)
     config, told = tiny(), {}
@@ -146,7 +146,7 @@ def test_which_devices_compute_in_bfloat16(platform, capability, native):
 
 
 def test_float32_on_a_gpu_asks_for_whole_products(monkeypatch):
-    """There the default is TF32; on a CPU nothing is asked for."""
+    """The default there is TF32; on a CPU nothing is requested."""
 
     def asked_of(precision, capability):
         device = types.SimpleNamespace(platform="gpu", compute_capability=capability)

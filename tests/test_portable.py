@@ -79,7 +79,7 @@ def test_weights_and_description(network, tmp_path):
 
 
 def test_a_gpu_gets_a_program_of_its_own(network, tmp_path):
-    """Written as for a GPU, on a machine without one: XLA's convolutions, operands kept whole."""
+    """Exported for a GPU on a machine without one: XLA's convolutions, full-precision operands."""
     programs = {}
     for path in network.export(tmp_path, ("cpu", "cuda"))[:2]:
         program = jax.export.deserialize(path.read_bytes())

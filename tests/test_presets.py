@@ -1,8 +1,8 @@
-"""The presets' settings beside those the methods' authors used, and the table of them in the docs.
+"""The presets' settings next to those of the methods' authors, and the docs' table of them.
 
     python tests/test_presets.py
 
-prints the table that docs/methods.md has to hold.
+prints the table that docs/methods.md must contain.
 """
 
 from pathlib import Path
@@ -13,9 +13,9 @@ from asap_jax.configs import presets
 from asap_jax.host.errors import UserError
 
 DOCS = Path(__file__).parents[1] / "docs" / "methods.md"
-# The authors' searches on CIFAR-10, from their public code (ASAP's own from its paper): batch,
-# epochs, omega's learning rate from and to, its weight decay, alpha's learning rate; what else
-# belongs to them; and why ours is another.
+# The authors' searches on CIFAR-10, from their public code (ASAP's from its paper): batch, epochs,
+# omega's initial and final learning rate, its weight decay, alpha's learning rate; their other
+# settings; and why ours differ.
 PUBLISHED = {
     "asap": ("96", "50", "0.025 to 0.001", "3e-4", "1e-3", "", ""),
     "asap_pac": ("-", "-", "-", "-", "-", "", "a schedule for a proof; never searched with"),
@@ -46,7 +46,7 @@ PUBLISHED = {
 
 
 def number(value: float) -> str:
-    """0.025, 3e-4, 0: as the table writes it."""
+    """0.025, 3e-4, 0: as written in the table."""
     if 0 < value < 0.001 or value == 0.001:
         mantissa, exponent = f"{value:.0e}".split("e")
         return f"{mantissa}e{int(exponent)}"
@@ -54,7 +54,7 @@ def number(value: float) -> str:
 
 
 def settings(name: str) -> tuple[str, ...]:
-    """The first six columns of PUBLISHED, of the preset."""
+    """The first six columns of PUBLISHED, for the preset."""
     search = presets.get_config(name).search
     omega, extra = search.omega, []
     if omega.nesterov:
@@ -74,7 +74,7 @@ def settings(name: str) -> tuple[str, ...]:
 
 
 def table() -> str:
-    """Markdown: a row a method."""
+    """Markdown: a row per method."""
 
     def told(batch, epochs, rate, decay, alpha, extra):
         if batch in "?-":
@@ -116,7 +116,7 @@ def test_fair_is_one_budget_for_all(size, name):
     assert (fair.drop_path, fair.cost_weight) == (0, 0)
     most = 3 * -(-asap.epochs // 3)  # P-DARTS has three stages of equal length
     assert asap.epochs <= fair.epochs <= (most if name == "p_darts" else asap.epochs)
-    if size != "paper":  # smaller sizes know no other
+    if size != "paper":  # smaller sizes have no other settings
         assert fair.to_dict() == presets.get_config(f"{size},{name}").search.to_dict()
 
 

@@ -163,7 +163,7 @@ def test_max_pool_passes_nan_on():
 
 @pytest.mark.parametrize("stride", [1, 2])
 def test_second_derivatives_agree_with_the_plain_forms(stride):
-    """Reverse over reverse, as Hessian-vector products of second-order methods need it."""
+    """Reverse over reverse, as the Hessian-vector products of second-order methods need."""
     x, k = RNG.normal(size=(2, 6, 6, 3)), RNG.normal(size=(3, 3, 3))
 
     def hessian_times(depthwise_form, max_form, avg_form):
@@ -209,7 +209,7 @@ def test_batch_norm():
     normed = (x - flat.mean(0)) / std
     dy = g * scale
     expected = (dy - dy.mean((0, 1, 2)) - normed * (dy * normed).mean((0, 1, 2))) / std
-    for known in (False, True):  # by statistics computed here, or the same given
+    for known in (False, True):  # with statistics computed here, or the same ones given
         given = {"stats": new, "known": True} if known else {}
         value, pull = jax.vjp(lambda *a, given=given: run(*a, True, **given)[0], x, scale, bias)
         np.testing.assert_allclose(value, y, rtol=1e-12)
@@ -269,7 +269,7 @@ def test_folded_kernels_compute_the_same(name, stride, side):
 
 
 def test_both_ways_to_the_moments_of_a_map():
-    """In one reading, as on a GPU, and in two; where the mean is far from 0 as well."""
+    """In one pass, as on a GPU, and in two; also where the mean is far from 0."""
     rng = np.random.default_rng(0)
     maps = [jnp.asarray(rng.normal(m, 2, size=(3, 4, 5, c))) for m, c in ((0, 2), (1e4, 3))]
     for way in (batch_norm._moments_at_once, batch_norm._moments_by_two):

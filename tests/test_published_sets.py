@@ -1,4 +1,4 @@
-"""The data sets that ASAP's cells are carried to, in small: each in the form it is published in."""
+"""Small versions of the data sets that ASAP's cells transfer to, in their published formats."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ def some(count, shape, classes=10):
 
 
 def assert_reads(loaded, train, test):
-    """The images and labels of both parts, in order."""
+    """Checks the images and labels of both parts, in order."""
     np.testing.assert_array_equal(loaded.train_images, np.concatenate([x for x, _ in train]))
     np.testing.assert_array_equal(loaded.train_labels, np.concatenate([y for _, y in train]))
     np.testing.assert_array_equal(loaded.test_images, test[0])
@@ -76,7 +76,7 @@ def test_channels_are_measured_without_going_through_all_records(tmp_path):
 
 @pytest.fixture
 def imagenet(tmp_path):
-    """Twenty JPEGs of other sizes for training, ten for validation, a test without labels."""
+    """Twenty JPEGs of various sizes for training, ten for validation, a test without labels."""
     sizes = RNG.integers(40, 90, (40, 2))
     images = [np.full((h, w, 3), 6 * i, np.uint8) for i, (h, w) in enumerate(sizes)]
     splits = {
@@ -98,9 +98,9 @@ def test_imagenet_is_streamed(imagenet):
     notes = " ".join(stream.notes)
     assert "the test images have no labels" in notes
     assert "the validation images test" in notes
-    assert "labels" not in vars(source.splits["train"])  # nobody has gone through all records
+    assert "labels" not in vars(source.splits["train"])  # not all records have been read
     ((images, labels),) = stream.train_batches(20, 0, 1, 0, 0)
-    grey = np.asarray(images).mean((1, 2, 3)) / 6  # tells the record
+    grey = np.asarray(images).mean((1, 2, 3)) / 6  # identifies the record
     np.testing.assert_array_equal(np.sort(np.round(grey)), np.arange(20))
     np.testing.assert_array_equal(labels, np.round(grey).astype(int) % 5)
     ((images, labels),) = stream.batches("test")
@@ -146,7 +146,7 @@ def test_a_set_that_is_prepared_in_another_format_is_told_of(form, prepare, tmp_
 @pytest.mark.parametrize("how", ["memory", "stream"])
 def test_the_depth_of_a_set_whose_shape_is_known_can_be_said(how, bits, tmp_path, monkeypatch):
     deep = Image.fromarray(np.arange(784, dtype=np.uint16).reshape(28, 28))
-    opened = Image.open  # Pillow's own, for all but the records
+    opened = Image.open  # Pillow's own, for everything but the records
     splits = {part: some(20, (28, 28, 1)) for part in ("train", "test")}
     prepare_tfds(tmp_path, "fashion_mnist", splits)
     source = data.open_source("tfds:fashion_mnist", str(tmp_path))
@@ -193,7 +193,7 @@ def test_cinic10_trains_on_train_and_valid(tmp_path):
 
 @pytest.fixture
 def groceries(tmp_path):
-    """Two classes, numbered against the alphabet as the published ones are."""
+    """Two classes, numbered against alphabetical order like the published ones."""
     images, _ = some(8, (16, 16, 3))
     save(tmp_path / "images" / "BEANS", images[:4])
     save(tmp_path / "images" / "CANDY", images[4:])

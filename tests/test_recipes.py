@@ -1,4 +1,4 @@
-"""Recipes: the papers' values, the hours in the docstrings, a run whose mode the config tells."""
+"""Recipes: the papers' values, the hours in the docstrings, a run whose mode the config sets."""
 
 import json
 import re
@@ -17,7 +17,7 @@ from asap_jax.host.errors import UserError
 from asap_jax.runs import inputs
 from asap_jax.training import train_loop
 
-# Images that are trained on, their shape, classes.
+# Number of training images, their shape, classes.
 DATA = {
     "tfds:cifar10": (50_000, (32, 32, 3), 10),
     "tfds:cifar100": (50_000, (32, 32, 3), 100),
@@ -31,7 +31,7 @@ DATA = {
 
 @pytest.mark.parametrize("name", recipes.RECIPES)
 def test_what_a_docstring_says_of_its_cost(name):
-    """Hours, multiply-adds, images and epochs are those of the config it makes."""
+    """Hours, multiply-adds, images and epochs are those of the config."""
     config, said = recipes.get_config(name), recipes.RECIPES[name].__doc__
     presets.check(config)
     images, shape, classes = DATA[config.data.source]
@@ -103,7 +103,7 @@ def test_darts_training_is_its_own():
     assert {key: train[key] for key in want} == want
 
 
-# Of both: 224 pixels, cropped at random by the stream, so that nothing is padded or cut out.
+# Shared by both: 224 pixels, cropped at random by the stream, so nothing is padded or cut out.
 ON_IMAGENET = {
     "cells": 14,
     "stem": "imagenet",
@@ -165,7 +165,7 @@ def test_darts_learning_rate_on_imagenet_falls_by_3_percent_an_epoch():
 
 @pytest.mark.parametrize("name", ["cifar100", "svhn", "fashion_mnist", "cinic10", "freiburg"])
 def test_transfer_trains_as_cifar10_but_for_the_colours(name):
-    sizes = {"cinic10": 32, "freiburg": 64}  # of folders, which do not tell it
+    sizes = {"cinic10": 32, "freiburg": 64}  # of folders, which do not state it
     assert recipes.get_config(name).data.image_size == sizes.get(name, 0)
     theirs, ours = (recipes.get_config(each).train.to_dict() for each in ("asap_small", name))
     assert ours["epochs"] == (400 if name == "cinic10" else 600)
@@ -196,7 +196,7 @@ SMALL = Genotype(CELL, (2,), CELL, (2,))
 
 
 def test_a_recipe_runs_and_its_network_comes_back(tmp_path):
-    """The mode is the recipe's; every option of the network kept beside its weights."""
+    """The recipe sets the mode; every option of the network is saved with its weights."""
     config = recipes.get_config("imagenet")
     config.genotype = SMALL.to_json()
     config.data.update(
@@ -276,7 +276,7 @@ CLASSES = {"cifar100": 100, "freiburg": 25}
 
 @pytest.mark.parametrize("name", recipes.RECIPES)
 def test_sizes_are_known_without_the_data(name, tmp_path):
-    """Of every recipe: what describing its network needs."""
+    """For every recipe: what describing its network needs."""
     config = recipes.get_config(name)
     config.data.dir = str(tmp_path)
     sizes = inputs.load_sizes(config)
@@ -308,7 +308,7 @@ def test_a_set_whose_sizes_are_not_known_is_opened(place, tmp_path):
 
 
 def test_224_pixels_enter_the_first_cell_as_28():
-    """The paper's "from 224 to 56 (3 reductions)" cannot be: three halvings make 28."""
+    """The paper's "from 224 to 56 (3 reductions)" cannot be right: three halvings give 28."""
     config = recipes.get_config("imagenet")
     network = train_loop.make_network(config.train, GENOTYPES["ASAP"], 1000)
 

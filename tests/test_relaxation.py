@@ -50,7 +50,7 @@ def test_pruning_holds_every_edge_against_the_same_threshold():
     kept = pruning.prune_below(MASK, weights, 0.15)
     heaviest = jax.nn.one_hot(weights.argmax(-1), 7, dtype=bool)
     np.testing.assert_array_equal(kept, MASK & ((weights >= 0.15) | heaviest))
-    # The threshold does not grow as an edge thins out: one of two is held against 0.15 as well.
+    # The threshold does not grow as an edge thins out: one of two is also held against 0.15.
     two = jnp.zeros((1, 7), bool).at[0, :2].set(True)
     near = masked_softmax(jnp.asarray([[0.0, 1.5] + [0.0] * 5]), two)
     assert near[0, 0] == pytest.approx(0.18, abs=0.01)

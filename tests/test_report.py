@@ -1,4 +1,4 @@
-"""report.html: whole, offline, right, and there at any time."""
+"""report.html: complete, offline, correct, and available at any time."""
 
 import html.parser
 import json
@@ -25,7 +25,7 @@ SPACE = make_space(CONFIG.search)
 
 
 class Page(html.parser.HTMLParser):
-    """Checks that tags are closed in their order; collects texts, links and sources."""
+    """Checks that tags are closed in order; collects texts, links and sources."""
 
     def __init__(self, text):
         super().__init__()
@@ -61,7 +61,7 @@ def weights_at(epoch):
 
 @pytest.fixture
 def folder(tmp_path):
-    """A search that is under way: three epochs, the last line half written."""
+    """A search in progress: three epochs, the last line incomplete."""
     claim(tmp_path, json.loads(CONFIG.to_json()))
     with (
         open(tmp_path / "metrics.jsonl", "w") as metrics,
@@ -215,7 +215,7 @@ def test_a_search_alone_is_told_as_done(folder):
 
 
 def test_names_that_are_no_text(folder):
-    """Bytes of file names that are not UTF-8, as Python hands them on."""
+    """Bytes of file names that are not UTF-8, as Python passes them on."""
     page.keep_command(folder, ["--workdir=caf\udce9"])
     finish(folder)
     results = workdir.read_json(folder / "results.json")

@@ -1,4 +1,4 @@
-"""Runs that are cut and go on: real signals to real processes, and what may change between."""
+"""Interrupted runs that resume: real signals to real processes, and allowed changes."""
 
 import json
 import os
@@ -36,7 +36,7 @@ def whole(tmp_path_factory):
 
 
 def search_steps(workdir):
-    """Steps that a workdir's search took: when it is decided hangs on rounding, so on versions."""
+    """Steps of a workdir's search: when it is decided depends on rounding, so on versions."""
     last = [record for record in records(workdir) if record["phase"] == "search"][-1]
     return (last["epoch"] - 1) * EPOCH_STEPS + last["steps"]
 
@@ -46,7 +46,7 @@ def search_epochs(workdir):
 
 
 def cut_run(workdir, phase="", step=0, name="SIGTERM", every_steps=0, **environment):
-    """Starts the run in a process of its own; returns its exit code."""
+    """Starts the run in its own process; returns its exit code."""
     arguments = [str(workdir), phase, str(step), name, str(every_steps)]
     done = subprocess.run(
         [sys.executable, str(HERE / "cut_run.py"), *arguments],
@@ -75,20 +75,20 @@ def assert_equal_runs(workdir, whole):
 
 
 def test_the_tiny_run_is_as_long_as_these_tests_think(whole):
-    """Its search is decided before its epochs are over, and leaves steps to be cut after."""
+    """Its search is decided before its last epoch, and leaves steps to interrupt."""
     epochs = search_epochs(whole)
     assert epochs == list(range(1, len(epochs) + 1))
     assert json.loads((whole / "stages/search-0.json").read_text())["ended"] == "finished"
     assert EPOCH_STEPS < search_steps(whole) <= len(epochs) * EPOCH_STEPS
     assert len(epochs) <= SEARCH_EPOCHS
-    # The last state of a stage goes by whole epochs.
+    # The last state of a stage counts whole epochs.
     for stage, steps in (("search-0", len(epochs) * EPOCH_STEPS), ("train-0", TRAIN_STEPS)):
         assert max(int(p.name) for p in (whole / "checkpoints" / stage).iterdir()) == steps
 
 
 @pytest.mark.parametrize("cuts", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_cut_by_signals_at_random_steps(cuts, whole, tmp_path):
-    """Once or twice in the search, once in the training; each time another process goes on."""
+    """Once or twice in the search, once in the training; each time another process resumes."""
     rng = np.random.default_rng()
     before_the_last = np.arange(1, search_steps(whole))
     searching = sorted(rng.choice(before_the_last, cuts, replace=False).tolist())
@@ -146,7 +146,7 @@ def test_the_command_says_how_to_go_on(tmp_path):
 
 
 def test_a_signal_while_data_are_read_is_told_like_any_other(tmp_path):
-    """There is no step yet that could end first."""
+    """There is no step yet to finish first."""
     lines = (
         "import os, signal",
         "from asap_jax import main",
@@ -190,7 +190,7 @@ def test_more_epochs_of_training_may_be_asked_for_fewer_not(copy):
     epochs = [(r["phase"], r["epoch"]) for r in records(copy)]
     assert epochs[-3:] == [("train", 1), ("train", 2), ("train", 3)]
     assert epochs[:-3] == [("search", i) for i in before]
-    # The test images were read at both lengths, and the results say so.
+    # The test images were read at both lengths, and the results report it.
     assert json.loads((copy / "results.json").read_text())["test_readings"] == 2
     assert json.loads((copy / "stages/train-0.json").read_text())["test_readings"] == 2
     config.train.epochs = 1
@@ -222,7 +222,7 @@ def test_a_checkpoint_of_other_data_is_refused(copy):
 
 
 def test_a_finished_stage_of_other_data_is_refused(copy):
-    """What the search found on these images is not trained on others."""
+    """What a search found on some images is not trained on others."""
     dataset = inputs.load_data(tiny())
     changed = data.from_arrays(
         255 - dataset.train_images,
@@ -259,7 +259,7 @@ def test_on_prune_tells_each_candidate_once_over_all_starts(tmp_path):
 
 @pytest.mark.slow
 def test_cut_with_every_option_of_training(tmp_path):
-    """Auxiliary head, drop-path, moving average, pieces: cut in an epoch, equal all the same."""
+    """Auxiliary head, drop-path, moving average, pieces: interrupted mid-epoch, equal results."""
     config = tiny()
     config.train.update({"auxiliary_weight": 0.4, "drop_path": 0.3, "average": 0.9})
     config.train.update({"accumulate": 2, "epochs": 2})
@@ -313,7 +313,7 @@ def test_the_last_few_states_are_kept(tmp_path):
     config.checkpoint.update({"every_steps": 2, "keep": 3})
     job.run(config, tmp_path, mode="search", quiet=True)
     kept = sorted(int(path.name) for path in (tmp_path / "checkpoints/search-0").iterdir())
-    # The last step of all is saved as the end of its epoch.
+    # The very last step is saved as the end of its epoch.
     before = list(range(2, search_steps(tmp_path), 2))
     assert kept == [*before[-2:], len(records(tmp_path)) * EPOCH_STEPS]
     assert len(kept) == 3

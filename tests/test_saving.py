@@ -1,4 +1,4 @@
-"""What is saved can be read again, or the run says at once that it cannot."""
+"""What is saved can be read again, or the run reports at once that it cannot."""
 
 import errno
 import json
@@ -53,7 +53,7 @@ def test_what_was_moved_to_such_a_path_is_read_or_told_of_in_one_error(name, tmp
 
 
 def damage(folder, how):
-    """Spoils a checkpoint that stands in `folder`."""
+    """Damages a checkpoint in `folder`."""
     if how == "manifest gone":
         (folder / "manifest.ocdbt").unlink()
     if how == "manifest empty":
@@ -71,7 +71,7 @@ DAMAGES = ("manifest gone", "manifest empty", "data gone", "data cut", "data cha
 
 
 def disk(how):
-    """Orbax' class as it is on a disk that spoils what is written."""
+    """Orbax's class on a disk that damages what is written."""
 
     class Spoiling(ocp.StandardCheckpointer):
         def save(self, path, tree, **options):
@@ -107,7 +107,7 @@ def test_the_last_state_of_a_stage_is_read_again(how, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("how", DAMAGES)
 def test_what_cannot_be_read_is_one_error_and_orbax_is_not_asked(how, tmp_path, monkeypatch):
-    """Its threads would print a traceback for each array when Python ends."""
+    """Otherwise its threads print a traceback per array when Python exits."""
     checkpoint.save(tmp_path / "network", TREE)
     Run(tmp_path)()
     damage(tmp_path / "network", how)
@@ -167,7 +167,7 @@ def test_a_home_that_nobody_has_is_told_of(use, tmp_path, monkeypatch):
 
 
 def look_at(use, folder, message):
-    """Uses a folder in one of the ways that there are, which has to be refused."""
+    """Uses a folder in one of several ways, each of which must be refused."""
     config = tiny()
     uses = {
         "run": lambda: job.run(config, folder, quiet=True),

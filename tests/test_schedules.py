@@ -102,7 +102,7 @@ def test_cycles_of_an_epoch_or_less_stay_at_their_highest():
 
 
 def test_exponential_is_darts_imagenet_decay():
-    """0.1 * 0.97^epoch over 250 epochs; of another length it ends at the same value."""
+    """0.1 * 0.97^epoch over 250 epochs; other lengths end at the same value."""
     last = 0.1 * 0.97**249
     schedule = schedules.exponential_by_epoch(0.1, last, 250, STEPS)
     for epoch, rate in ((0, 0.1), (1, 0.097), (100, 0.1 * 0.97**100), (249, 5.083488e-5)):

@@ -1,4 +1,4 @@
-"""The search step and the strategies: one contract for all, and what each does itself."""
+"""The search step and the strategies: one contract for all, and what is specific to each."""
 
 import itertools
 
@@ -41,7 +41,7 @@ OPTIONS = {
     "p_darts": {"extra_cells": (0, 0), "keep": (2,), "skip_dropout": (0.3, 0.4)},
     "random": {"samples": 3},
 }
-# Of methods that take alike steps one stands for the others in the default run.
+# One of several methods with similar steps represents the others in the default run.
 SLOW = (
     "magnitude",
     "accum_grad",
@@ -52,7 +52,7 @@ SLOW = (
     "darts second",
     "darts exact",
 )
-KEEP_ALL_EDGES = ("snas", "nap")  # whatever the number of inputs asked for
+KEEP_ALL_EDGES = ("snas", "nap")  # regardless of the requested number of inputs
 RNG = np.random.default_rng(0)
 BATCHES = [
     Batch(
@@ -125,7 +125,7 @@ def test_inactive_candidates_are_not_touched(history):
     touched = 0
     for i, (before, after) in enumerate(itertools.pairwise(states)):
         key = step_keys(before.key, i).omega
-        seen = after.arch if alphas_first(strategy) else before.arch  # by the omega step
+        seen = after.arch if alphas_first(strategy) else before.arch  # as the omega step sees them
         mixtures = strategy.mixture(seen, before.step, key)
         for mixture in mixtures.values():
             assert (mixture.weights[~mixture.active] == 0).all()
@@ -162,7 +162,7 @@ def test_pruned_alphas_are_frozen(history):
 
 
 def test_the_entropy_is_that_of_the_methods_own_distribution(history):
-    """A sample's says nothing: it is 0 of a one-hot one, whatever the alphas."""
+    """A sample's means nothing: for a one-hot sample it is 0, whatever the alphas."""
     strategy, _, states, metrics = history
     if strategy.distribution is None:
         assert not any(key.startswith("entropy") for key in metrics[-1])
@@ -180,7 +180,7 @@ def test_the_entropy_is_that_of_the_methods_own_distribution(history):
 
 @pytest.mark.parametrize("where", ["omega half", "alpha half", "alphas", "weights"])
 def test_nothing_is_decided_by_numbers_that_are_none(history, where):
-    """What is nan in a step prunes nothing, and ends the search with an error."""
+    """A NaN in a step prunes nothing, and ends the search with an error."""
     strategy, step, states, _ = history
     before = states[8]
     train, val = BATCHES[0], BATCHES[3]
@@ -199,7 +199,7 @@ def test_nothing_is_decided_by_numbers_that_are_none(history, where):
     else:
         before = before.replace(params=jax.tree.map(lambda leaf: leaf * jnp.nan, before.params))
     after, metrics = step(before, train, val)
-    if not (where == "omega half" and alphas_first(strategy)):  # whose alphas went before it
+    if not (where == "omega half" and alphas_first(strategy)):  # which updated its alphas before
         jax.tree.map(np.testing.assert_array_equal, after.arch.masks, before.arch.masks)
     with pytest.raises(UserError, match=r"in epoch 1 of the search: lower config\.search\.omega"):
         loop._check_metrics(jax.device_get(metrics), "search", loop.Progress())
@@ -220,7 +220,7 @@ def test_no_cells_follow_from_numbers_that_are_none(rule, bad):
 
 
 def test_a_step_says_whether_its_alphas_learned(history):
-    """So that a `val_loss` of nan can be told from that of a step in which they rest."""
+    """To distinguish a NaN `val_loss` from that of a step in which they rest."""
     strategy, _, states, metrics = history
     for state, measured in zip(states, metrics, strict=False):
         expected = strategy.updates.has_val_loss and bool(strategy.learns(state.step))
@@ -258,7 +258,7 @@ def test_derivation_gives_a_network(history, request):
     for inputs in (2, None):
         genotype = strategy.derive(states[-1].arch, inputs, jax.random.key(0), evaluate)
         sizes = [len(node) for node in genotype.normal + genotype.reduce]
-        if name == "nap":  # any number of inputs, as many candidates as edges in all
+        if name == "nap":  # any number of inputs, as many candidates as edges in total
             assert sum(sizes[:2]) == sum(sizes[2:]) == len(SPACE.edges)
         else:
             every = inputs is None or name in KEEP_ALL_EDGES
@@ -278,7 +278,7 @@ def test_asap_is_algorithm_1():
         before = state
         state, metrics = step(state, BATCHES[i % 8], BATCHES[(i + 3) % 8])
         assert metrics["temperature"] == pytest.approx(temperature, rel=1e-5)
-        if temperature >= 1:  # grace: omega alone
+        if temperature >= 1:  # grace: omega only
             jax.tree.map(np.testing.assert_array_equal, state.arch, before.arch)
             jax.tree.map(np.testing.assert_array_equal, state.alpha_opt, before.alpha_opt)
             assert np.isnan(metrics["val_loss"])
@@ -392,7 +392,7 @@ def test_random_ranks_in_rounds_and_the_best_on_the_whole_half():
     assert min(few) < max(few)
     whole = [score for images, score in asked[60:]]
     assert skips(one_hot_mixture(best, SPACE)) == max(whole) > min(whole)
-    # The finalists of each round are the five with most skips in the normal cell.
+    # The finalists of each round are the five with the most skips in the normal cell.
     for i in (0, 1):
         top = sorted(few[30 * i : 30 * (i + 1)], reverse=True)[:5]
         assert sum(whole[5 * i : 5 * (i + 1)]) >= sum(top)

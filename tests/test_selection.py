@@ -15,7 +15,7 @@ from asap_jax.runs import job, resolve
 
 
 def numbered(count=400, classes=4):
-    """A data set whose images tell their numbers."""
+    """A data set whose images encode their index."""
     images = np.arange(count, dtype=np.uint16).view(np.uint8).reshape(count, 1, 2, 1)
     labels = np.arange(count) % classes
     return data.from_arrays(images, labels, images[:8], labels[:8])
@@ -44,7 +44,7 @@ def test_no_search_is_measured_on_its_own_half(seed, searches, monkeypatch):
     found = {"genotype": json.loads(GENOTYPES["ASAP"].to_json()), "seconds": 0.0}
     assert run.select([dict(found) for _ in range(searches)]) == np.argmax(accuracies)
     count = len(dataset.train_labels)
-    for train_seed, trained_on, measured_on in seen:  # alike for all
+    for train_seed, trained_on, measured_on in seen:  # the same for all
         assert train_seed == seed
         np.testing.assert_array_equal(trained_on, seen[0][1])
         np.testing.assert_array_equal(measured_on, seen[0][2])

@@ -1,4 +1,4 @@
-"""Folders, archives and arrays of images: what is read, what is refused, and how it is said."""
+"""Folders, archives and arrays of images: what is read, what is refused, and the messages."""
 
 import time
 
@@ -24,7 +24,7 @@ def pixels(shape=(8, 8, 3)):
 
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory):
-    """Class folders of pieces of two photographs: many sizes, three formats, grey and colour."""
+    """Class folders of crops of two photographs: many sizes, three formats, grey and color."""
     root = tmp_path_factory.mktemp("photographs")
     rng = np.random.default_rng(1)
     for name, photograph in zip(("china", "flower"), load_sample_images().images, strict=True):
@@ -88,7 +88,7 @@ def test_without_a_test_folder_val_tests(tmp_path):
         write(tmp_path / split, ("a", "b"), count, mode="L")
     loaded = data.load(f"folder:{tmp_path}")
     assert (len(loaded.train_labels), len(loaded.test_labels)) == (8, 4)
-    assert loaded.train_images.shape[-1] == 1  # none has colour
+    assert loaded.train_images.shape[-1] == 1  # none has color
     assert "the val images test" in loaded.notes[0]
 
 
@@ -178,7 +178,7 @@ def test_unreadable_images_are_skipped_and_counted_on_request(tmp_path):
     assert "x.jpg" in notes
 
 
-# Every way in which Pillow holds one picture, and the grey or red that comes out.
+# Every way in which Pillow stores a picture, and the resulting grey or red.
 def _modes():
     ramp = np.linspace(0, 255, 64).astype(np.uint8).reshape(8, 8)
     rgb = np.stack([ramp, ramp[::-1], np.full_like(ramp, 90)], -1)
@@ -273,7 +273,7 @@ def deep_image(mode, values):
     ("top", "bits"), [(255, 8), (300, 10), (4095, 12), (4096, 14), (65535, 16)]
 )
 def test_deep_images_have_one_scale_for_a_set(top, bits, mode, how, tmp_path):
-    """A dark image stays darker than a bright one, and the levels that there are stay."""
+    """A dark image stays darker than a bright one, and all levels are kept."""
     dark, bright = np.arange(64) * (top // 8) // 64, top - np.arange(64) * (top // 8) // 64
     for name in "ab":
         for i in range(5):
@@ -319,7 +319,7 @@ def test_the_depth_can_be_said_and_streams_take_16(tmp_path):
 
 
 def cut_jpeg(path):
-    """A large colour JPEG that opens, and ends in the middle of its pixels."""
+    """A large color JPEG that opens, but ends in the middle of its pixels."""
     Image.fromarray(pixels((200, 300, 3))).save(path.with_suffix(".jpg"))
     content = path.with_suffix(".jpg").read_bytes()
     path.with_suffix(".jpg").write_bytes(content[: len(content) // 2])
@@ -347,7 +347,7 @@ def test_what_is_left_out_does_not_decide_for_the_others(damage, tmp_path):
 @pytest.mark.parametrize("kind", ["folder", "csv"])
 @pytest.mark.parametrize("how", ["memory", "stream"])
 def test_images_above_pillows_bound_name_the_option(how, kind, tmp_path, monkeypatch):
-    """Pillow warns above its bound and refuses above twice of it."""
+    """Pillow warns above its limit and refuses above twice the limit."""
     write(tmp_path, ("a", "b"), 5)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 30)
     place = f"folder:{tmp_path}"
@@ -400,7 +400,7 @@ def archive(tmp_path, **arrays):
 
 
 def test_npz_of_medmnist_and_keras(tmp_path):
-    """MedMNIST has labels [N, 1] and a val split, Keras x_train and no colour axis."""
+    """MedMNIST has labels [N, 1] and a val split, Keras x_train and no color axis."""
     x, y = pixels((12, 8, 8)), np.arange(12) % 3
     arrays = {f"{s}_images": x for s in ("train", "val", "test")}
     arrays |= {f"{s}_labels": y[:, None] for s in ("train", "val", "test")}
@@ -585,7 +585,7 @@ def test_many_classes_take_linear_time():
     begun = time.monotonic()
     loaded = data.from_arrays((np.arange(60_000) % 251).astype(np.uint8).reshape(-1, 1, 1), labels)
     assert len(loaded.class_names) == 30_000
-    assert time.monotonic() - begun < 10  # comparing each with each takes half a minute
+    assert time.monotonic() - begun < 10  # comparing every pair takes half a minute
 
 
 def test_a_choice_that_a_source_does_not_have_is_refused(tmp_path):
@@ -612,7 +612,7 @@ def test_uneven_classes_are_reported_and_can_be_weighed():
 
 
 def test_preparing_a_tfds_set_runs_apart_and_says_what_failed(tmp_path, monkeypatch):
-    """The process is real; without TensorFlow, or without the set, its words reach the user."""
+    """The process is real; without TensorFlow, or without the set, its message reaches the user."""
     with pytest.raises(UserError, match=r"could not prepare the data set 'no_such_set'"):
         data.load("tfds:no_such_set", str(tmp_path), prepare=True)
     monkeypatch.setattr(tfds_prepare.sys, "executable", str(tmp_path / "python"))

@@ -173,7 +173,7 @@ def small(config, **changes):
 
 
 def test_a_search_logs_what_the_table_says_of_its_cell(tmp_path, capsys):
-    """Through the whole road, ASAP on the benchmark's space; the table knows all 15,625 cells."""
+    """End-to-end, ASAP on the benchmark's space; the table has all 15,625 cells."""
     path, rows = tmp_path / "table.csv", ["architecture,accuracy"]
     for number, ops in enumerate(itertools.product(NASBENCH201.candidates, repeat=6)):
         a, b, c, d, e, f = ops
@@ -238,7 +238,7 @@ def test_the_benchmarks_network_has_no_auxiliary_head(searches):
 
 
 def gate(channels, stride, affine):
-    """An operation that is not ours: x times the sigmoid of a 1x1 convolution, every `stride`th."""
+    """A user-defined operation: x times the sigmoid of a 1x1 convolution, every `stride`th."""
     layer = chain({"relu": relu, "conv": pointwise(channels, channels), "norm": norm(channels)})
 
     def apply(params, stats, x, context):
@@ -251,7 +251,7 @@ def gate(channels, stride, affine):
 
 @pytest.fixture
 def own_space():
-    """Three nodes, six edges, one of them from a node to the one after next."""
+    """Three nodes, six edges, one of which skips a node."""
     space = SearchSpace(
         {"gate": gate, "max_pool_3x3": OPERATIONS["max_pool_3x3"]},
         nodes=3,

@@ -1,4 +1,4 @@
-"""Images that are read while the network trains: which, when, how cut, and how a cut run ends."""
+"""Images read during training: which, when, how they are cropped, and how runs resume."""
 
 import os
 import signal
@@ -32,7 +32,7 @@ CELLS = asap_jax.Genotype(POOLS, (2, 3), POOLS, (2, 3))
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Two classes of pieces of two photographs, 30 to 60 pixels a side; no two pieces alike."""
+    """Two classes of crops of two photographs, 30 to 60 pixels a side; all different."""
     root, rng = tmp_path_factory.mktemp("pieces"), np.random.default_rng(0)
     for name, photograph in zip(("china", "flower"), load_sample_images().images, strict=True):
         for part, count in (("train", TRAIN // 2), ("test", TEST // 2)):
@@ -51,7 +51,7 @@ def open_stream(folder, **options):
 
 
 def batches(stream, seed=5, epoch=0, step=0):
-    """What a training gets from a step on, as arrays."""
+    """The batches that a training receives from a step on, as arrays."""
     coming = stream.train_batches(BATCH, seed, EPOCHS, epoch, step)
     return [tuple(map(np.asarray, batch)) for batch in coming]
 
@@ -113,7 +113,7 @@ def test_the_test_images_come_in_order_once(folder):
         np.testing.assert_array_equal(labels, np.repeat([0, 1], TEST // 2))
 
 
-# How images are cut
+# How images are cropped
 
 
 def test_random_crops_keep_to_their_bounds():
@@ -130,10 +130,10 @@ def test_random_crops_keep_to_their_bounds():
     assert 0.745 < min(ratios) < 0.76
     assert 1.32 < max(ratios) < 1.345
     areas, logs = np.array(areas), np.log(ratios)
-    small = areas < 0.4  # fit whatever their ratio
+    small = areas < 0.4  # which fit whatever their ratio
     assert abs(areas[small].mean() - 0.24) < 0.01
     assert abs(logs[small].mean()) < 0.02
-    # Nothing of that ratio fits well into a strip: its middle, as wide as the ratio allows.
+    # No crop of that ratio fits well into a strip: its middle, as wide as the ratio allows.
     boxes = {crop_box(1000, 3, rng) for _ in range(200)}
     assert (498, 0, 4, 3) in boxes
 
@@ -230,7 +230,7 @@ def test_a_split_to_measure_on_is_streamed_if_it_is_too_large(folder, monkeypatc
 
 
 def test_a_stream_trains_as_arrays_do(folder):
-    """The same batch gives the same step, whichever way it comes."""
+    """The same batch gives the same step, whichever way it arrives."""
     config = config_of(folder)
     config.data.resize = "stretch"
     arrays = inputs.load_data(config)
@@ -268,7 +268,7 @@ def test_streams_of_other_files_have_other_fingerprints(folder):
 
 
 def test_a_run_may_ask_for_streaming_by_name_but_not_change_over(folder, trained):
-    """`auto` decides by the memory that is left: another start may have to say what was decided."""
+    """`auto` decides by free memory: a second start may have to request the earlier decision."""
     workdir, _ = trained
     config = config_of(folder)
     config.data.streaming = "on"
@@ -351,7 +351,7 @@ def test_batches_are_on_the_device_and_close_early(folder):
 
 @pytest.mark.parametrize("guard", ["", "if __name__ == '__main__':\n    ", "# __name__\n"])
 def test_a_script_without_a_guard_is_refused_in_one_paragraph(guard, folder, tmp_path):
-    """Each worker would run it again; where it has one, it goes on."""
+    """Each worker would run it again; with a guard, it continues."""
     guarded = "if" in guard
     code = (
         "from asap_jax import data\n"

@@ -1,4 +1,4 @@
-"""The supernet: one loop over edges, masks that save and change nothing else."""
+"""The supernet: one loop over edges, and masks that save time and change nothing else."""
 
 import contextlib
 import functools
@@ -26,7 +26,7 @@ TWICE = Context(train=True, twice=True)
 IMAGES = RNG.normal(size=(4, 8, 8, 3))
 ALL = SearchSpace(ASAP.candidates, nodes=2)
 FEW = ("sep_conv_3x3", "dil_conv_5x5", "max_pool_3x3", "avg_pool_3x3", "skip_connect")
-SMALL = SearchSpace(FEW, nodes=2)  # a convolution of each kind: the compiler takes half the time
+SMALL = SearchSpace(FEW, nodes=2)  # a convolution of each kind: half the compile time
 CELLS = ("normal", "reduce")
 
 
@@ -35,7 +35,7 @@ START = RNG.bit_generator.state
 
 @pytest.fixture(autouse=True)
 def float64():
-    RNG.bit_generator.state = START  # a test's draws do not depend on those before it
+    RNG.bit_generator.state = START  # a test's draws do not depend on earlier ones
     with jax.enable_x64(True):
         yield
 
@@ -76,7 +76,7 @@ def jitted_outcome(network, context):
         )
         return jnp.sum(jnp.sin(logits)), (logits, new["batch_stats"])
 
-    # Without optimisation XLA 0.10 gives wrong gradients of the alphas by the unrolled plan.
+    # Without optimization XLA 0.10 gives wrong gradients of the alphas under the unrolled plan.
     unrolled = network.plan.name == "unrolled"
     options = {"xla_backend_optimization_level": "1"} if unrolled else None
     return jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True), compiler_options=options)
@@ -93,7 +93,7 @@ def assert_close(got, want):
 
 @pytest.fixture(scope="module")
 def half():
-    """A supernet under half masks: by the loop, and its parts."""
+    """A supernet with half the candidates masked, under the loop plan, and its parts."""
     RNG.bit_generator.state = START
     with jax.enable_x64(True):
         network = Supernet(SMALL, 5, channels=4, cells=3)
@@ -199,7 +199,7 @@ GENOTYPE = Genotype(
 
 
 def test_a_decided_supernet_is_the_network_built_from_its_genotype():
-    """One function of the same weights. (Without pools: only the supernet normalises after one.)"""
+    """One function of the same weights. (Without pools: only the supernet normalizes after one.)"""
     network = Supernet(ALL, 5, channels=4, cells=3)
     variables = init(network, ALL)
     built = EvalNetwork(GENOTYPE, 5, channels=4, cells=3)
@@ -250,7 +250,7 @@ def test_search_network_has_the_published_size(space, cells, size):
 
 
 def test_every_candidate_stands_behind_a_gate_in_one_loop(half):
-    """What makes a mask save time: one scan a group of edges, one gate a candidate, no select."""
+    """What makes a mask save time: a scan per group of edges, a gate per candidate, no select."""
     network, variables, alphas, masks, _ = half
 
     def logits(params):
@@ -277,7 +277,7 @@ def test_every_candidate_stands_behind_a_gate_in_one_loop(half):
                     walk(sub)
 
     walk(jax.make_jaxpr(logits)(variables["params"]).jaxpr)
-    gates = len(SMALL.candidates) + 1  # and one that reads a source, at its first edge
+    gates = len(SMALL.candidates) + 1  # plus one that reads a source, at its first edge
     # Cell 0 is normal: 5 edges in one loop. Cells 1 and 2 reduce: 4 edges of stride 2, 1 inner.
     assert found == [(5, gates), *[(4, gates), (1, gates)] * 2]
 
@@ -421,7 +421,7 @@ def test_drop_path_drops_whole_samples_of_an_edge(plan):
 @SLOW
 @pytest.mark.parametrize("plan", ["loop", "unrolled"])
 def test_plans_equal_the_plain_form_with_drop_path(plan):
-    """All candidates of an edge drop the same samples, in both strides' gradients too."""
+    """All candidates of an edge drop the same samples, also in the gradients of both strides."""
     space = SearchSpace(("sep_conv_3x3", "max_pool_3x3", "skip_connect"), nodes=2)
     network = Supernet(space, 5, channels=4, cells=3, plan=plans.Plan(plan))
     variables = init(network, space)
@@ -489,7 +489,7 @@ def test_plans_equal_the_plain_form_with_partial_channels_and_dropout(plan):
 
 
 def test_with_partial_channels_an_edge_without_a_candidate_is_not_there():
-    """The derived cells alone: what lies on an edge that was left out changes nothing."""
+    """Only the derived cells: the input of an edge that was left out changes nothing."""
     inputs = jnp.asarray(RNG.normal(size=(2, 3, 4, 4, 4)))
     genotype = Genotype(((("skip_connect", 1),),), (2,), ((("skip_connect", 1),),), (2,))
     space = SearchSpace(("max_pool_3x3", "skip_connect"), nodes=1)
@@ -507,7 +507,7 @@ def test_with_partial_channels_an_edge_without_a_candidate_is_not_there():
 
 @contextlib.contextmanager
 def space_with(function):
-    """A space of `function` and a pool on five edges; the function is forgotten afterwards."""
+    """A space of `function` and a pool on five edges; the function is unregistered afterwards."""
     name = function.__name__
 
     def build(channels, stride, affine):
@@ -517,7 +517,7 @@ def space_with(function):
         yield SearchSpace({name: build, "max_pool_3x3": OPERATIONS["max_pool_3x3"]}, nodes=2)
     finally:
         del OPERATIONS[name]
-        jitted_outcome.cache_clear()  # it knows networks by their candidates' names
+        jitted_outcome.cache_clear()  # it keys networks by their candidates' names
 
 
 def test_candidates_are_computed_where_they_are_active_and_once_a_source():
@@ -543,7 +543,7 @@ def test_candidates_are_computed_where_they_are_active_and_once_a_source():
 
 
 def test_an_inactive_candidate_takes_no_time():
-    """The compiler does not compute ahead of a gate what lies behind it."""
+    """The compiler does not compute ahead of a gate what is behind it."""
 
     def heavy(x):
         square = jnp.broadcast_to(x.mean(), (400, 400))

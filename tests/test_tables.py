@@ -1,4 +1,4 @@
-"""Images listed in CSV files, and images of one object, which stay together."""
+"""Images listed in CSV files, and groups of images of one object, which stay together."""
 
 import csv
 
@@ -133,7 +133,7 @@ def test_test_images_in_a_second_file_or_without_labels(tmp_path):
 
 
 def test_class_folders_with_a_test_that_is_listed(tmp_path):
-    """As GTSRB is: folders 00000, 00001, ..., and a test of plain numbers, with semicolons."""
+    """Like GTSRB: folders 00000, 00001, ..., and a test with plain numbers and semicolons."""
     for label in range(3):
         images(tmp_path, [f"train/{label:05}/{i}.ppm" for i in range(4)])
     images(tmp_path, [f"test/{i:05}.ppm" for i in range(6)])
@@ -250,7 +250,7 @@ def test_a_list_is_streamed(tmp_path):
 
 
 class Known:
-    """A network that knows two classes, and takes every image for the second."""
+    """A network that knows two classes and predicts the second for every image."""
 
     class_names = ("00000", "00001")
     preparation = data.from_arrays(
@@ -338,7 +338,7 @@ def test_a_validation_share_keeps_groups_whole(share):
     config.train.validation_share = share
     rng = np.random.default_rng(0)
     x, groups = rng.integers(0, 256, (200, 8, 8), dtype=np.uint8), np.arange(200) // 5
-    x[:, 0, 0] = groups  # tells them apart afterwards
+    x[:, 0, 0] = groups  # identifies them later
     given = data.from_arrays(x, groups % 2, x[:4], [0, 1, 0, 1], groups=groups)
     split = resolve._validating(config, "train", given)
     kept, held = (set(part[:, 0, 0, 0]) for part in (split.train_images, split.test_images))

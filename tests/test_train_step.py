@@ -1,4 +1,4 @@
-"""The training step's options: weights of classes, pieces of a batch, moving average, remat."""
+"""Options of the training step: class weights, pieces of a batch, moving average, remat."""
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ CELL = ((("dil_conv_3x3", 0), ("skip_connect", 1)),)
 NETWORK = EvalNetwork(Genotype(CELL, (2,), CELL, (2,)), 3, channels=4, cells=3)
 RNG = np.random.default_rng(0)
 BATCH = Batch(jnp.asarray(RNG.normal(size=(8, 8, 8, 1)), jnp.float32), jnp.arange(8) % 3)
-OPTIMIZER = optax.sgd(1.0)  # so that a step is minus the gradient
+OPTIMIZER = optax.sgd(1.0)  # a step is minus the gradient
 
 
 def start(average=False):
@@ -52,7 +52,7 @@ def test_class_weights_reach_the_gradient():
     plain, _ = take(state, BATCH)
     even, _ = take(state, BATCH, class_weights=np.ones(3))
     assert_close(even.params, plain.params)
-    # A class of no weight might as well not be in the loss.
+    # A class of weight 0 is the same as one left out of the loss.
     weighted, metrics = take(state, BATCH, class_weights=np.array([1.0, 1.0, 0.0]))
     logits, _ = jax.jit(
         lambda: NETWORK.apply(
@@ -71,7 +71,7 @@ def test_class_weights_reach_the_gradient():
 
 
 def test_a_batch_in_pieces_averages_their_gradients():
-    """Each piece has batch statistics of its own; the running ones see them in turn."""
+    """Each piece has its own batch statistics; the running ones are updated by each in turn."""
     state = start()
     both, metrics = take(state, BATCH, accumulate=2)
     halves = [jax.tree.map(lambda x, s=s: x[s], BATCH) for s in (slice(0, 4), slice(4, 8))]

@@ -1,4 +1,4 @@
-"""Small data sets in the form that tfds prepares, made without TensorFlow."""
+"""Small data sets in the format that tfds prepares, created without TensorFlow."""
 
 import io
 import json
@@ -9,7 +9,7 @@ from tensorflow_datasets.proto import tf_example_generated_pb2 as tf_example_pb2
 
 _MODULE = "tensorflow_datasets.core.features."
 
-# (version, shape of an image, features beside image and label, classes) as tfds has them.
+# (version, shape of an image, features besides image and label, classes) as in tfds.
 KNOWN = {
     "cifar10": ("3.0.2", (32, 32, 3), ("id",), 10),
     "cifar100": ("3.0.2", (32, 32, 3), ("id", "coarse_label"), 100),
@@ -21,7 +21,7 @@ CIFAR10 = "airplane automobile bird cat deer dog frog horse ship truck".split()
 
 
 def prepare_tfds(folder, name, splits):
-    """Writes splits {split: (images, labels)} as data set `name` below `folder`.
+    """Writes splits {split: (images, labels)} as data set `name` in `folder`.
 
     Images are uint8 arrays [H, W, C]; those of unknown shape become JPEG, the others PNG.
     """

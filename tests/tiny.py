@@ -1,4 +1,4 @@
-"""The digits, cut down to seconds: a run that several tests share, and so its compilation."""
+"""The digits, reduced to seconds: a run that several tests share, and thus its compilation."""
 
 import json
 
@@ -12,7 +12,7 @@ TRAIN, TEST = 160, 60
 
 
 def tiny():
-    """A config whose search ends in a few epochs, and whose training has two."""
+    """A config whose search ends within a few epochs, and whose training has two."""
     config = presets.get_config("digits")
     config.data.update({"train_examples": TRAIN, "test_examples": TEST})
     config.search.update({"channels": 4, "cells": 3, "epochs": 8, "batch_size": 20})
@@ -23,7 +23,7 @@ def tiny():
 
 
 def flags(**changes):
-    """What makes `tiny()` of the preset digits, and more changes, as flags of the command."""
+    """The flags that turn the preset digits into `tiny()`, with more changes."""
     usual, wanted = (
         dict(leaves(config.to_dict())) for config in (presets.get_config("digits"), tiny())
     )
@@ -41,7 +41,7 @@ def leaves(tree, path=""):
 
 
 def records(workdir):
-    """metrics.jsonl without the seconds, which no two runs share."""
+    """metrics.jsonl without the seconds, which differ between runs."""
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
     parsed = [json.loads(line) for line in lines]
     return [{k: v for k, v in record.items() if k != "seconds"} for record in parsed]

@@ -1,1 +1,1 @@
-"""Configs: presets of searches, recipes of trainings, and how the command reads them."""
+"""Configs: search presets, training recipes, and the parsing of command-line flags."""

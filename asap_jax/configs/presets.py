@@ -1,9 +1,9 @@
-"""Every preset as a function of nothing to a config, so that an installed package has them.
+"""Presets: functions that return a config, so that an installed package has them.
 
-`configs/search.py` is a thin wrapper around `get_config`. A preset's name is a size, a strategy, or
-both, joined by a comma: "digits", "darts", "digits,random". At the paper's size a strategy searches
-with its authors' settings (`AUTHORS`); the word "fair" beside it, as in "gdas,fair", leaves it the
-one budget that all sizes have for all strategies.
+`configs/search.py` is a thin wrapper around `get_config`. A preset is named by a size, a strategy,
+or both, separated by a comma: "digits", "darts", "digits,random". At the paper's size, a strategy
+searches with its authors' settings (`AUTHORS`); adding the word "fair", as in "gdas,fair", keeps
+the one budget that all strategies share at every size.
 """
 
 import difflib
@@ -23,50 +23,50 @@ from asap_jax.networks.spaces import SPACES
 
 
 def paper() -> ConfigDict:
-    """The paper's search on CIFAR-10 (section 4.1), then a training of stated length.
+    """The paper's search on CIFAR-10 (section 4.1), followed by a training of stated length.
 
-    Where the paper contradicts itself or is silent, README names the choice made here.
+    Where the paper contradicts itself or is silent, docs/paper.md lists the choice made here.
     """
     config = ConfigDict()
     config.seed = 0
-    config.mode = ""  # "search" or "train"; "" is both, one after the other. --mode overrules it
-    config.genotype = ""  # cells to train: a published name, a file, a search's workdir, or a text
-    config.searches = 1  # with others' seeds; the best derived network is trained fully
-    config.selection = ConfigDict({"epochs": 20})  # training on one half that ranks the searches
+    config.mode = ""  # "search" or "train"; "" runs one after the other. Overridden by --mode
+    config.genotype = ""  # cells to train: a published name, a file, a search's workdir, or text
+    config.searches = 1  # with consecutive seeds; the best derived network is trained fully
+    config.selection = ConfigDict({"epochs": 20})  # short trainings on one half to rank searches
     config.check_memory = True  # refuse a run whose estimate exceeds the device's memory
     config.data = ConfigDict(
         {
-            "source": "tfds:cifar10",  # docs/data.md has them all
-            "dir": "",  # folder of prepared tfds data sets; "" is tfds' own
-            "prepare": False,  # let tfds download and prepare what is not there
-            "train_examples": 0,  # 0 is all
+            "source": "tfds:cifar10",  # docs/data.md lists all
+            "dir": "",  # folder of prepared tfds data sets; "" for tfds' default
+            "prepare": False,  # let tfds download and prepare missing data sets
+            "train_examples": 0,  # 0 for all
             "test_examples": 0,
-            "at_most": False,  # fewer than train_ and test_examples will do, smaller batches too
-            "image_size": 0,  # side to resize to; 0 is the images' own, or 64 where they differ
-            "color": "",  # "rgb", "grey"; "" is the images' own
-            "resize": "stretch",  # each side on its own; or "crop", "random_crop": docs/data.md
-            "bits": 0,  # of images of more than eight; 0 is what their largest value takes
-            "streaming": "auto",  # "on" reads images while a network trains; "off" before it
-            "workers": -1,  # processes that read streamed images; -1 is one a core, 0 none
-            "test_share": 0.2,  # held out where the source has no test images
+            "at_most": False,  # accept fewer than train_ and test_examples, with smaller batches
+            "image_size": 0,  # side to resize to; 0 keeps the images' own, or 64 where they differ
+            "color": "",  # "rgb", "grey"; "" keeps the images' own
+            "resize": "stretch",  # each side independently; or "crop", "random_crop": docs/data.md
+            "bits": 0,  # bit depth of images above 8 bits; 0 infers it from their largest value
+            "streaming": "auto",  # "on" reads images during training, "off" before it
+            "workers": -1,  # processes that read streamed images; -1 for one per core, 0 for none
+            "test_share": 0.2,  # held out if the source has no test images
             "split_seed": 0,  # of that split
-            "skip_unreadable": False,  # leave such images out and count them
-            "train": "",  # folder of the classes that train, where the layout leaves it open
-            "test": "",  # the same for the test; both within the source's folder, or absolute
-            "images": "",  # folder that the paths of a CSV file begin at; "" is the file's own
-            "path_column": "",  # of a CSV file, by name or number from 1; "" is what its name tells
+            "skip_unreadable": False,  # skip such images and count them
+            "train": "",  # folder of the training classes, if the layout is ambiguous
+            "test": "",  # same for testing; both relative to the source's folder, or absolute
+            "images": "",  # folder that paths in a CSV file are relative to; "" for the file's
+            "path_column": "",  # of a CSV file, by name or number from 1; "" goes by the names
             "label_column": "",
             "split_column": "",
-            "group": "",  # pattern on paths, or CSV column: images of one object stay together
-            "max_pixels": 0,  # that an image file may have; 0 is Pillow's bound, 179 million
-            "sparse_labels": False,  # ids with gaps, in arrays and npz files, become classes
-            "class_weights": "none",  # "balanced" weighs the losses against uneven classes
+            "group": "",  # pattern on paths, or CSV column: keeps images of one object together
+            "max_pixels": 0,  # limit for an image file; 0 for Pillow's, 179 million
+            "sparse_labels": False,  # map ids with gaps, in arrays and npz files, to classes
+            "class_weights": "none",  # "balanced" reweights the losses for uneven classes
         }
     )
     config.checkpoint = ConfigDict(
         {
-            "every_seconds": 300.0,  # 0 for never by time
-            "every_steps": 0,  # 0 for never by steps
+            "every_seconds": 300.0,  # 0 to disable
+            "every_steps": 0,  # 0 to disable
             "keep": 2,
         }
     )
@@ -74,17 +74,17 @@ def paper() -> ConfigDict:
         {
             "strategy": _asap(),
             "space": "asap",
-            "candidates": (),  # () is the space's own; else names of operations
-            "edges": "top2",  # inputs a node keeps in the genotype: "top2", or "all"
+            "candidates": (),  # () for the space's own; else names of operations
+            "edges": "top2",  # inputs that a node keeps in the genotype: "top2" or "all"
             "channels": 16,
             "cells": 8,
-            "epochs": 50,  # at most: the search stops when every edge holds one candidate
+            "epochs": 50,  # at most: the search stops once every edge holds one candidate
             "batch_size": 96,
             "eval_batch_size": 256,
-            "plan": "auto",  # how the supernet is computed: "loop", "unrolled"; see plans.py
+            "plan": "auto",  # how the supernet is computed: "loop" or "unrolled"; see plans.py
             "precision": "auto",  # or "float32", "tf32", "bfloat16"; see precisions.py
             "omega": {
-                "learning_rate": 0.025,  # cosine, moved on once an epoch
+                "learning_rate": 0.025,  # cosine, updated once per epoch
                 "final_learning_rate": 0.001,
                 "momentum": 0.9,
                 "nesterov": False,
@@ -94,44 +94,44 @@ def paper() -> ConfigDict:
             "alpha": {"learning_rate": 1e-3, "b1": 0.5, "b2": 0.999, "weight_decay": 1e-3},
             "augmentation": {"pad": 4, "flip": True},
             "drop_path": 0.0,  # probability that an edge of the supernet drops a sample
-            "cost_weight": 0.0,  # of the cells' expected cost in the loss of the alphas: costs.py
+            "cost_weight": 0.0,  # weight of the cells' expected cost in the alphas' loss: costs.py
             "watch": {
-                "images": 1024,  # of the alpha half, for the gap after each epoch; 0 for none
-                "eigenvalue": False,  # the dominant one of the alphas' Hessian: dear
-                "eigenvalue_every": 2,  # epochs in which the alphas learn: RobustDARTS' 2
-                "eigenvalue_from": 10,  # such epochs before the first that may be returned to
+                "images": 1024,  # of the alpha half, for the gap after each epoch; 0 to disable
+                "eigenvalue": False,  # the dominant one of the alphas' Hessian; expensive
+                "eigenvalue_every": 2,  # epochs from one measurement to the next; RobustDARTS: 2
+                "eigenvalue_from": 10,  # earliest epoch to return to, after the first measurement
             },
-            "early_stop": False,  # where RobustDARTS stops, with the cells its sign points back to
-            "benchmark": "",  # CSV file of NAS-Bench-201's accuracies, to log the derived cell's
+            "early_stop": False,  # stop where RobustDARTS does, with the cells it returns
+            "benchmark": "",  # CSV file of NAS-Bench-201 accuracies, to log the derived cell's
         }
     )
     config.train = ConfigDict(
         {
             "channels": 36,
             "cells": 20,
-            "stem": "cifar",  # "imagenet" divides the images' sides by 8
-            "output": "concat",  # of a cell's nodes; "conv" adds a 1 x 1 convolution
+            "stem": "cifar",  # "imagenet" divides the image sides by 8
+            "output": "concat",  # concatenates a cell's nodes; "conv" adds a 1 x 1 convolution
             "squeeze": "",  # squeeze and excitation: after the "early" cells, or "every" one
-            "epochs": 100,  # the paper's own training has 1,500, DARTS' 600
+            "epochs": 100,  # the paper trains for 1,500, DARTS for 600
             "batch_size": 96,
             "eval_batch_size": 256,
-            "precision": "auto",  # as of the search
+            "precision": "auto",  # as in the search
             "learning_rate": 0.025,
             "final_learning_rate": 0.0,
-            "schedule": "cosine",  # "cosine", "power_cosine", "exponential"; moved on once an epoch
+            "schedule": "cosine",  # "cosine", "power_cosine", "exponential"; updated every epoch
             "cycles": 5,  # of "power_cosine"
             "amplitude": 0.5,  # of "power_cosine": a cycle's learning rate, in the last one's
-            "power": 2.0,  # of "power_cosine"; 1 is the plain cosine
+            "power": 2.0,  # of "power_cosine"; 1 for the plain cosine
             "momentum": 0.9,
             "nesterov": False,
             "weight_decay": 3e-4,
             "clip": 5.0,
             "auxiliary_weight": 0.4,  # 0 for no auxiliary head
             "label_smoothing": 0.0,
-            "drop_path": 0.2,  # reached linearly over the epochs; 0 for none
-            "average": 0.0,  # decay of a moving average of the weights that is tested; 0 for none
-            "accumulate": 1,  # pieces a batch is computed in, one after another, to save memory
-            "remat": False,  # compute the cells twice, to save memory (not on a CPU)
+            "drop_path": 0.2,  # reached linearly over the epochs; 0 to disable
+            "average": 0.0,  # decay of the moving average of the weights that is tested; 0 for none
+            "accumulate": 1,  # pieces that a batch is computed in, one by one, to save memory
+            "remat": False,  # compute the cells twice to save memory (not on CPU)
             "validation_share": 0.0,  # of the training images, held out in place of the test images
             "seeds": 1,  # trainings, with seeds from `seed` on; results.json has mean and deviation
             "start_from": "",  # workdir of a trained network of these cells to start from
@@ -139,7 +139,7 @@ def paper() -> ConfigDict:
                 "pad": 4,
                 "flip": True,
                 "cutout": 16,
-                "policy": "",  # AutoAugment's: "cifar10", "svhn", "imagenet"; "" is none
+                "policy": "",  # AutoAugment's: "cifar10", "svhn", "imagenet"; "" for none
                 "jitter": (),  # brightness, contrast, saturation, hue; DARTS': (.4, .4, .4, .2)
             },
         }
@@ -148,7 +148,7 @@ def paper() -> ConfigDict:
 
 
 def digits() -> ConfigDict:
-    """scikit-learn's 8 x 8 digits: everything in a few minutes on two CPU cores."""
+    """scikit-learn's 8 x 8 digits: end-to-end in a few minutes on two CPU cores."""
     config = paper()
     config.data.source = "digits"
     config.search.update(
@@ -178,9 +178,9 @@ def digits() -> ConfigDict:
 
 
 def tiny() -> ConfigDict:
-    """A quarter of the digits, a few epochs: shows that a method runs, and says nothing of it.
+    """A quarter of the digits, a few epochs: shows that a method runs, not how well.
 
-    Of other images it takes so many, or all where there are fewer.
+    With other data it uses the same number of images, or all if there are fewer.
     """
     config = digits()
     config.data.update({"train_examples": 360, "test_examples": 180, "at_most": True})
@@ -190,7 +190,7 @@ def tiny() -> ConfigDict:
 
 
 def small() -> ConfigDict:
-    """A small supernet for a few thousand images: the whole road in minutes on two CPU cores."""
+    """A small supernet for a few thousand images: end-to-end in minutes on two CPU cores."""
     config = paper()
     config.search.update(
         {
@@ -216,9 +216,9 @@ def cifar10_small() -> ConfigDict:
 
 
 def nb201() -> ConfigDict:
-    """NAS-Bench-201's space and network on CIFAR-10, trained by its recipe of 200 epochs
+    """NAS-Bench-201's space and network on CIFAR-10, trained with its recipe of 200 epochs.
 
-    (Dong and Yang, 2020, arXiv:2001.00326); searched with ASAP's settings.
+    From Dong and Yang, 2020, arXiv:2001.00326; searched with ASAP's settings.
     """
     config = paper()
     config.search.update({"space": "nasbench201", "edges": "all", "cells": 15})
@@ -231,7 +231,7 @@ def nb201() -> ConfigDict:
             "learning_rate": 0.1,
             "nesterov": True,
             "weight_decay": 5e-4,
-            "clip": 1e9,  # none
+            "clip": 1e9,  # no clipping
             "auxiliary_weight": 0.0,
             "drop_path": 0.0,
         }
@@ -241,7 +241,7 @@ def nb201() -> ConfigDict:
 
 
 def nb201_small() -> ConfigDict:
-    """`nb201` on a subset of CIFAR-10: one cell a stage, half the width."""
+    """`nb201` on a subset of CIFAR-10: one cell per stage, half the width in the search."""
     config, size = nb201(), cifar10_small()
     config.data.update(size.data)
     config.search.update({"channels": 8, "cells": 3, "epochs": 9, "batch_size": 32})
@@ -256,19 +256,19 @@ def _asap() -> dict:
     return {
         "name": "asap",
         "initial_temperature": 1.3,  # T0
-        "decay": placeholder(float),  # T's factor an epoch; unset: 0.95 ** (50 / epochs)
-        "final_temperature": placeholder(float),  # in place of decay: T in the last epoch
-        "grace_temperature": 1.0,  # tau: alphas learn, and candidates are pruned, while T < tau
+        "decay": placeholder(float),  # factor of T per epoch; unset: 0.95 ** (50 / epochs)
+        "final_temperature": placeholder(float),  # instead of decay: T in the last epoch
+        "grace_temperature": 1.0,  # tau: alphas learn and candidates are pruned while T < tau
         "threshold": 0.4,  # theta, in units of 1 / N
     }
 
 
 def _with_asap(config: ConfigDict) -> None:
-    """ASAP: what every size starts with."""
+    """ASAP, the default strategy of every size."""
 
 
 def _with_asap_pac(config: ConfigDict) -> None:
-    """ASAP under Theorem 2's schedule."""
+    """ASAP with Theorem 2's schedule."""
     config.search.strategy = ConfigDict(
         {"name": "asap_pac", "delta": 0.1, "gradient_bound": 0.01, "grace": 0.1}
     )
@@ -302,12 +302,12 @@ def _with_gdas(config: ConfigDict) -> None:
 
 
 def _as_darts(config: ConfigDict) -> None:
-    """DARTS' space and its learning rate of alpha, 0.3 of ASAP's."""
+    """DARTS' space, and 0.3 times ASAP's learning rate of alpha."""
     _in_darts_space(config, 0.3)
 
 
 def _in_darts_space(config: ConfigDict, alpha_rate: float) -> None:
-    """DARTS' candidates in place of ASAP's; alpha's learning rate as a share of ASAP's."""
+    """DARTS' candidates instead of ASAP's, and `alpha_rate` times ASAP's learning rate of alpha."""
     if config.search.space == "asap":
         config.search.space = "darts"
     config.search.alpha.learning_rate *= alpha_rate
@@ -326,16 +326,16 @@ def _with_pc_darts(config: ConfigDict) -> None:
 
 
 def _with_p_darts(config: ConfigDict) -> None:
-    """P-DARTS, in DARTS' space: three stages, which share the epochs."""
+    """P-DARTS, in DARTS' space: three stages that share the epochs."""
     search = config.search
     full, benchmark = search.cells == paper().search.cells, search.space == "nasbench201"
     extra = (0, 6, 12) if full else (0, 3, 6) if benchmark else (0, 1, 2)
     search.strategy = ConfigDict(
         {
             "name": "p_darts",
-            "extra_cells": extra,  # of each stage, beyond search.cells
-            "keep": (4, 2) if benchmark else (5, 3),  # candidates an edge holds after each stage
-            "skip_dropout": (0.0, 0.4, 0.7),  # of each stage
+            "extra_cells": extra,  # per stage, in addition to search.cells
+            "keep": (4, 2) if benchmark else (5, 3),  # candidates per edge after each stage
+            "skip_dropout": (0.0, 0.4, 0.7),  # per stage
             "grace": 0.4,  # share of a stage's epochs in which only omega learns
             "max_skips": 2,  # in the derived normal cell
         }
@@ -346,7 +346,7 @@ def _with_p_darts(config: ConfigDict) -> None:
 
 
 def _with_edas(config: ConfigDict) -> None:
-    """EDAS. All edges are kept, unless `edges` asks otherwise: its supernet has them all."""
+    """EDAS. Keeps all edges, as in its supernet, unless `edges` is overridden."""
     config.search.strategy = ConfigDict({"name": "edas"})
     config.search.edges = "all"
 
@@ -354,7 +354,7 @@ def _with_edas(config: ConfigDict) -> None:
 def _with_gradual(
     name: str, power: float, start: float, start_epoch: int | None = None, **options
 ) -> Callable:
-    """Gradual pruning. `start_epoch` is the paper's t0; at other lengths `start` is a share."""
+    """Gradual pruning. `start_epoch` is the paper's t0; other lengths use `start`, a share."""
 
     def change(config: ConfigDict) -> None:
         config.search.strategy = ConfigDict(
@@ -376,22 +376,22 @@ def _with_gradual(
 
 def _with_random(config: ConfigDict) -> None:
     """Random search with weight sharing."""
-    inputs = EDGES[config.search.edges] or placeholder(int)  # of a sampled cell's nodes
+    inputs = EDGES[config.search.edges] or placeholder(int)  # per node of a sampled cell
     full = config.search.cells == paper().search.cells
     config.search.strategy = ConfigDict(
         {
             "name": "random",
             "inputs_per_node": inputs,
-            "samples": 1000 if full else 100,  # in a round, ranked on `images` of the alpha half
+            "samples": 1000 if full else 100,  # per round, ranked on `images` of the alpha half
             "images": 640,
-            "best": 10,  # of a sample, ranked on the whole half
+            "best": 10,  # of each round, ranked on the whole half
             "rounds": 3 if full else 1,
         }
     )
 
 
-# How the authors searched CIFAR-10, where it differs from ASAP's search. EDAS' and NAP's settings
-# are not public; those of ASAP's two baselines are ASAP's. docs/methods.md has the table.
+# The authors' settings on CIFAR-10 where they differ from ASAP's search. Those of EDAS and NAP are
+# not public; the two baselines of ASAP use ASAP's. docs/methods.md has the table.
 AUTHORS: dict[str, dict] = {
     "darts": {"batch_size": 64},
     "snas": {"batch_size": 64, "epochs": 150, "drop_path": 0.3, "cost_weight": 0.01},
@@ -407,7 +407,7 @@ AUTHORS: dict[str, dict] = {
     "p_darts": {"epochs": 75, "omega": {"final_learning_rate": 0.0}},
     "random": {"batch_size": 64, "epochs": 100},
 }
-FAIR = "fair"  # the word for one budget
+FAIR = "fair"  # gives all strategies one budget
 
 MODES = ("", "search", "train")
 SCHEDULES = ("cosine", "power_cosine", "exponential")
@@ -440,10 +440,10 @@ METHODS: dict[str, Callable[[ConfigDict], None]] = {
 
 
 def get_config(name: str = "") -> ConfigDict:
-    """The config of a preset; raises UserError if there is none of that name.
+    """The config of a preset; raises UserError for an unknown name.
 
     Args:
-      name: a size, a strategy, or "size,strategy", and "fair"; "" is the paper's search.
+      name: a size, a strategy or "size,strategy", optionally with "fair"; "" is the paper's search.
     """
     parts = [part for part in (name or "paper").split(",") if part]
     fair = FAIR in parts
@@ -470,19 +470,19 @@ def get_config(name: str = "") -> ConfigDict:
 
 
 def update(config: ConfigDict, changes: Mapping, name: str = "config") -> None:
-    """Sets values by key; a dict goes into the group of its name. UserError for an unknown key.
+    """Sets values by key; a dict updates the group of that name. UserError for an unknown key.
 
     Args:
       config: a locked config or a part of one; changed in place.
       changes: {key: value}.
-      name: what messages call `config`.
+      name: how error messages refer to `config`.
     """
     for key, value in changes.items():
         if key not in config:
             raise UserError(f"unknown config key {name}.{key}{nearest(key, config.keys())}")
         if isinstance(value, Mapping) and isinstance(config[key], ConfigDict):
             if "name" in value and value["name"] != config[key].get("name"):
-                with config.unlocked():  # another strategy has options of its own
+                with config.unlocked():  # another strategy has its own options
                     config[key] = ConfigDict(dict(value))
             else:
                 update(config[key], value, f"{name}.{key}")
@@ -494,13 +494,13 @@ def update(config: ConfigDict, changes: Mapping, name: str = "config") -> None:
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """' (did you mean ...?)', or nothing."""
+    """' (did you mean ...?)', or '' if no known word is close."""
     close = difflib.get_close_matches(word, list(known), 1, 0.5)
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 def check(config: ConfigDict) -> None:
-    """Raises UserError for a value that no run could work with, whatever the data."""
+    """Raises UserError for a value that no run can use, whatever the data."""
 
     def require(holds, key, value, expected):
         if not holds:
@@ -537,7 +537,7 @@ def check(config: ConfigDict) -> None:
         expected = f"one of {', '.join(known)}{nearest(value, known)}"
         require(value in known, key, value, expected)
     for part, options in (("search", search), ("train", train)):
-        # With fewer than three cells there is no normal cell beside the two reductions.
+        # With fewer than three cells there is no normal cell besides the two reductions.
         require(options.cells >= 3, f"{part}.cells", options.cells, "at least 3")
         for key in ("channels", "epochs", "batch_size", "eval_batch_size"):
             require(options[key] >= 1, f"{part}.{key}", options[key], "at least 1")

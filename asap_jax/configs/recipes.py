@@ -1,12 +1,13 @@
-"""Recipes: how the papers train the networks of published cells, as functions to configs.
+"""Recipes: functions that return the configs of the papers' trainings of published cells.
 
-`configs/train.py` is a thin wrapper around `get_config`. A recipe trains ASAP's cells unless
-`config.genotype` names others, and stretches every schedule to `config.train.epochs`.
+`configs/train.py` is a thin wrapper around `get_config`. A recipe trains ASAP's cells (DARTS' own
+recipes train DARTS_V2) unless `config.genotype` names others, and stretches every schedule to
+`config.train.epochs`.
 
-The hours in the docstrings are `gpu_hours`: three times the network's multiply-adds an image (one
-forward pass, two backward), times images and epochs, at 4e11 multiply-adds a second. That is about
-what DARTS' trainings of 1.5 days (CIFAR-10) and 12 days (ImageNet) come to on one GPU of 2018,
-float32; a newer GPU is faster.
+The hours in the docstrings are `gpu_hours`: three times the network's multiply-adds per image (one
+forward pass, two backward), times images and epochs, at 4e11 multiply-adds per second. This is
+about the rate of DARTS' trainings of 1.5 days (CIFAR-10) and 12 days (ImageNet) on one GPU of 2018,
+float32; newer GPUs are faster.
 """
 
 from collections.abc import Callable
@@ -16,12 +17,12 @@ from ml_collections import ConfigDict
 from asap_jax.configs import presets
 from asap_jax.host.errors import UserError
 
-RATE = 4e11  # multiply-adds a second
+RATE = 4e11  # multiply-adds per second
 JITTER = (0.4, 0.4, 0.4, 0.2)  # DARTS' brightness, contrast, saturation, hue
 
 
 def gpu_hours(multiply_adds: int, images: int, epochs: int) -> float:
-    """Hours of training on one GPU of 2018, see above."""
+    """Hours of training on one GPU of 2018, see the module docstring."""
     return 3 * multiply_adds * images * epochs / RATE / 3600
 
 
@@ -32,8 +33,8 @@ def asap_small() -> ConfigDict:
 
     63 h on one GPU (401M multiply-adds, 50,000 images, 1,500 epochs). The paper's error: 1.99 %.
 
-    The paper does not tell the value of the label smoothing (0.1 here, as on ImageNet) nor the
-    cosine's power (2 here, sharpDARTS' default).
+    The paper does not state the label smoothing (0.1 here, as on ImageNet) or the cosine's power (2
+    here, sharpDARTS' default).
     """
     config = _base("ASAP")
     config.train.update(
@@ -68,18 +69,18 @@ def asap_medium() -> ConfigDict:
 
 
 def asap_large() -> ConfigDict:
-    """`asap_small` with the 50 channels that the paper names for ASAP-Large: 4.83M parameters.
+    """`asap_small` with the 50 channels that the paper states for ASAP-Large: 4.83M parameters.
 
         python -m asap_jax.main --config=configs/train.py:asap_large --config.data.dir=DIR
 
     119 h on one GPU (759M multiply-adds, 50,000 images, 1,500 epochs). The paper's error: 1.68 %,
-    at 6.0M parameters, which takes 56 channels: `asap_large_6m`.
+    with 6.0M parameters, which require 56 channels: `asap_large_6m`.
     """
     return _wider(50)
 
 
 def asap_large_6m() -> ConfigDict:
-    """`asap_small` with 56 channels: the 6.0M parameters that the paper prints for ASAP-Large.
+    """`asap_small` with 56 channels: the 6.0M parameters that the paper reports for ASAP-Large.
 
         python -m asap_jax.main --config=configs/train.py:asap_large_6m --config.data.dir=DIR
 
@@ -101,30 +102,30 @@ def darts() -> ConfigDict:
 
 
 def cifar100() -> ConfigDict:
-    """Table 2's CIFAR-100: the CIFAR-10 recipe for 600 epochs, colour jitter for AutoAugment.
+    """CIFAR-100 of table 2: the CIFAR-10 recipe for 600 epochs, color jitter for AutoAugment.
 
         python -m asap_jax.main --config=configs/train.py:cifar100 --config.data.dir=DIR
 
     25 h on one GPU (401M multiply-adds, 50,000 images, 600 epochs). The paper's error: 15.6 %.
 
-    The paper does not tell the jitter's strengths: DARTS' for ImageNet here.
+    The paper does not state the strengths of the jitter; these are DARTS' for ImageNet.
     """
     return _transfer("tfds:cifar100")
 
 
 def svhn() -> ConfigDict:
-    """Table 2's SVHN, its extra images included ("600,000 images"), trained as `cifar100`.
+    """SVHN of table 2, including its extra images ("600,000 images"), trained like `cifar100`.
 
         python -m asap_jax.main --config=configs/train.py:svhn --config.data.dir=DIR
 
     303 h on one GPU (401M multiply-adds, 604,388 images, 600 epochs). The paper's error: 1.81 %.
-    With --config.data.source=tfds:svhn_cropped the 73,257 images of the train split alone: 37 h.
+    With --config.data.source=tfds:svhn_cropped, only the 73,257 images of the train split: 37 h.
     """
     return _transfer("tfds:svhn_cropped+extra")
 
 
 def fashion_mnist() -> ConfigDict:
-    """Table 2's Fashion-MNIST, 28 x 28 and grey, trained as `cifar100`.
+    """Fashion-MNIST of table 2, 28 x 28 and grey, trained like `cifar100`.
 
         python -m asap_jax.main --config=configs/train.py:fashion_mnist --config.data.dir=DIR
 
@@ -134,7 +135,7 @@ def fashion_mnist() -> ConfigDict:
 
 
 def cinic10() -> ConfigDict:
-    """Table 2's CINIC-10, its train and valid images, trained as `cifar100` for 400 epochs.
+    """CINIC-10 of table 2, its train and valid images, trained like `cifar100` for 400 epochs.
 
         python -m asap_jax.main --config=configs/train.py:cinic10 \
             --config.data.source=cinic10:PATH
@@ -142,13 +143,13 @@ def cinic10() -> ConfigDict:
     60 h on one GPU (401M multiply-adds, 180,000 images, 400 epochs). The paper's error: 6.83 %.
     """
     config = _transfer("cinic10:CINIC-10")
-    config.data.image_size = 32  # their own: folders do not tell it before they are read
+    config.data.image_size = 32  # their own, not known for folders until they are read
     config.train.epochs = 400
     return config
 
 
 def freiburg() -> ConfigDict:
-    """Table 2's Freiburg Groceries, split 0, resized to 64 x 64, trained as `cifar100`.
+    """Freiburg Groceries of table 2, split 0, resized to 64 x 64, trained like `cifar100`.
 
         python -m asap_jax.main --config=configs/train.py:freiburg \
             --config.data.source=freiburg:PATH
@@ -168,8 +169,8 @@ def imagenet() -> ConfigDict:
     305 h on one GPU (457M multiply-adds, 1,281,167 images, 250 epochs). The paper's top-1 error:
     24.4 %.
 
-    The gates stand where XNAS' public code has them, which makes 4.56M parameters; with one after
-    each cell (config.train.squeeze=every) there are 5.20M, and the paper's 5.7M stay unexplained.
+    The gates are placed as in XNAS' public code, which gives 4.56M parameters; one gate after each
+    cell (config.train.squeeze=every) gives 5.20M. The paper's 5.7M remain unexplained.
     """
     config = _on_imagenet("ASAP")
     config.train.update(
@@ -199,7 +200,7 @@ def darts_imagenet() -> ConfigDict:
             "channels": 48,
             "batch_size": 128,
             "learning_rate": 0.1,
-            "final_learning_rate": 0.1 * 0.97**249,  # in the last of 250 epochs
+            "final_learning_rate": 0.1 * 0.97**249,  # reached in the last of 250 epochs
             "schedule": "exponential",
             "weight_decay": 3e-5,
             "augmentation": {"jitter": JITTER},
@@ -209,7 +210,7 @@ def darts_imagenet() -> ConfigDict:
 
 
 def _base(genotype: str) -> ConfigDict:
-    """A training of published cells, so far as the presets of the search describe it: DARTS'."""
+    """A training of published cells with DARTS' settings, as in the search presets."""
     config = presets.paper()
     config.mode, config.genotype = "train", genotype
     return config
@@ -230,7 +231,7 @@ def _transfer(source: str) -> ConfigDict:
 
 
 def _on_imagenet(genotype: str) -> ConfigDict:
-    """What both ImageNet recipes share: the network's shape, 250 epochs, 224 pixels."""
+    """What both ImageNet recipes share: network shape, 250 epochs, 224 pixels."""
     config = _base(genotype)
     config.data.update({"source": "tfds:imagenet2012", "image_size": 224, "resize": "random_crop"})
     config.train.update(
@@ -264,7 +265,7 @@ RECIPES: dict[str, Callable[[], ConfigDict]] = {
 
 
 def get_config(name: str = "") -> ConfigDict:
-    """The config of a recipe; raises UserError if there is none of that name."""
+    """The config of a recipe; raises UserError for an unknown name."""
     if name not in RECIPES:
         what = f"unknown recipe {name!r}{presets.nearest(name, RECIPES)}" if name else "no recipe"
         raise UserError(

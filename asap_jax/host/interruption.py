@@ -1,14 +1,14 @@
-"""SIGTERM, Ctrl-C and the like as a wish that the loops honour between two steps."""
+"""Defers SIGTERM, Ctrl-C and similar signals until a loop can stop between two steps."""
 
 import signal
 import threading
 
 
 class Interrupted(KeyboardInterrupt):
-    """The run stopped because a signal asked for it, its state saved.
+    """Raised when a run stops at a signal, with its state saved.
 
     signum: the signal.
-    where: what was reached, in words.
+    where: how far the run got, in words.
     """
 
     def __init__(self, signum: int, where: str):
@@ -16,23 +16,23 @@ class Interrupted(KeyboardInterrupt):
         self.signum, self.where = signum, where
 
 
-NOBODY_READS = 13  # SIGPIPE, which not every system has
+NOBODY_READS = 13  # SIGPIPE, which not every platform defines
 
 
 class Interruption:
-    """While it is open, the first of its signals is noted; a second one acts as usual.
+    """Context manager that records the first signal; a second one acts as usual.
 
-    They are SIGTERM, SIGINT (Ctrl-C), and SIGHUP (a terminal that is closed) unless it is ignored
-    as under nohup. That nobody reads any more what is printed is noted like them, by `ask`; not by
-    SIGPIPE, which any pipe or socket of the process may raise.
+    It handles SIGTERM, SIGINT (Ctrl-C), and SIGHUP (terminal closed) unless that is ignored, as
+    under nohup. Loss of the output's reader is reported to `ask`, not taken from SIGPIPE, which any
+    pipe or socket of the process may raise.
 
-    Outside the main thread, where Python takes no signals, it stays silent.
+    Outside the main thread, where Python cannot handle signals, none are recorded.
     """
 
     SIGNALS = tuple(
         getattr(signal, name)
         for name in ("SIGTERM", "SIGINT", "SIGHUP")
-        if hasattr(signal, name)  # Windows has two of them
+        if hasattr(signal, name)  # Windows has only two of them
     )
 
     def __init__(self):
@@ -49,12 +49,12 @@ class Interruption:
         self._restore()
 
     def check(self, where: str) -> None:
-        """Raises Interrupted if a signal came; `where` tells the user what is safe."""
+        """Raises Interrupted if a signal arrived; `where` tells the user what is saved."""
         if self._signum is not None:
             raise Interrupted(self._signum, where)
 
     def ask(self, signum: int) -> None:
-        """Notes a wish to end as if this signal had come."""
+        """Requests a stop as if this signal had arrived."""
         if self._signum is None:
             self._signum = signum
 
@@ -73,6 +73,6 @@ class Interruption:
 
 
 def is_ignored_hangup(signum) -> bool:
-    """Whether it is SIGHUP, and whoever started this process had it ignore that (nohup)."""
+    """Whether this is SIGHUP and the process was started with it ignored (nohup)."""
     hangup = getattr(signal, "SIGHUP", None)
     return signum == hangup and signal.getsignal(signum) is signal.SIG_IGN

@@ -1,12 +1,12 @@
-"""The host's loop around a jitted step: epochs, log, checkpoints, signals, callbacks.
+"""The host loop around a jitted step: epochs, log, checkpoints, signals, callbacks.
 
-What a resumed run needs beside the state is `Progress`, so a run that is cut and goes on repeats an
+`Progress` holds everything beyond the state that is needed to resume, so a resumed run repeats an
 uninterrupted one.
 
-The metrics of a step are fetched when the next one is under way, so that a GPU does not wait for
-the host between two steps. What a step says of itself, that the search is finished or the loss not
-finite, is then known one step late: the state that a stage ends with is that of the step that said
-so all the same, and state and progress that are saved belong to one step.
+The metrics of a step are fetched while the next step is in flight, so that a GPU does not wait for
+the host between steps. Whatever a step reports, such as a finished search or a non-finite loss, is
+therefore known one step late. The stage still ends with the state of the step that reported it, and
+a saved state and its progress always belong to the same step.
 """
 
 import collections
@@ -29,15 +29,15 @@ from asap_jax.host.run_log import RunLog
 
 
 class Callbacks(NamedTuple):
-    """Functions of a dict that follow a run; one that returns True ends the stage in good order.
+    """User callbacks, each called with a dict; one that returns True ends the stage cleanly.
 
-    A search that is ended so derives its cells from what it has learned; a training is tested as
-    it is. With on_step or on_prune no step begins before the one before it has been told of.
+    A search ended this way derives its cells from what it has learned so far; a training is tested
+    as it is. With on_step or on_prune, no step starts before the previous one has been reported.
 
-    on_step: after each step: phase, run, epoch, step (both from 1) and the step's metrics.
-    on_epoch: after each epoch, what metrics.jsonl gets.
-    on_prune: after a step that pruned: epoch, step, candidates_left and pruned, a list of
-      (cell type, (source, target), candidate).
+    on_step: called after each step with phase, run, epoch, step (both from 1) and the metrics.
+    on_epoch: called after each epoch with its record, see `RunLog.epoch`.
+    on_prune: called after a step that pruned, with epoch, step, candidates_left and pruned, a list
+      of (cell type, (source, target), candidate).
     """
 
     on_step: Callable[[dict], bool | None] | None = None
@@ -55,12 +55,12 @@ class Saving(NamedTuple):
 
 
 class Session(NamedTuple):
-    """What a loop has to do with the outside world.
+    """What a loop shares with the rest of the run.
 
-    log: the run's.
-    interruption: signals, honoured between two steps.
-    saving: None keeps nothing, and an interrupted run starts anew.
-    callbacks: the user's.
+    log: the run's log.
+    interruption: signals, handled between two steps.
+    saving: None saves nothing, so an interrupted run starts over.
+    callbacks: the user's callbacks.
     """
 
     log: RunLog
@@ -77,15 +77,15 @@ class Session(NamedTuple):
 
 @dataclass
 class Progress:
-    """Where a loop stands.
+    """The position of a loop.
 
-    epoch: epochs done.
-    step: steps done in the epoch that is under way.
+    epoch: epochs completed.
+    step: steps completed in the current epoch.
     sums: {metric: (sum, count)} over those steps.
-    seconds, epoch_seconds: time spent in the stage and in the epoch, over all starts.
-    ended: "" while it goes on or ran its epochs; "finished" if the step said so, "stopped" if a
-      callback did.
-    history: {name: list}, what `summary`, `begin` and `after_epoch` want to look back on.
+    seconds, epoch_seconds: time spent in the stage and in the current epoch, over all starts.
+    ended: "" while running and after the last epoch; "finished" if a step reported it, "stopped" if
+      a callback or `summary` did.
+    history: {name: list}, values that `summary`, `begin` and `after_epoch` keep across epochs.
     """
 
     epoch: int = 0
@@ -99,12 +99,12 @@ class Progress:
     def add(self, metrics: dict) -> None:
         self.step += 1
         for key, value in metrics.items():
-            if not math.isnan(value):  # NaN marks a step that has no such value
+            if not math.isnan(value):  # NaN: the step has no such value
                 total, count = self.sums.get(key, (0.0, 0))
                 self.sums[key] = (total + float(value), count + 1)
 
     def mean(self, key: str) -> float:
-        """Mean of a metric over the epoch's steps that have it; NaN if none has."""
+        """Mean of a metric over the epoch's steps that have it; NaN if none does."""
         total, count = self.sums.get(key, (0.0, 0))
         return total / count if count else math.nan
 
@@ -129,45 +129,45 @@ def run(
     begin: Callable[[Progress], None] | None = None,
     after_epoch: Callable[[Any, Progress, float], None] | None = None,
 ) -> tuple[Any, Progress]:
-    """Runs `step` over the batches of all epochs, from the last checkpoint on if there is one.
+    """Runs `step` over the batches of all epochs, resuming from the last checkpoint if any.
 
     Args:
-      phase, index, stage: checkpoints go by "phase-index", records by "phase" and "run"; of a phase
-        in stages all but the first are told apart by "-stage" and by "stage" in the records.
-      state: as the stage begins.
-      step: (state, *batch) -> (state, metrics), metrics a dict of scalars with `train_loss`; a true
-        `finished` among them ends the stage, a false `alphas_finite` is an error, and so is a
-        `val_loss` of nan where `alphas_learned`. The step after it has begun when its word is
-        heard, and may have its state's memory: after `finished` a step changes nothing.
-      batches: (epochs, steps of the next one that are done) -> the batches from there to the end
-        of the last epoch; closed when the loop ends.
-      summary: (state, progress, last metrics) -> (record, line) of an epoch.
-      epochs, steps: how long.
+      phase, index, stage: checkpoints are named "phase-index", records hold "phase" and "run". From
+        the second stage of a phase on, the name ends in "-stage" and records hold "stage".
+      state: the state at the start of the stage.
+      step: (state, *batch) -> (state, metrics), with metrics a dict of scalars including
+        `train_loss`. A true `finished` ends the stage; a false `alphas_finite` is an error, and so
+        is a NaN `val_loss` where `alphas_learned`. When these are read, the next step may be in
+        flight with the state donated to it, so a step after `finished` must not change anything.
+      batches: (epochs done, steps done in the next one) -> the remaining batches up to the end of
+        the last epoch; closed when the loop ends.
+      summary: (state, progress, last metrics) -> (record, log line) of an epoch.
+      epochs, steps: number of epochs, and of steps per epoch.
       session: log, signals, checkpoints, callbacks.
-      identity: what a checkpoint has to belong to.
-      watch: the state at this start -> a function that is called after each step with (state,
-        record of the step) and says whether to end.
-      begin: called with the progress before the first step at this start.
-      after_epoch: called with (state, progress, seconds of the epoch's steps) when the epoch is
-        recorded and before it is saved; what it notes in `progress.history` is saved with it.
+      identity: identity that a checkpoint must match.
+      watch: called with the state at each start; returns a function that is called after each
+        step with (state, record of the step) and returns whether to end.
+      begin: called with the progress before the first step after each start.
+      after_epoch: called with (state, progress, seconds of the epoch's steps) after the epoch is
+        logged and before it is saved; what it adds to `progress.history` is saved too.
 
     Returns:
-      (state, progress) at the end.
+      The final (state, progress).
 
     Raises:
-      Interrupted: a signal came, and the state is saved.
-      UserError: a loss or a number in the state is not finite, what was saved cannot be read, or it
-        is another run's.
+      Interrupted: a signal arrived; the state is saved if `session.saving` is set.
+      UserError: a loss or the state is not finite, or the checkpoint is unreadable, belongs to
+        another run or has more than `epochs` epochs.
     """
     name = f"{phase}-{index}" + (f"-{stage}" if stage else "")
     place = {"phase": phase, "run": index} | ({"stage": stage} if stage else {})
     progress, checkpoints = Progress(), session.checkpoints(name, identity)
     callbacks, interruption = session.callbacks, session.interruption
-    under_way = collections.deque()  # (state, metrics) of steps whose metrics are not fetched yet
-    metrics: dict = {}  # of the last step that was fetched
+    under_way = collections.deque()  # (state, metrics) of the steps in flight
+    metrics: dict = {}  # of the last step fetched
 
     def save_if_need_be(over=False):
-        wanted = interruption.wanted  # asked once: a signal may come between two lines
+        wanted = interruption.wanted  # read once: a signal may arrive between two lines
         if checkpoints and (over or wanted or checkpoints.due(done())):
             _check_state(state, phase, progress)
             checkpoints.save(done(), state, asdict(progress))
@@ -183,7 +183,7 @@ def run(
         return progress.epoch * steps + progress.step
 
     def count(reached, measured):
-        """Adds a step to the progress: its state and its metrics, which are waited for here."""
+        """Fetches a step's metrics, waiting for them, and adds the step to the progress."""
         nonlocal metrics
         metrics = jax.device_get(measured)
         _check_metrics(metrics, phase, progress)
@@ -201,7 +201,7 @@ def run(
             under_way.clear()  # a step after the end, which changed nothing
 
     def may_run_ahead():
-        """Whether the newest step's metrics can wait until another one is under way."""
+        """Whether the newest step may stay in flight while the next one starts."""
         sent = progress.step + len(under_way)
         due = checkpoints and checkpoints.due(done() + len(under_way))
         return not (told or sent == steps or interruption.wanted or due)
@@ -230,7 +230,7 @@ def run(
         if begin:
             begin(progress)
         watcher, clock = watch and watch(state), _Clock(progress)
-        told = callbacks.on_step or watcher  # who may end the run at any step, and is told of it
+        told = callbacks.on_step or watcher  # may end the run at any step: nothing runs ahead
         coming = contextlib.closing(batches(progress.epoch, progress.step))
         with coming as batch, session.log.bar(phase, epochs * steps, done()) as bar:
             while progress.epoch < epochs and not progress.ended:
@@ -270,7 +270,7 @@ def run(
 
 
 class Stopwatch:
-    """Counts seconds from its making on, but for those spent in `paused`."""
+    """Counts seconds since its creation, except those spent in `paused`."""
 
     def __init__(self):
         self._began, self._paused = time.monotonic(), 0.0
@@ -302,10 +302,10 @@ class _Clock:
 
 
 def _check_metrics(metrics, phase, progress):
-    """Raises UserError for a step whose losses or alphas are not finite.
+    """Raises UserError if a step's losses or alphas are not finite.
 
-    A `val_loss` that is not a number is that of a step without an alpha step, unless the step says
-    otherwise (`alphas_learned`).
+    A NaN `val_loss` marks a step without an alpha update, unless the step reports
+    `alphas_learned`.
     """
     train, val = metrics["train_loss"], metrics.get("val_loss", 0.0)
     if not np.isfinite(train):
@@ -317,9 +317,9 @@ def _check_metrics(metrics, phase, progress):
 
 
 def _check_state(state, phase, progress):
-    """Raises UserError for a state in which a number is not finite: nothing is made of it."""
+    """Raises UserError if the state holds a non-finite number, before it is used any further."""
     floats = [leaf for leaf in jax.tree.leaves(state) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
-    # On the host: as a program of hundreds of arrays this takes ten seconds to compile.
+    # On the host: as one program over hundreds of arrays, this takes ten seconds to compile.
     if not all(np.isfinite(leaf).all() for leaf in jax.device_get(floats)):
         raise _diverged("a weight or a statistic became infinite or nan", "state", phase, progress)
 

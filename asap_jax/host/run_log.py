@@ -1,4 +1,4 @@
-"""What a run tells while it goes: a progress bar, a line an epoch, JSON lines."""
+"""Output of a run in progress: a progress bar, one line per epoch, JSON lines."""
 
 import errno
 import json
@@ -12,16 +12,16 @@ from tqdm.auto import tqdm
 
 
 class RunLog:
-    """Writes metrics.jsonl, weights.jsonl and warnings.txt into the workdir, and prints.
+    """Writes metrics.jsonl, weights.jsonl and warnings.txt to the workdir, and prints.
 
-    Every record is one JSON object a line with "phase", "run" and "epoch"; a number that is not
-    finite is written as null. What a search weighs its candidates by, {cell type: [E][O]} under
-    "weights", stands in weights.jsonl, beside the same keys.
+    Each record is one JSON object per line with "phase", "run" and "epoch"; non-finite numbers are
+    written as null. A search's candidate weights, {cell type: [E][O]} under "weights", go to
+    weights.jsonl with the same keys.
 
     Args:
-      workdir: where metrics.jsonl stands, gone on with if it is there; None writes no file.
+      workdir: folder of the files, which are appended to if present; None writes no files.
       quiet: print nothing.
-      unread: called once when nobody reads any more what is printed (`| head`); None for nothing.
+      unread: called once when the output has lost its reader (`| head`); None for nothing.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class RunLog:
         self._quiet, self._unread = quiet, unread
 
     def bar(self, phase: str, steps: int, done: int = 0) -> tqdm:
-        """A progress bar over `steps`, with the time left; silent where nobody watches."""
+        """Progress bar over `steps` with the time left; disabled without a terminal or notebook."""
         watched = sys.stderr.isatty() or "ipykernel" in sys.modules
         return tqdm(
             total=steps,
@@ -69,7 +69,7 @@ class RunLog:
         self.say(line)
 
     def warn(self, words: str) -> None:
-        """Prints a warning, and keeps it."""
+        """Prints a warning and appends it to warnings.txt."""
         if self._warnings is not None:
             _append(self._warnings, words)
         self.say(f"warning: {words}")
@@ -80,10 +80,10 @@ class RunLog:
 
 
 def say(line: str) -> bool:
-    """Prints a line, with what the terminal's encoding lacks as escapes.
+    """Prints a line, escaping characters that the terminal's encoding lacks.
 
-    False if nobody reads it (`| head`). Then, and without a terminal, as after a hang-up, nothing
-    is printed any more.
+    Returns False if the reader is gone (`| head`). From then on, and after the terminal is gone
+    (hang-up), nothing is printed.
     """
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     try:
@@ -99,7 +99,7 @@ def say(line: str) -> bool:
 
 
 def mute() -> None:
-    """Has standard output lead nowhere, since nobody is there any more to read it."""
+    """Redirects standard output to the null device once nobody reads it."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(nowhere, sys.stdout.fileno())
@@ -113,7 +113,7 @@ def _append(path, line):
 
 
 def _parsed(line: str) -> dict | None:
-    """None for a line that a dying process left half written."""
+    """The record, or None for a line that a killed process left incomplete."""
     try:
         return json.loads(line)
     except json.JSONDecodeError:
@@ -127,6 +127,6 @@ def _plain(value):
 
 
 def table(rows: list[tuple[str, str]]) -> str:
-    """Rows of (name, value), the values under each other."""
+    """Formats rows of (name, value) with the values aligned."""
     width = max(len(name) for name, _ in rows)
     return "\n" + "\n".join(f"  {name:<{width}}  {value}" for name, value in rows)

@@ -1,19 +1,20 @@
-"""The interface of a search method: a few pure functions in a NamedTuple, as optax does it.
+"""The interface of a search method: a NamedTuple of pure functions, as in optax.
 
-The supernet and the search step know no method by name. What a method may decide, and where:
+The supernet and the search step know no method by name. A method defines:
 
-- its architecture parameters, any tree (`init`): alphas, an edge's betas, strengths, a controller;
-- how they become mixture weights (`mixture`), with the step for annealing and a key for sampling;
-  `active` says what is computed at all, `edge_weights` scales whole edges;
+- its architecture parameters, any tree (`init`): alphas, edge betas, strengths, a controller;
+- how they become mixture weights (`mixture`), given the step for annealing and a key for sampling;
+  `active` selects what is computed at all, `edge_weights` scales whole edges;
 - what learns in a step, in which order and by which gradient (`updates`, see `bilevel`), when
-  (`learns`), and by which optimizer (`alpha_optimizer`);
-- which candidates leave, or come back (`prune`): it sees the gradients and keeps its own `extra`
-  state, momenta and counters included;
-- when to stop (`finished`) and what was found (`derive`), the shared weights' accuracy at hand.
+  (`learns`), and with which optimizer (`alpha_optimizer`);
+- which candidates are pruned (`prune`): it sees the gradients and keeps its own `extra` state,
+  including momenta and counters;
+- when to stop (`finished`) and what to derive (`derive`), given the accuracy of shared weights.
 
-A method in stages (other depth, other candidates) is one Strategy, Supernet and SearchState a
-stage; each names the Strategy that follows (`next_stage`). What a method asks of the network itself
-stands in the Mixture (dropout on skips) or, where it changes shapes, here (`partial_channels`).
+A method in stages (different depth, different candidates) has one Strategy, Supernet and
+SearchState per stage; each Strategy names the next one (`next_stage`). What a method needs from the
+network itself is in the Mixture (dropout on skips) or, if it changes shapes, here
+(`partial_channels`).
 """
 
 from collections.abc import Callable
@@ -33,11 +34,11 @@ Evaluate = Callable[..., float]  # (mixtures, images=None), see `Strategy.derive
 
 
 class Architecture(NamedTuple):
-    """What a search learns beside the network's weights.
+    """What a search learns besides the network's weights.
 
-    alphas: {cell type: [E, O]}, or any tree of arrays that a gradient can be taken to.
-    masks: {cell type: [E, O] bool}, True where a candidate lives.
-    extra: a method's own state, any tree of arrays.
+    alphas: {cell type: [E, O]}, or any tree of differentiable arrays.
+    masks: {cell type: [E, O] bool}, True for live candidates.
+    extra: the method's own state, any tree of arrays.
     """
 
     alphas: Any
@@ -50,30 +51,32 @@ class Strategy(NamedTuple):
 
     init: key -> Architecture.
     mixture: (Architecture, step, key) -> {cell type: Mixture}. Differentiable in the alphas.
-    prune: (Architecture, gradients of the alphas, step) -> Architecture. After every alpha step.
-    finished: Architecture -> scalar bool: stop before the epochs are over.
+    prune: (Architecture, gradients of the alphas, step) -> Architecture. Called after every alpha
+      step.
+    finished: Architecture -> scalar bool: whether to stop before the last epoch.
     derive: (Architecture, inputs per node or None for all, key, evaluate) -> Genotype. Runs on the
       host; evaluate(mixtures) is the supernet's accuracy on the alpha half, evaluate(mixtures, n)
-      on n images of it, the same at each call (all if it has fewer).
+      on n of its images, the same at each call (all if it has fewer).
     readings: step -> {name: scalar}, logged with each epoch.
-    measured: Architecture -> {name: scalar}, what the method has counted; logged as well.
+    measured: Architecture -> {name: scalar}, counters of the method; logged as well.
     updates: what learns in a step, in which order and by which gradient.
     learns: step -> scalar bool: whether the alphas learn in this step.
-    alpha_optimizer: an optimizer of the method's own, or None for the config's Adam.
-    live: (Architecture, step, key of the alpha step) -> tree like its alphas of bools that
-      broadcast against them: what an alpha step may change. The masks, if the alphas are one array
-      a cell type.
-    distribution: (Architecture, the mixtures of a step) -> {cell type: Mixture} whose weights are
-      the method's own distribution over the candidates of an edge: what the entropy is that of, and
-      where the eigenvalue is taken. The step's mixtures themselves, but for a method that samples
-      them (`distribution_of_alphas`); None for a method that has no such distribution.
-    partial_channels: K: candidates see 1 / K of the channels, see `networks.Supernet`.
-    epochs: length of a stage; None for the whole search.
-    extra_cells: cells of a stage's supernet beyond those of the config.
-    next_stage: Architecture at this stage's end -> the Strategy that goes on, with a supernet,
-      weights and optimizers of its own; its `init` begins with what was found. None at the end.
-    edges_may_empty: whether an edge may lose its last candidate. That masks only ever shrink holds
-      for every method: what is dead may be left out of a compilation.
+    alpha_optimizer: the method's own optimizer, or None for the config's Adam.
+    live: (Architecture, step, key of the alpha step) -> tree like the alphas, of bools that
+      broadcast against them: the entries that an alpha step may change. By default the masks, for
+      alphas of one array per cell type.
+    distribution: (Architecture, mixtures of a step) -> {cell type: Mixture} whose weights are the
+      method's own distribution over the candidates of an edge, used for the entropy and the
+      eigenvalue. By default the mixtures of the step; `distribution_of_alphas` for a method that
+      samples them; None for a method without such a distribution.
+    partial_channels: K: candidates see 1 / K of the channels, see `models.Supernet`.
+    epochs: epochs of this stage; None for those of the config.
+    extra_cells: cells of this stage's supernet in addition to the config's.
+    next_stage: Architecture at the end of this stage -> the Strategy of the next one, which has its
+      own supernet, weights and optimizers; its `init` starts from what was found. None for the last
+      stage.
+    edges_may_empty: whether an edge may lose its last candidate. The masks of every method only
+      ever shrink, so dead candidates may be left out of a compilation.
     """
 
     init: Callable[[jax.Array], Architecture]
@@ -95,16 +98,16 @@ class Strategy(NamedTuple):
     edges_may_empty: bool = False
 
 
-# What many methods share.
+# Shared by several methods.
 
 
 def full_masks(space: SearchSpace) -> dict[str, jax.Array]:
-    """Every candidate lives."""
+    """Masks with every candidate live."""
     return {cell: jnp.ones(space.shape, bool) for cell in space.cell_types}
 
 
 def zero_alphas(space: SearchSpace, key) -> Architecture:
-    """ASAP's start: all candidates equal, {cell type: [E, O]} of 0."""
+    """ASAP's initialization: all candidates equal, {cell type: [E, O]} of 0."""
     del key
     return Architecture(
         {cell: jnp.zeros(space.shape) for cell in space.cell_types}, full_masks(space)
@@ -112,7 +115,7 @@ def zero_alphas(space: SearchSpace, key) -> Architecture:
 
 
 def normal_alphas(space: SearchSpace, key) -> Architecture:
-    """DARTS' start: 1e-3 times a normal draw."""
+    """DARTS' initialization: 1e-3 times a normal draw."""
     alphas = {
         cell: 1e-3 * jax.random.normal(k, space.shape) for cell, k in cell_keys(space, key).items()
     }
@@ -120,7 +123,7 @@ def normal_alphas(space: SearchSpace, key) -> Architecture:
 
 
 def softmax_mixture(arch: Architecture, temperature=1.0) -> dict[str, Mixture]:
-    """A softmax over the candidates that live (eq. 3)."""
+    """Softmax over the live candidates (eq. 3)."""
     return {
         cell: Mixture(masked_softmax(alphas, arch.masks[cell], temperature), arch.masks[cell])
         for cell, alphas in arch.alphas.items()
@@ -128,18 +131,18 @@ def softmax_mixture(arch: Architecture, temperature=1.0) -> dict[str, Mixture]:
 
 
 def distribution_of_alphas(arch: Architecture, mixtures) -> dict[str, Mixture]:
-    """`Strategy.distribution` of a method that samples: the softmax of its alphas."""
+    """`Strategy.distribution` for methods that sample: the softmax of the alphas."""
     del mixtures
     return softmax_mixture(arch)
 
 
 def derive_strongest(space: SearchSpace) -> Callable:
-    """`Strategy.derive` by `derive.strongest`: DARTS' and ASAP's rule."""
+    """`Strategy.derive` by `derive.strongest`: the rule of DARTS and ASAP."""
     return lambda arch, inputs, key, evaluate: derive.strongest(
         arch.alphas, arch.masks, space, inputs
     )
 
 
 def cell_keys(space: SearchSpace, key) -> dict[str, jax.Array]:
-    """A random key for each cell type."""
+    """One random key per cell type."""
     return dict(zip(space.cell_types, jax.random.split(key, len(space.cell_types)), strict=True))

@@ -1,13 +1,13 @@
 """The bilevel problem: what learns in a step, in which order, and by which gradient.
 
-A method says so in one value, `Updates`: `omega_then_alpha(first_order)` is Algorithm 1,
-`alpha_then_omega(second_order)` DARTS, `joint(single_level)` SNAS. Every gradient here, and every
-one of a method's own, has the signature
+A method specifies this as one value, `Updates`: `omega_then_alpha(first_order)` is Algorithm 1,
+`alpha_then_omega(second_order)` DARTS, `joint(single_level)` SNAS. Every gradient function, here or
+defined by a method, has the signature
 
     (loss, point) -> ((value, (new batch_stats, logits)), gradients)
 
-with loss(params, alphas, batch_stats, batch, key) -> (value, (new batch_stats, logits)); the key is
-for methods that sample, which may so take several samples at one point.
+with loss(params, alphas, batch_stats, batch, key) -> (value, (new batch_stats, logits)). Methods
+that sample use the key, and may take several samples at one point.
 """
 
 from collections.abc import Callable
@@ -19,15 +19,15 @@ import optax
 
 
 class Point(NamedTuple):
-    """Where a gradient is taken.
+    """The point at which a gradient is taken.
 
     params, alphas, batch_stats: the supernet's weights, architecture parameters and statistics.
     omega_opt: state of omega's optimizer.
     step: int32, for schedules.
     train, val: a batch of the omega half and one of the alpha half.
     key: for sampling.
-    virtual_step: (params, gradients, omega_opt, step) -> params, the omega step that methods which
-      look ahead differentiate through; None if the search has none.
+    virtual_step: (params, gradients, omega_opt, step) -> params, the omega step through which
+      look-ahead methods differentiate; None if the search has none.
     """
 
     params: Any
@@ -42,7 +42,7 @@ class Point(NamedTuple):
 
 
 def first_order(loss, point: Point):
-    """Gradient of the validation loss, omega held fixed (ASAP's line 6; DARTS with xi = 0)."""
+    """Gradient of the validation loss at fixed omega (ASAP's line 6; DARTS with xi = 0)."""
     return jax.value_and_grad(loss, 1, has_aux=True)(
         point.params, point.alphas, point.batch_stats, point.val, point.key
     )
@@ -59,11 +59,13 @@ def second_order_exact(loss, point: Point):
 
 
 def second_order(loss, point: Point, epsilon: float = 0.01):
-    """The published approximation: the mixed second derivative by a finite difference (eq. 8).
+    """DARTS' approximation: the mixed second derivative by a finite difference (eq. 8).
 
-    With v the gradient of L_val at omega' and eps = epsilon / |v|, the chain's second term is
-    xi * (d L_train(omega + eps v) - d L_train(omega - eps v)) / (2 eps), d to alpha. xi, the
-    virtual step's learning rate, is read off the step itself: d omega' / d gradient = -xi.
+    With v the gradient of L_val at omega' and eps = epsilon / |v|, the second term of the chain
+    rule, which is subtracted, is
+    xi * (d L_train(omega + eps v) - d L_train(omega - eps v)) / (2 eps), with d the derivative by
+    alpha. xi, the virtual step's learning rate, is read off the step itself:
+    d omega' / d gradient = -xi.
     """
     params = _virtual(loss, point, point.alphas)
     (value, aux), (v, gradients) = jax.value_and_grad(loss, (0, 1), has_aux=True)(
@@ -90,7 +92,7 @@ def second_order(loss, point: Point, epsilon: float = 0.01):
 
 
 def _virtual(loss, point, alphas):
-    """omega' = the virtual step along the training loss's gradient at these alphas."""
+    """omega': one virtual step along the training loss's gradient at these alphas."""
     if point.virtual_step is None:
         raise ValueError("a second-order gradient needs Optimizers with a virtual_step")
     gradients = jax.grad(loss, has_aux=True)(
@@ -100,19 +102,19 @@ def _virtual(loss, point, alphas):
 
 
 def single_level(loss, point: Point):
-    """Gradients of the training loss to (omega, alphas), at one point and with one sample."""
+    """Gradients of the training loss by (omega, alphas), at one point and with one sample."""
     return jax.value_and_grad(loss, (0, 1), has_aux=True)(
         point.params, point.alphas, point.batch_stats, point.train, point.key
     )
 
 
 class Updates(NamedTuple):
-    """The updates of a step; made by the functions below.
+    """The updates of a step; built by the functions below.
 
     order: ("omega", "alpha"), ("alpha", "omega"), ("joint",) or ("omega",).
-    gradient: of the alphas; of omega and the alphas if they learn jointly; else None.
-    differentiations: how often it differentiates the loss: 2 for a gradient through a gradient,
-      for which the layers take forms that can be differentiated twice.
+    gradient: of the alphas, or of (omega, alphas) if they learn jointly; None without alphas.
+    differentiations: how often it differentiates the loss. With 2, for a gradient through a
+      gradient, the layers use forms that are twice differentiable.
     """
 
     order: tuple[str, ...]
@@ -121,7 +123,7 @@ class Updates(NamedTuple):
 
     @property
     def has_alphas(self) -> bool:
-        """Whether alphas learn at all."""
+        """Whether any alphas learn."""
         return self.gradient is not None
 
     @property
@@ -136,25 +138,25 @@ class Updates(NamedTuple):
 
     @property
     def alternates_first_order(self) -> bool:
-        """Whether both halves are plain gradients of the loss, each at its own batch."""
+        """Whether both updates use plain gradients of the loss, each on its own batch."""
         return self.has_val_loss and self.gradient is first_order
 
 
 def omega_then_alpha(gradient: Callable, differentiations: int = 1) -> Updates:
-    """Omega learns, then the alphas at the new omega: Algorithm 1."""
+    """Updates omega, then the alphas at the new omega: Algorithm 1."""
     return Updates(("omega", "alpha"), gradient, differentiations)
 
 
 def alpha_then_omega(gradient: Callable, differentiations: int = 1) -> Updates:
-    """The alphas learn, then omega at the new alphas: DARTS."""
+    """Updates the alphas, then omega at the new alphas: DARTS."""
     return Updates(("alpha", "omega"), gradient, differentiations)
 
 
 def joint(gradient: Callable, differentiations: int = 1) -> Updates:
-    """Both learn from one loss, at one point; the gradient is that of (omega, alphas)."""
+    """Updates both on one loss, at one point; the gradient is that of (omega, alphas)."""
     return Updates(("joint",), gradient, differentiations)
 
 
 def omega_alone() -> Updates:
-    """There are no alphas to learn."""
+    """Updates omega only; there are no alphas."""
     return Updates(("omega",))

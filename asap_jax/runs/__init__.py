@@ -1,1 +1,1 @@
-"""A run from config and data to results, and what is done with a finished one."""
+"""Runs: from config and data to results, and everything done with a finished run."""

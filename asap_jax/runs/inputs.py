@@ -1,4 +1,4 @@
-"""What a config names, found and checked: the data, their size, the cells to train."""
+"""Finds and checks what a config names: the data, their size, the cells to train."""
 
 import dataclasses
 import math
@@ -19,18 +19,18 @@ from asap_jax.networks.models import side_multiple
 
 
 def data_options(config: ConfigDict) -> dict:
-    """What `config.data` says of reading, whatever the source."""
+    """The options in `config.data` for reading, common to all sources."""
     apart = ("source", "dir", "prepare", "class_weights", "streaming", "workers", *Choices._fields)
     return {key: value for key, value in config.data.items() if key not in apart}
 
 
 def data_choices(config: ConfigDict) -> Choices:
-    """What `config.data` says of opening a source."""
+    """The options in `config.data` for opening a source."""
     return Choices(**{key: config.data[key] for key in Choices._fields})
 
 
 def of_arrays(given, config: ConfigDict) -> data.Dataset:
-    """The data set of arrays, or of one that is made already, as `config.data` asks."""
+    """The data set of arrays, or of a `Dataset`, with the options of `config.data`."""
     choices = data_choices(config)
     check_choices("arrays", choices)
     return data.as_dataset(given, **data_options(config), sparse_labels=choices.sparse_labels)
@@ -39,12 +39,12 @@ def of_arrays(given, config: ConfigDict) -> data.Dataset:
 def load_data(
     config: ConfigDict, preparation=None, *, searches: bool = False
 ) -> data.Dataset | data.Stream:
-    """The data set that `config.data` names: images in memory, or a stream of them.
+    """Loads the data set that `config.data` names, into memory or as a stream.
 
     Args:
-      config: its `data.streaming` decides; "auto" streams what memory would not hold.
+      config: `data.streaming` selects which; "auto" streams what does not fit in memory.
       preparation: that of a network, if the images are for one.
-      searches: a search needs its images in memory.
+      searches: whether this is for a search, which needs its images in memory.
     """
     options = config.data
     if options.source == "arrays":
@@ -70,7 +70,7 @@ def load_data(
 
 
 def _streamed(options, source, preparation) -> str:
-    """Why the images are streamed, or "" if they are not."""
+    """The reason for streaming the images, or "" to load them into memory."""
     if options.streaming == "off":
         return ""
     if options.streaming == "on" or options.resize == "random_crop":
@@ -83,9 +83,9 @@ def _streamed(options, source, preparation) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """What describing a network needs of the data; see `Dataset`.
+    """What describing a network needs to know about the data; see `Dataset`.
 
-    nbytes: of the images, 0 where they are streamed or nobody knows how many there are.
+    nbytes: of the images; 0 if they are streamed or their number is unknown.
     notes: for the user.
     """
 
@@ -96,7 +96,7 @@ class Sizes:
 
 
 def load_sizes(config: ConfigDict) -> Sizes | data.Dataset | data.Stream:
-    """The sizes of a published set as they are known; of any other source the data themselves."""
+    """The known sizes of a published set; for any other source, the data themselves."""
     options = config.data
     check_options(options.color, options.resize)
     described = data.describe_source(options.source, options.dir or None)
@@ -121,7 +121,7 @@ def load_sizes(config: ConfigDict) -> Sizes | data.Dataset | data.Stream:
 
 
 def check_size(config, dataset, mode="") -> None:
-    """Raises UserError for images that the stem and the reductions cannot halve."""
+    """Raises UserError if the stem and the reductions cannot halve images of this size."""
     height, width, _ = dataset.preparation.shape
     for part in (mode,) if mode else ("search", "train"):
         stem = config.train.stem if part == "train" else "cifar"
@@ -137,9 +137,9 @@ def check_size(config, dataset, mode="") -> None:
 
 
 def find_genotype(config, folder) -> Genotype:
-    """The cells that `config.genotype` names or describes (`Genotype.parse`), or `folder`'s.
+    """The cells that `config.genotype` names or describes, or else those in `folder`.
 
-    It names published ones, a file, or a workdir.
+    The name is a published one, a file or a workdir; `Genotype.parse` reads descriptions.
     """
     name = config.genotype
     if name in GENOTYPES:
@@ -167,7 +167,7 @@ def find_genotype(config, folder) -> Genotype:
 
 
 def _read(text: str, origin) -> Genotype:
-    """The genotype of a text; UserError, with where it came from, if it is none."""
+    """Parses a genotype; raises UserError with the origin of the text if it is not one."""
     try:
         return Genotype.parse(text)
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""Looking at networks: how a trained one does on any images, what an untrained one will cost."""
+"""Evaluates trained networks on any images, and describes networks before training."""
 
 import json
 import time
@@ -27,23 +27,22 @@ from asap_jax.training import evaluation, train_loop
 def evaluate(
     folder: str | Path, source: str = "", split: str = "", data_dir: str = "", quiet: bool = False
 ) -> dict:
-    """Measures a trained network; adds a line to its folder's evaluations.jsonl.
+    """Measures a trained network and appends the result to evaluations.jsonl in its folder.
 
-    Where that cannot be written to, a warning says so.
+    Warns if that file is not writable.
 
     Args:
       folder: the workdir of a run, or where a network was saved.
-      source: where images come from, see `data.load`; "" is what the network was trained on. They
-        are brought to the network's size and colour. Their classes may be some of the network's. A
-        CSV file may have the columns that the run's own has.
-      split: one of the source's splits, or "all". By default "test", without one the validation
-        split, and all of a source that has neither. Of the training's own data: "test" or "train",
-        as they were then.
+      source: source of the images, see `data.load`; "" for the data the network was trained on.
+        Images are converted to the network's size and color. Their classes may be a subset of the
+        network's. For a CSV file, the column options of a run trained on a CSV file apply.
+      split: one of the source's splits, or "all". By default "test", else the validation split,
+        else the whole source. For the training's own data: "test" or "train", split as in training.
       data_dir: folder of prepared tfds data sets.
       quiet: print nothing.
 
     Returns:
-      {"source", "split", "images"} and what `evaluation.Answers.record` tells.
+      {"source", "split", "images"} and the metrics of `evaluation.Answers.record`.
     """
     folder = workdir.locate(folder)
     network = trained.load(folder)
@@ -109,10 +108,10 @@ def evaluate(
 
 
 def _open(folder, source, data_dir, known) -> Source:
-    """A source to measure a network on that knows the classes `known`.
+    """Opens a source for measuring a network with the classes `known`.
 
-    Where a folder could be read in two ways, that one counts in which its folders are known
-    classes: one class alone is as good here as several.
+    If a folder can be read in two ways, the one in which its folders are known classes is used:
+    unlike in training, a single class is enough.
     """
     opened = data.open_source(source, data_dir, choices=_choices(folder, source))
     if source.startswith("folder:") and not set(opened.class_names) <= set(known):
@@ -123,7 +122,7 @@ def _open(folder, source, data_dir, known) -> Source:
 
 
 def _choices(folder, source) -> Choices:
-    """What the run's own config says of images: their bound, and for a CSV file the columns."""
+    """Options of the run's own config: the pixel limit and, for a CSV file, the columns."""
     if not (Path(folder) / "config.json").exists():
         return Choices()
     told = workdir.read_config(folder)["data"]
@@ -145,14 +144,14 @@ def describe(
     """Parameters, multiply-adds, memory and a picture of the network that a training would build.
 
     Args:
-      config: its `genotype` names the cells, or the workdir holds them.
-      folder: the workdir; gets cells.svg and cells.png. None draws nothing.
-      dataset: in place of the one that `config.data` names. Of published sets the sizes are known,
-        so that they need not be there.
+      config: `genotype` names the cells; otherwise the workdir holds them.
+      folder: the workdir; receives cells.svg and cells.png. None draws nothing.
+      dataset: used instead of the one that `config.data` names. The sizes of published sets are
+        known, so those need not be present.
       quiet: print nothing.
 
     Returns:
-      {"genotype", "parameters", "auxiliary_parameters", "multiply_adds", "memory" (bytes a part),
+      {"genotype", "parameters", "auxiliary_parameters", "multiply_adds", "memory" (bytes per part),
       "memory_available" (bytes or None)}.
     """
     presets.check(config)
@@ -196,7 +195,7 @@ def describe(
 
 
 def _refuse_other_cells(folder, genotype) -> None:
-    """A run's picture shows the run's cells."""
+    """Raises UserError if the folder belongs to a run with other cells."""
     path = Path(folder) / "genotype.json"
     if path.exists() and Genotype.load(path) != genotype:
         raise UserError(

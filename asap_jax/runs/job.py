@@ -1,8 +1,8 @@
-"""A whole run: data, searches, trainings, test, and the files that say what happened.
+"""A whole run: data, searches, trainings, test, and the files that record it.
 
-A run is a row of stages: search-0, search-1, ..., select-0, ..., train-0, train-1, ... Each leaves
-a record in the workdir's `stages` when it is done, and checkpoints while it is under way, so the
-same command on the same workdir goes on where it stopped.
+A run is a sequence of stages: search-0, search-1, ..., select-0, ..., train-0, train-1, ... Each
+writes a record to `stages` in the workdir when it is done, and checkpoints while it is in progress,
+so the same command on the same workdir resumes where it stopped.
 """
 
 import dataclasses
@@ -34,17 +34,17 @@ from asap_jax.searching import search_loop
 from asap_jax.training import evaluation, train_loop
 
 LIBRARIES = ("asap_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-SELECTION = 4  # told apart from what else is drawn by (seed, number)
+SELECTION = 4  # distinguishes this draw from others by (seed, number)
 MODES = ("search", "train", "evaluate", "describe", "report", "export")
 
 
 class Outcome(NamedTuple):
-    """What a run ends with.
+    """The result of a run.
 
     genotype: the cells.
-    search: the record of the search that found them, {} if none did.
-    network: the trained network (the first seed's), None after a search alone.
-    results: what results.json holds, {} after a search alone.
+    search: the record of the search that found them; {} without a search.
+    network: the trained network (of the first seed); None after a search alone.
+    results: the content of results.json; {} after a search alone.
     """
 
     genotype: Genotype
@@ -64,22 +64,22 @@ def run(
     quiet: bool = False,
     command: Sequence[str] = (),
 ) -> Outcome:
-    """Searches a cell, trains the network built from it on both halves, tests that once.
+    """Searches a cell, trains the network built from it on both halves, and tests it once.
 
     Args:
-      config: as `presets.get_config` makes it.
-      folder: the workdir; made if need be. One that holds another config is refused, one that holds
-        this run's beginnings is gone on with. None writes no files.
-      mode: "search" ends with the genotype; "train" takes one (`config.genotype`, or the workdir's
-        own); "" is `config.mode`, and if that is "" too, does both.
-      dataset: in place of the one that `config.data` names.
-      callbacks: functions that follow the run.
+      config: a config from `presets.get_config`.
+      folder: the workdir, created if missing. It is refused if it holds another config, and resumed
+        if it holds the same one. None writes no files.
+      mode: "search" stops at the genotype; "train" trains a given one (`config.genotype`, or the
+        workdir's own); "" uses `config.mode` and, if that is "" too, does both.
+      dataset: used instead of the one that `config.data` names.
+      callbacks: the user's callbacks.
       quiet: print nothing.
-      command: the command's arguments, for the page that says how to repeat the run.
+      command: the command's arguments, for the page to show how to repeat the run.
 
     Raises:
-      UserError: the config, the data or the workdir cannot be worked with, or another run has that.
-      Interrupted: a signal came, and the run is saved.
+      UserError: the config, data or workdir is unusable, or another run holds the workdir.
+      Interrupted: a signal arrived; with a workdir, the run is saved.
     """
     watch = loop.Stopwatch()
     job = resolve(config, folder, mode, dataset)
@@ -97,7 +97,7 @@ def run(
 
 
 class _Run:
-    """One run under way: its job, and the session that its stages share."""
+    """A run in progress: its job, and the session that its stages share."""
 
     def __init__(self, job: Job, session: loop.Session, watch: loop.Stopwatch):
         self.job, self.session, self.watch = job, session, watch
@@ -134,14 +134,14 @@ class _Run:
         return Outcome(genotype, search, network, results)
 
     def write_page(self) -> None:
-        """Writes report.html; a run does not end for want of it."""
+        """Writes report.html; a failure is only a warning."""
         try:
             page.write(self.folder)
         except UserError as error:
             self.say(f"warning: {error}")
 
     def keep_samples(self) -> None:
-        """Leaves a few training images for the page, if they are in memory."""
+        """Saves a few training images for the page, if they are in memory."""
         dataset = self.dataset
         if self.folder is None or isinstance(dataset, data.Stream):
             return
@@ -156,7 +156,7 @@ class _Run:
         )
 
     def keep_mistakes(self, network) -> None:
-        """Leaves for the page what the network got most wrong of (at most) 1,000 test images."""
+        """Saves the network's worst mistakes among (at most) 1,000 test images for the page."""
         dataset = self.dataset
         if isinstance(dataset, data.Stream):
             return
@@ -167,7 +167,7 @@ class _Run:
 
     @property
     def search_identity(self) -> dict:
-        """With the space itself: its name may stand for another in another program."""
+        """Includes the space itself, since its name may mean another one in another program."""
         space = search_loop.make_space(self.config.search)
         edges = [list(edge) for edge in space.edges]
         described = {"skeleton": space.skeleton, "edges": edges, "candidates": [*space.candidates]}
@@ -181,13 +181,13 @@ class _Run:
         return f"\n\n  in {self.folder}:  {'  '.join(names)}"
 
     def search(self) -> tuple[Genotype, dict]:
-        """(genotype, record) of the search, or of the best of several."""
+        """Returns (genotype, record) of the search, or of the best of several."""
         config, records, identity = self.config, [], self.search_identity
         for index in range(config.searches):
             record = self.record("search", index, identity)
             if record is None:
                 self.say("compiling the search step (later runs find it in the cache)")
-                with self.watch.paused():  # a stage keeps its own time
+                with self.watch.paused():  # a stage measures its own time
                     found = search_loop.search(
                         config.search,
                         self.dataset,
@@ -207,9 +207,9 @@ class _Run:
         return genotype, records[best] | {"seconds": seconds, "searches": len(records)}
 
     def select(self, records) -> int:
-        """The search whose cells do best, trained shortly on one half, on the other half.
+        """The search whose cells do best on one half after a short training on the other.
 
-        The halves are a split of their own, by a seed that no search has: each search has trained
+        The halves are a separate split, with a seed that no search uses: each search has trained
         its alphas on about half of the images that measure it, and none on more than another.
         """
         config, dataset, scores = self.config, self.dataset, []
@@ -217,7 +217,7 @@ class _Run:
         first, second = data.halves(dataset.train_labels, halves_seed, dataset.train_groups)
         identity = self.job.identity | {
             "halves": "of their own"
-        }  # once they were the first search's
+        }  # older versions used those of the first search
         split = dataclasses.replace(
             dataset,
             train_images=dataset.train_images[first],
@@ -233,7 +233,7 @@ class _Run:
             record = self.record("select", index, identity)
             if record is None:
                 genotype = Genotype.from_json(json.dumps(searched["genotype"]))
-                with self.watch.paused():  # a stage keeps its own time
+                with self.watch.paused():  # a stage measures its own time
                     outcome = train_loop.train(
                         short,
                         genotype,
@@ -253,7 +253,7 @@ class _Run:
         return int(np.argmax(scores))
 
     def train(self, genotype, search) -> tuple[trained.TrainedNetwork, dict]:
-        """(network of the first seed, results over all seeds)."""
+        """Returns (network of the first seed, results over all seeds)."""
         config, records, networks, news = self.config, [], [], False
         identity = self.job.identity | {"genotype": genotype.to_json()}
         for index in range(config.train.seeds):
@@ -266,7 +266,7 @@ class _Run:
                 if config.check_memory and search and not news:
                     self.check_training_memory(genotype)
                 self.say("compiling the training step")
-                with self.watch.paused():  # a stage keeps its own time
+                with self.watch.paused():  # a stage measures its own time
                     outcome = train_loop.train(
                         config.train,
                         genotype,
@@ -303,7 +303,7 @@ class _Run:
         return networks[0], results
 
     def check_training_memory(self, genotype) -> None:
-        """After a search, the config may not change here any more: say where it may."""
+        """After a search the config can no longer change in this workdir: suggests another one."""
         try:
             check_training_memory(self.config, self.dataset, genotype)
         except UserError as error:
@@ -348,7 +348,7 @@ class _Run:
         return results
 
     def record(self, phase, index, identity=None) -> dict | None:
-        """What a stage left when it was done, or None; UserError if it belongs to other data."""
+        """The record of a finished stage, or None; raises UserError if it is of other data."""
         if self.folder is None:
             return None
         path = self.folder / "stages" / f"{phase}-{index}.json"
@@ -366,10 +366,10 @@ class _Run:
 
 
 def _flipped(config, mode) -> list[str]:
-    """What to know where images are flipped: nobody can tell from them whether that may be."""
+    """A note if images are flipped: whether that is valid cannot be told from them."""
     parts = [mode] if mode else ["search", "train"]
     if mode == "search" and config.searches > 1:
-        parts.append("train")  # which compares them
+        parts.append("train")  # the trainings that compare searches
     keys = [f"config.{part}.augmentation.flip" for part in parts if config[part].augmentation.flip]
     if not keys:
         return []
@@ -381,9 +381,9 @@ def _flipped(config, mode) -> list[str]:
 
 
 def _mean_answers(records) -> dict:
-    """What `Answers.record` tells beside the accuracy, over seeds: means, and a sum of confusions.
+    """Averages `Answers.record` over seeds, without the accuracy; confusion matrices are summed.
 
-    The seeds are tested on the same images.
+    All seeds are tested on the same images.
     """
     first = records[0]
     result = {
@@ -403,7 +403,7 @@ def _mean_answers(records) -> dict:
 
 
 def versions() -> dict[str, str]:
-    """Of the libraries that a result depends on; "unknown" for one that is not installed."""
+    """Versions of the libraries that a result depends on; "unknown" if not installed."""
 
     def version(name):
         try:
@@ -415,9 +415,9 @@ def versions() -> dict[str, str]:
 
 
 def _check_epochs(config, folder) -> None:
-    """Raises UserError if the workdir's training has gone further than the config wants."""
+    """Raises UserError if the workdir holds a training of more epochs than configured."""
     if (folder / "config.json").exists():
-        workdir.read_config(folder)  # refuses another version's
+        workdir.read_config(folder)  # refuses configs of other versions
     for path in (folder / "stages").glob("train-*.json"):
         done = workdir.read_json(path).get("epochs", 0)
         if done > config.train.epochs:

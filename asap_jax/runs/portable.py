@@ -27,7 +27,7 @@ from asap_jax.host import backend, workdir
 from asap_jax.host.errors import UserError
 from asap_jax.training import train_loop
 
-PLATFORMS = {"cpu": "cpu", "cuda": "gpu", "rocm": "gpu", "tpu": "tpu"}  # jax.export's: JAX'
+PLATFORMS = {"cpu": "cpu", "cuda": "gpu", "rocm": "gpu", "tpu": "tpu"}  # jax.export's: JAX's
 
 
 def export(network, folder: str | Path, platforms: Sequence[str] = ("cpu", "cuda")) -> list[Path]:

@@ -1,6 +1,7 @@
-"""What a run consists of: config, workdir, data and cells, found and checked once.
+"""Resolves a run: config, workdir, data and cells, found and checked once.
 
-After `resolve` nothing of a run asks whether its config, data and device go together.
+After `resolve`, nothing in a run checks again whether config, data and device fit together, except
+for the memory of a training whose cells a search has just found.
 """
 
 import contextlib
@@ -25,16 +26,15 @@ from asap_jax.training import train_loop
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Job:
-    """What a run consists of.
+    """A resolved run.
 
-    config: checked, and as the data allow (`config.data.at_most`).
-    described: the config as the user gave it or as the data made it, of plain values: what a
-      workdir holds and is compared with.
+    config: checked, and adapted to the data (`config.data.at_most`).
+    described: `config` as plain values, which a workdir stores and is compared with.
     folder: the workdir, or None.
     mode: "search", "train", or "" for both.
     dataset: images in memory, or a stream of them.
     genotype: the cells to train; None if a search finds them.
-    start: the network to begin the training with, or None.
+    start: the network to start the training from, or None.
     class_weights: [classes], weights of the losses, or None.
     """
 
@@ -57,7 +57,7 @@ class Job:
 
     @cached_property
     def identity(self) -> dict:
-        """What a checkpoint or a record of this run has to belong to."""
+        """The identity that checkpoints and records of this run must match."""
         return {
             "data": self.dataset.digest(),
             "classes": len(self.dataset.class_names),
@@ -66,7 +66,7 @@ class Job:
 
     @property
     def part(self) -> str:
-        """What results call what is measured on the held-out images: "test", or "val"."""
+        """The name in results of what is measured on held-out images: "test" or "val"."""
         return "val" if self.config.train.validation_share else "test"
 
     @property
@@ -74,18 +74,18 @@ class Job:
         return "validation" if self.part == "val" else "test"
 
     def held(self) -> contextlib.AbstractContextManager:
-        """A context in which the workdir is this run's alone."""
+        """A context that holds the workdir for this run alone."""
         return contextlib.nullcontext() if self.folder is None else lock.held(self.folder)
 
 
 def resolve(config: ConfigDict, folder: str | Path | None, mode: str = "", dataset=None) -> Job:
-    """Finds and checks what a run consists of; see `job.run` for the arguments.
+    """Finds and checks everything a run consists of; see `job.run` for the arguments.
 
-    What is refused soonest comes first: the config by itself, the workdir, the cells, then the
-    data, what the data and the config make together, and the device's memory.
+    The cheapest checks come first: the config alone, the workdir, the cells; then the data, the
+    combination of data and config, and the memory of the device.
 
     Raises:
-      UserError: what is wrong, what was expected and what to do.
+      UserError: says what is wrong, what was expected and what to do.
     """
     presets.check(config)
     if folder is not None:
@@ -116,19 +116,19 @@ def resolve(config: ConfigDict, folder: str | Path | None, mode: str = "", datas
 
 
 def _check_mode(config, mode) -> None:
-    """Raises UserError for a config that cannot be run in this mode, or not on this device."""
+    """Raises UserError if the config cannot be run in this mode or on this device."""
     for part in ("search", "train"):
         if not mode or part == mode:
             precisions.check(config[part].precision, part)
     if config.genotype and mode != "train":
         how = "add --mode=train, or leave it out to search for cells"
-        if config.mode == "train":  # a recipe, whose settings of the search nobody chose
+        if config.mode == "train":  # a recipe; its search settings were not chosen by anyone
             how = "this config trains them; a search has a preset, such as --config=search:small"
         raise UserError(f"config.genotype={config.genotype} names cells to train: {how}")
 
 
 def _start(config, mode) -> trained.TrainedNetwork | None:
-    """The network that `config.train.start_from` names."""
+    """The network that `config.train.start_from` names, or None."""
     if not config.train.start_from:
         return None
     if mode != "train":
@@ -137,16 +137,16 @@ def _start(config, mode) -> trained.TrainedNetwork | None:
 
 
 def _begin_with(start, dataset) -> data.Dataset | data.Stream:
-    """The data as the network to start from knows images."""
+    """The data in the image format and statistics of the network to start from."""
     if start is None:
         return dataset
-    if not isinstance(dataset, data.Stream):  # which was opened for that network
+    if not isinstance(dataset, data.Stream):  # a stream was opened for that network
         dataset = data.as_dataset(dataset, preparation=start.preparation)
     return dataclasses.replace(dataset, mean=start.mean, std=start.std)
 
 
 def _validating(config, mode, dataset) -> data.Dataset:
-    """The data with a share of the training images in the test images' place."""
+    """The data with a share of the training images in place of the test images."""
     share = config.train.validation_share
     if mode != "train":
         raise UserError(
@@ -180,7 +180,7 @@ def _validating(config, mode, dataset) -> data.Dataset:
 
 
 def _in_batches_that_there_are(config, dataset) -> tuple[ConfigDict, data.Dataset | data.Stream]:
-    """The config with batches that the images fill, and the data with a note of it."""
+    """The config with batches no larger than the data, and the data with notes about it."""
     config, notes = config.copy_and_resolve_references(), []
     half = dataset.train_count // 2
     for part, most in (("search", half), ("train", half if config.searches > 1 else 2 * half)):
@@ -196,7 +196,7 @@ def _in_batches_that_there_are(config, dataset) -> tuple[ConfigDict, data.Datase
 
 
 def _check_data(config, dataset, mode, given) -> None:
-    """Raises UserError for data that a stage of the run could not work with."""
+    """Raises UserError if a stage of the run cannot use the data."""
     check_size(config, dataset, mode)
     if mode != "train":
         search_loop.check(config.search, dataset)
@@ -216,7 +216,7 @@ def _check_data(config, dataset, mode, given) -> None:
 
 
 def check_search_memory(config, dataset) -> None:
-    """Raises UserError for a search that the device cannot hold."""
+    """Raises UserError if the search does not fit on the device."""
     memory.check(
         search_loop.estimate(config.search, dataset),
         "search",
@@ -226,7 +226,7 @@ def check_search_memory(config, dataset) -> None:
 
 
 def check_training_memory(config, dataset, genotype) -> None:
-    """Raises UserError for a training of these cells that the device cannot hold."""
+    """Raises UserError if a training of these cells does not fit on the device."""
     memory.check(
         train_loop.estimate(config.train, genotype, dataset),
         "training",

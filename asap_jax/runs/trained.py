@@ -1,4 +1,4 @@
-"""A trained network as its user sees it: images of any size in, class names out."""
+"""A trained network for its user: images of any size in, class names out."""
 
 import dataclasses
 import json
@@ -31,15 +31,15 @@ VERSION = 1
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TrainedNetwork:
-    """A network with its weights and all that is needed to use it.
+    """A network with its weights and everything needed to use it.
 
     Attributes:
-      module: the Flax module; `module.apply(variables, x)[0]` are the logits of normalised images.
+      module: the Flax module; `module.apply(variables, x)[0]` are the logits of normalized images.
       variables: {"params", "batch_stats"}.
-      class_names: a name per class.
-      preparation: size and colour that images are brought to, as in training.
-      mean, std: [C], the normalisation, of images in [0, 1].
-      results: what the training and its test gave.
+      class_names: one name per class.
+      preparation: size and color that images are converted to, as in training.
+      mean, std: [C], for normalization, of images in [0, 1].
+      results: metrics of the training and its test.
       config: the `train` part of the config it was trained with.
     """
 
@@ -53,29 +53,29 @@ class TrainedNetwork:
     config: dict = dataclasses.field(default_factory=dict)
 
     def predict(self, images) -> np.ndarray:
-        """[N] names of the most probable classes; for `images` see `predict_proba`."""
+        """Names of the most probable classes, [N]; for `images` see `predict_proba`."""
         return np.asarray(self.class_names)[self.predict_proba(images).argmax(-1)]
 
     def predict_proba(self, images) -> np.ndarray:
-        """[N, classes] float32 probabilities.
+        """Class probabilities, [N, classes] float32.
 
         Args:
           images: one array [N, H, W] or [N, H, W, C], uint8 or floats in [0, 1]; or a list, a
-            generator or an array of paths, Pillow images and such arrays [H, W] or [H, W, C], each
-            of any size. Arrays may be NumPy's, JAX' (bfloat16 too) or torch's, with or without
-            gradients. They are resized and coloured as the training images were.
+            generator or an array of paths, Pillow images and arrays [H, W] or [H, W, C], each of
+            any size. Arrays may be NumPy's, JAX' (including bfloat16) or torch's, with or without
+            gradients. Images are converted to the size and color of the training images.
 
         Raises:
-          UserError: what is no image.
+          UserError: there are no images, or one of them is not an image.
         """
         return self._batched(images)[0]
 
     def features(self, images) -> np.ndarray:
-        """[N, F] float32, what the classifier sees: the last cell's maps, averaged over pixels."""
+        """Inputs of the classifier, [N, F] float32: the last cell's maps, averaged over pixels."""
         return self._batched(images)[1]
 
     def accuracy(self, images, labels) -> float:
-        """Share of `images` (see `predict_proba`) whose class is that in `labels` [N]."""
+        """Share of `images` (see `predict_proba`) whose predicted class is that in `labels` [N]."""
         probabilities = self.predict_proba(images)
         labels = check_labels("labels", labels, len(probabilities))
         if labels.max() >= len(self.class_names):
@@ -99,25 +99,25 @@ class TrainedNetwork:
         on_epoch=None,
         **changes,
     ) -> "TrainedNetwork":
-        """Trains on with new data and a new classifier; this network stays as it is.
+        """Continues training on new data with a new classifier; this network stays unchanged.
 
         Args:
-          new_data: see `data.as_dataset`. The images are brought to this network's size and
-            colour and normalised by its statistics.
+          new_data: see `data.as_dataset`. Images are converted to this network's size and color and
+            normalized by its statistics.
           epochs, learning_rate, changes: values of the `train` part of a config; the others are
             those this network was trained with, or the presets'.
-          seed: of the classifier, the batches and the augmentation.
-          save_to: a folder for the new network, to be loaded with `asap_jax.load`. (For a run that
-            can be resumed, see `asap_jax.train(..., start_from=...)`.)
+          seed: for the classifier, the batches and the augmentation.
+          save_to: folder for the new network, which `asap_jax.load` reads. (For a run that can be
+            resumed, see `asap_jax.train(..., start_from=...)`.)
           quiet: print nothing.
           on_step, on_epoch: see `loop.Callbacks`.
 
         Returns:
-          The new network. Its `results` hold test_accuracy, what `Answers.record` tells beside it,
+          The new network. Its `results` hold test_accuracy, the other metrics of `Answers.record`,
           epochs and seconds.
 
         Raises:
-          UserError: the data, a value or `save_to` cannot be worked with.
+          UserError: the data, a value or `save_to` is unusable.
         """
         if save_to is not None:
             save_to = _place_to_save(save_to)
@@ -157,10 +157,10 @@ class TrainedNetwork:
         return tuned
 
     def save(self, folder: str | Path, name: str = "network") -> None:
-        """Writes NAME.json (what it is) and NAME/ (an orbax checkpoint of `variables`).
+        """Writes NAME.json (its description) and NAME/ (an orbax checkpoint of `variables`).
 
         Raises:
-          UserError: it cannot be written, or could not be read again.
+          UserError: writing fails, or the files could not be read again.
         """
         folder = workdir.locate(folder).absolute()
         checkpoint.save(folder / name, self.variables)
@@ -193,10 +193,10 @@ class TrainedNetwork:
 
     @precisions.in_32_bits
     def _batched(self, images):
-        """(probabilities [N, K], features [N, F])."""
+        """Returns (probabilities [N, K], features [N, F])."""
         pixels = self._pixels(images)
         size = min(256, max(1, len(pixels)))
-        precision = self.config.get("precision", "auto")  # before there was a choice: auto's
+        precision = self.config.get("precision", "auto")  # older networks lack it: as "auto"
         told = self.module, self.mean, self.std, precision
         parts = []
         for indices, valid in data.evaluation_batches(len(pixels), size):
@@ -232,13 +232,13 @@ class TrainedNetwork:
                     image = as_array(image)
                     image = as_bytes("it", image[None])[0]
                 pixels.append(prepare(image, self.preparation))
-            except Exception as error:  # Pillow's decoders raise whatever a broken file makes them
+            except Exception as error:  # Pillow's decoders raise anything on a broken file
                 raise UserError(f"cannot read the image {what}: {why(error, what)}") from error
         return np.stack(pixels) if pixels else np.empty((0, *self.preparation.shape), np.uint8)
 
 
 def _are_names(images) -> bool:
-    """Whether an array holds paths, or other things to be looked at one by one."""
+    """Whether an array holds paths or other objects, which are read one by one."""
     kind = getattr(images.dtype, "kind", "")
     return kind in ("U", "O")
 
@@ -255,9 +255,9 @@ def _forward(module, mean, std, precision, variables, images):
 def from_outcome(
     outcome: train_loop.TrainOutcome, dataset, config, part: str = "test"
 ) -> TrainedNetwork:
-    """The trained network of a training's outcome; `config` is the `train` part.
+    """Builds the trained network from a training's outcome; `config` is the `train` part.
 
-    Its accuracy is called `part`_accuracy, "val" where held-out training images were asked.
+    Its accuracy is named `part`_accuracy, with "val" for held-out training images.
     """
     record = outcome.answers.record(dataset.class_names)
     results = {f"{part}_accuracy": record.pop("accuracy"), **record}
@@ -275,14 +275,14 @@ def from_outcome(
 
 @precisions.in_32_bits
 def load(folder: str | Path, index: int = 0) -> TrainedNetwork:
-    """The trained network of a run's workdir, ready to use.
+    """Loads the trained network of a run's workdir.
 
     Args:
-      folder: a workdir, or where `TrainedNetwork.save` wrote.
-      index: which one, after a run with several seeds.
+      folder: a workdir, or a folder that `TrainedNetwork.save` wrote.
+      index: which network, after a run with several seeds.
 
     Raises:
-      UserError: there is none, or its parts do not belong together.
+      UserError: there is none, or its files do not belong together.
     """
     name = network_name(index)
     folder = workdir.locate(folder)
@@ -326,7 +326,7 @@ def load(folder: str | Path, index: int = 0) -> TrainedNetwork:
 
 
 def _place_to_save(folder) -> Path:
-    """Makes the folder for a network that is still to be trained, or says what is wrong with it."""
+    """Creates the folder for a network yet to be trained; raises UserError if it is unusable."""
     folder = workdir.locate(folder)
     if (folder / "config.json").exists():
         raise UserError(f"save_to={folder} is the workdir of a run: choose another folder")

@@ -1,1 +1,1 @@
-"""Searching a cell: one step (Algorithm 1), its programs, the epochs."""
+"""Cell search: one step (Algorithm 1), its programs, the epochs."""

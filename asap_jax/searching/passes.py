@@ -1,7 +1,7 @@
-"""A step in passes: parts of it that may be programs of their own, compiled and run apart.
+"""A step as a sequence of passes, which may be separate programs, compiled and run one by one.
 
-A GPU waits for conditions, so each pass is written without one; and two small programs are compiled
-sooner than a large one.
+Conditionals stall a GPU, so passes can be built without any; and two small programs compile faster
+than a large one.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ import numpy as np
 class Pass(NamedTuple):
     """A part of a step.
 
-    name: identifies it; passes of one name are one program.
+    name: identifies its program; passes with the same name share one.
     changes: the fields of the state that it changes.
     run: (state, omega batch, alpha batch) -> (state, its part of the metrics).
     """
@@ -26,10 +26,10 @@ class Pass(NamedTuple):
 
 
 def in_turn(passes) -> Callable[..., tuple[Any, dict]]:
-    """The passes as one step, of the operands that each of them takes."""
+    """Chains passes into one step, with the operands that each of them takes."""
 
     def step(state, *operands):
-        metrics = {"val_loss": np.float32(np.nan)}  # of a step in which the alphas rest
+        metrics = {"val_loss": np.float32(np.nan)}  # for a step without an alpha update
         for each in passes:
             state, measured = each.run(state, *operands)
             metrics |= measured
@@ -39,10 +39,10 @@ def in_turn(passes) -> Callable[..., tuple[Any, dict]]:
 
 
 class Parts(NamedTuple):
-    """A state as a pass takes it: what it changes, whose memory it may reuse, and the rest.
+    """A state split for a pass: the fields that it changes, which are donated, and the rest.
 
     changing: {field: value}.
-    resting: the state without those fields, None in their places.
+    resting: the state with those fields set to None.
     """
 
     changing: dict[str, Any]
@@ -59,11 +59,11 @@ class Parts(NamedTuple):
 
 
 def program(each: Pass) -> Callable:
-    """A pass as a program: (*Parts, over, *operands) -> (what it changes {field: value}, metrics).
+    """A pass as a program: (*Parts, over, *operands) -> ({field: value} changed, metrics).
 
-    It returns nothing that it does not change, since a program copies what it passes through.
-    Where the bool scalar `over` is true, the state stays as it was: a search that has finished may
-    be sent one step more, and donate its state to it.
+    It returns only what it changes, since a program copies whatever it passes through. Where the
+    bool scalar `over` is true, the state stays unchanged: a finished search may run one more step
+    and donate its state to it.
     """
 
     def run(changing, resting, over, *operands):
@@ -75,7 +75,7 @@ def program(each: Pass) -> Callable:
 
 
 def of_programs(passes) -> Callable[..., tuple[Any, dict]]:
-    """The step (state, over, *operands) of programs: [(pass, what `program` made of it)]."""
+    """Chains programs, [(pass, its compiled `program`)], into the step (state, over, *operands)."""
 
     def whole(each, run):
         def after(state, *operands):

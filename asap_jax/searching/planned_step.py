@@ -1,4 +1,4 @@
-"""The jitted step of a search on the host: data on the device, and compiled as its plan asks."""
+"""The jitted search step on the host: data on the device, compiled as its plan requires."""
 
 import time
 from collections.abc import Callable
@@ -18,23 +18,23 @@ from asap_jax.searching.passes import Parts, Pass, in_turn, of_programs, program
 from asap_jax.searching.search_step import SearchState, SearchStep, step_keys
 from asap_jax.training import feed
 
-WORTH = 1.0  # seconds that compiling anew has to save for each second it takes
+WORTH = 1.0  # seconds that recompiling must save per second it takes
 
 
 class PlannedStep:
-    """The jitted step of a stage, compiled anew where its plan and the pruned masks call for it.
+    """The jitted step of a stage, recompiled where its plan and the pruned masks make it pay.
 
-    By the plan "unrolled" its passes are programs of their own (`SearchStep.passes`), without a
-    condition in any: what trains omega, what trains the alphas, what closes the step. They are
-    compiled side by side, and those for fewer candidates while the search goes on with the wider
-    ones.
+    Under the plan "unrolled" its passes (`SearchStep.passes`) are separate programs without
+    conditionals: the update of omega, the update of the alphas, the end of the step. They are
+    compiled in parallel; programs for fewer candidates compile while the search continues with the
+    wider ones.
 
-    The state's memory is given to the next one: on a GPU a step's kernels are then started as one
-    graph, which holds as long as all arrays lie where they lay. The loop asks for a step while it
-    does not know yet what the last one said; one that follows "finished" changes nothing.
+    The state is donated to the next step. On a GPU the kernels of a step are then launched as one
+    graph, which stays valid as long as all arrays keep their addresses. The loop requests a step
+    before it knows what the last one reported; a step after "finished" changes nothing.
 
-    The live candidates that it computes stand in `Progress.history`, so that a search that goes on
-    computes as it did before.
+    The live candidates that it computes are kept in `Progress.history`, so that a resumed search
+    computes exactly what it did before.
     """
 
     def __init__(
@@ -55,19 +55,19 @@ class PlannedStep:
         self._batch_size, self._epochs, self._steps = batch_size, epochs, steps_per_epoch
         self._precision, self._compiler, self._say = precision, compiler, say
         self._plan, self._coming, self._shapes = step.network.plan, None, None
-        self._programs: dict[str, Future] = {}  # by the names of passes
-        self._done, self._refused = 0, False  # steps
-        self._over = np.bool_(False)  # what the last step reported: whether the search is finished
-        self._waited = 0.0  # seconds of the epoch that compiling took
+        self._programs: dict[str, Future] = {}  # by pass name
+        self._done, self._refused = 0, False  # `_done` counts steps
+        self._over = np.bool_(False)  # whether the search is finished, as the last step reported
+        self._waited = 0.0  # seconds of the epoch spent waiting for compilation
 
     def follow(self, progress) -> None:
-        """Takes the plan that the search's history tells of, or notes its own there."""
+        """Restores the plan from the search's history, or records its own there."""
         name, live = progress.history.setdefault("plan", [self._plan.name, None])
         self._plan = plans.Plan(name, live and plans.freeze(live))
         self._done = progress.epoch * self._steps + progress.step
 
     def prepare(self, state) -> None:
-        """Begins to compile the programs that are needed, for this state's shapes."""
+        """Starts compiling the required programs for this state's shapes."""
         batch = np.zeros(self._batch_size, int)
         self._shapes = shapes_of((state, np.bool_(False), *self._data, batch, batch))
         self._programs = self._compile(self._plan)
@@ -84,13 +84,13 @@ class PlannedStep:
 
     @cached_property
     def _learns(self) -> list[bool]:
-        """Of each step, whether the alphas learn in it."""
+        """For each step, whether the alphas learn in it."""
         steps = np.arange(self._epochs * self._steps, dtype=np.int32)
         learns = jax.jit(jax.vmap(self._step.strategy.learns))(jnp.asarray(steps))
         return np.asarray(learns).tolist()
 
     def _compile(self, plan) -> dict[str, Future]:
-        """Has the programs compiled that are still to come, those for the next step first."""
+        """Submits the programs that are still needed for compilation, the next step's first."""
         passes = passes_by_plan(self._step, plan)
         needed = dict.fromkeys(self._learns[self._done :])
         wanted = {each.name: each for learns in needed for each in passes[learns]}
@@ -105,10 +105,10 @@ class PlannedStep:
         }
 
     def consider(self, state, progress, seconds: float) -> None:
-        """After an epoch whose steps took `seconds`: leaves dead candidates out where it pays.
+        """After an epoch whose steps took `seconds`, drops dead candidates where that pays off.
 
-        Programs that have been compiled are taken from the next step on; where compiling failed, as
-        for want of memory, the search continues with those that it has.
+        Compiled programs are used from the next step on. If compilation fails, for example for lack
+        of memory, the search continues with the programs it has.
         """
         seconds, self._waited = seconds - self._waited, 0.0
         over = progress.ended or self._done >= len(self._learns)
@@ -141,7 +141,7 @@ class PlannedStep:
 
 
 def passes_by_plan(step: SearchStep, plan: plans.Plan) -> dict[bool, tuple[Pass, ...]]:
-    """The passes of a step by this plan: {whether the alphas learn in it: passes}."""
+    """The passes of a step under this plan: {whether the alphas learn in it: passes}."""
     step = replace(step, network=step.network.clone(plan=plan))
     if plan.name == "unrolled":
         return {learns: step.passes(learns) for learns in (False, True)}
@@ -150,9 +150,9 @@ def passes_by_plan(step: SearchStep, plan: plans.Plan) -> dict[bool, tuple[Pass,
 
 
 def jit_pass(each: Pass, augmentation: Augmentation, precision: str):
-    """A pass as a `passes.program`, jitted.
+    """Jits a pass as a `passes.program`.
 
-    Its operands are all images and labels, and the indices of the omega and of the alpha batch.
+    The operands are all images and labels, and the indices of the omega and the alpha batch.
     """
     run = precisions.computed_in(precision, each.run)
     run = feed.indexed(feed.augmented(run, augmentation, _augmentation_keys))
@@ -161,6 +161,6 @@ def jit_pass(each: Pass, augmentation: Augmentation, precision: str):
 
 
 def _augmentation_keys(state):
-    """Those of the omega batch and of the alpha batch."""
+    """The keys of the omega batch and of the alpha batch."""
     keys = step_keys(state.key, state.step)
     return keys.augment_train, keys.augment_val

@@ -1,4 +1,4 @@
-"""The host's side of a search: data, accuracy, derivation; the mathematics is in `search_step`."""
+"""The host side of a search: data, accuracy, derivation; the math is in `search_step`."""
 
 import dataclasses
 import math
@@ -33,19 +33,18 @@ from asap_jax.training.losses import cross_entropy
 
 
 class SearchOutcome(NamedTuple):
-    """What a search ends with.
+    """The result of a search.
 
-    genotype: the found cells, by the configured rule of edges.
-    gap: {rule: {"supernet", "derived", "gap"}}: accuracy on the alpha half of the supernet as it
-      ended, and with the rule's genotype alone, the weights shared; their difference. Both
-      normalise by each batch's own statistics, since the running ones belong to the supernet's
-      mixture. The alpha half has steered the search, so both flatter. Empty for a method without
-      alphas.
-    epochs, seconds: how long it ran, over all starts.
-    candidates_left: over all cell types; as many as they have edges when every edge is decided.
-    ended: "finished" if every edge was decided, "stopped" if a callback ended it or RobustDARTS'
-      sign did, whose cells are then those of the epoch it points back to; else "".
-    benchmark: what `config.benchmark` says of the genotype, {column: value}; {} for nothing.
+    genotype: the derived cells, by the configured edge rule.
+    gap: {rule: {"supernet", "derived", "gap"}}: accuracy on the alpha half of the final supernet
+      and of the rule's genotype alone, with shared weights; their difference. Both normalize by
+      each batch's own statistics, since the running ones belong to the supernet's mixture. Both are
+      optimistic, since the alpha half has guided the search. Empty for a method without alphas.
+    epochs, seconds: duration, over all starts.
+    candidates_left: over all cell types; equals the number of edges when every edge is decided.
+    ended: "finished" if every edge was decided; "stopped" if a callback ended it, or RobustDARTS'
+      criterion, in which case the cells are those of the epoch it points back to; else "".
+    benchmark: the entry of `config.benchmark` for the genotype, {column: value}; {} if none.
     """
 
     genotype: Genotype
@@ -58,7 +57,7 @@ class SearchOutcome(NamedTuple):
 
 
 def make_space(config) -> SearchSpace:
-    """The named space, its candidates replaced by the config's own list if there is one."""
+    """The named space, with the config's own list of candidates if there is one."""
     space = SPACES[config.space]
     if config.candidates:
         try:
@@ -69,7 +68,7 @@ def make_space(config) -> SearchSpace:
 
 
 def make_strategy(config, space: SearchSpace, steps_per_epoch: int) -> Strategy:
-    """The configured strategy; what it cannot work with raises UserError."""
+    """The configured strategy; raises UserError for options it cannot use."""
     options = config.strategy.to_dict()
     name = options.pop("name")
     try:
@@ -84,14 +83,14 @@ def make_strategy(config, space: SearchSpace, steps_per_epoch: int) -> Strategy:
 
 
 def _constraint(config, network: Supernet, image_shape) -> costs.Constraint | None:
-    """The configured constraint on the expected cost, None if it weighs nothing."""
+    """The configured constraint on the expected cost, or None if its weight is 0."""
     if not config.cost_weight:
         return None
     return costs.Constraint(config.cost_weight, costs.expected_log_cost(network, image_shape))
 
 
 def check(config, dataset: data.Dataset) -> None:
-    """Raises UserError if the data, space and strategy cannot make a search."""
+    """Raises UserError if data, space and strategy do not fit together."""
     half = len(dataset.train_labels) // 2
     if config.batch_size > half:
         raise UserError(
@@ -132,7 +131,7 @@ def check(config, dataset: data.Dataset) -> None:
 
 
 def _benchmark(config) -> NASBench201 | None:
-    """The table that `config.benchmark` names."""
+    """The table that `config.benchmark` names, or None."""
     if not config.benchmark:
         return None
     if make_space(config).skeleton != "nasbench201":
@@ -147,9 +146,9 @@ def _benchmark(config) -> NASBench201 | None:
 
 
 class Parts(NamedTuple):
-    """What a search, or a stage of it, is made of, before it has a state.
+    """The components of a search, or of a stage of it, before it has a state.
 
-    epochs, steps: its length, and the steps of an epoch.
+    epochs, steps: number of epochs, and of steps per epoch.
     constraint: on the cells' expected cost, or None.
     """
 
@@ -162,7 +161,7 @@ class Parts(NamedTuple):
     constraint: costs.Constraint | None
 
     def step(self, config, class_weights=None) -> SearchStep:
-        """The step of the search that `config` (the `search` part) asks for."""
+        """Builds the search step from `config` (the `search` part)."""
         return SearchStep(
             self.network,
             self.strategy,
@@ -175,12 +174,12 @@ class Parts(NamedTuple):
 
 
 def build(config, dataset: data.Dataset, strategy: Strategy | None = None) -> Parts:
-    """The parts of the search, or of the stage that a `strategy` of it belongs to."""
+    """Builds the parts of the search, or of the stage that `strategy` belongs to."""
     images = len(dataset.train_labels)
     steps = (images - images // 2) // config.batch_size
     space = make_space(config)
     strategy = strategy or make_strategy(config, space, steps)
-    if strategy.updates.joint:  # one loss trains all, so there is no half to hold back
+    if strategy.updates.joint:  # one loss trains everything, so no half is held back
         steps = images // config.batch_size
         strategy = make_strategy(config, space, steps)
     epochs, omega = strategy.epochs or config.epochs, config.omega
@@ -209,13 +208,13 @@ def build(config, dataset: data.Dataset, strategy: Strategy | None = None) -> Pa
 
 
 def make_augmentation(config, dataset: data.Dataset) -> Augmentation:
-    """What a search does to its training images."""
+    """The augmentation of a search's training images."""
     options = config.augmentation
     return Augmentation(dataset.mean, dataset.std, options.pad, options.flip)
 
 
 def stages(config, dataset: data.Dataset) -> list[Parts]:
-    """The parts of every stage, each begun as if the one before had learned nothing."""
+    """The parts of every stage, each as if the previous one had learned nothing."""
     found = [build(config, dataset)]
     while (strategy := found[-1].strategy).next_stage is not None:
         arch = strategy.init(jax.random.key(0))
@@ -224,7 +223,7 @@ def stages(config, dataset: data.Dataset) -> list[Parts]:
 
 
 def estimate(config, dataset: data.Dataset) -> memory.Estimate:
-    """The memory that a step of the search takes."""
+    """Estimates the memory of a search step, the largest over all stages."""
     estimates = [_stage_estimate(config, dataset, parts) for parts in stages(config, dataset)]
     return max(estimates, key=lambda estimate: estimate.total)
 
@@ -255,15 +254,15 @@ def search(
     identity: dict | None = None,
     class_weights=None,
 ) -> SearchOutcome:
-    """Searches a cell for the data set's training images.
+    """Searches for a cell on the data set's training images.
 
     Args:
-      config: the `search` part of a config, which `check` has accepted with these data.
+      config: the `search` part of a config, accepted by `check` for this data set.
       dataset: images in memory.
-      seed: of the split into halves, the weights, the batches and the augmentation.
+      seed: for the split into halves, the weights, the batches and the augmentation.
       session: log, checkpoints, signals, callbacks.
-      index: which of several searches this is.
-      identity: what its checkpoints have to belong to.
+      index: index of this search among several.
+      identity: identity that its checkpoints must match.
       class_weights: [classes], weights of both losses, or None.
     """
     watch = loop.Stopwatch()
@@ -274,7 +273,7 @@ def search(
             f"split the training images into {len(omega_half)} and {len(alpha_half)}: choose a "
             "batch size of at most the smaller, or smaller groups"
         )
-    # Measured in an order of its own: sources give their images class by class.
+    # Shuffled for measurement, since sources return their images class by class.
     shuffled = np.random.default_rng([seed, 3]).permutation(alpha_half)
     images, labels = jnp.asarray(dataset.train_images), jnp.asarray(dataset.train_labels)
     held = _Images(images, labels, omega_half, shuffled)
@@ -305,8 +304,8 @@ def search(
 class _Images(NamedTuple):
     """The training images on the device, and which of them train what.
 
-    omega, alpha: indices of the halves, those of alpha shuffled. Where one loss trains both, omega
-      are all, and alpha the half that is measured on.
+    omega, alpha: indices of the halves; alpha is shuffled. Where one loss trains both, omega holds
+      all images and alpha the half used for measurement.
     """
 
     images: jax.Array
@@ -316,7 +315,7 @@ class _Images(NamedTuple):
 
 
 class _Stage:
-    """A search, or one stage of it: its parts, and the functions of them that the host calls."""
+    """A search, or one stage of it: its parts, and the functions that the host calls."""
 
     def __init__(self, config, dataset, parts, held, seed, session, warned):
         self.config, self.dataset, self.held, self.seed = config, dataset, held, seed
@@ -324,7 +323,7 @@ class _Stage:
         self.network, self.optimizers = parts.network, parts.optimizers
         self.epochs, self.steps, self.parts = parts.epochs, parts.steps, parts
         self.session, self.benchmark, self.warned = session, _benchmark(config), warned
-        # By the stage's own plan for all candidates: one compilation serves every mask.
+        # Under the stage's own plan for all candidates: one compilation serves every mask.
         self.accuracy, self.accuracy_by_batch = (
             Accuracy(
                 precisions.computed_in(config.precision, _supernet_logits(self.network, by_batch)),
@@ -342,9 +341,9 @@ class _Stage:
         self.eigenvalue = jax.jit(precisions.computed_in(config.precision, eigenvalue))
 
     def run(self, number, before, index, identity, class_weights, watch):
-        """Runs its epochs; `number` and `before` are the stages and epochs that came before it.
+        """Runs the stage, which `number` stages and `before` epochs preceded.
 
-        The loop counts its own time; the stopwatch `watch` is paused meanwhile.
+        The loop keeps its own time; the stopwatch `watch` is paused meanwhile.
         """
         config, held, staged = self.config, self.held, number or self.strategy.next_stage
         key = jax.random.key(self.seed)
@@ -358,8 +357,8 @@ class _Stage:
             size, epoch = config.batch_size, before + epoch
             omega_order = data.epoch_order(held.omega, size, (self.seed, 0), epoch)
             alpha_order = data.epoch_order(held.alpha, size, (self.seed, 1), epoch)
-            # The halves differ, by one image if there are no groups: the shorter one starts over.
-            # (Where one loss trains all, the alpha batches are not used.)
+            # The halves differ in size, by one image without groups: the shorter one wraps around.
+            # (Where one loss trains everything, the alpha batches are not used.)
             return [
                 (omega_order[i % len(omega_order)], alpha_order[i % len(alpha_order)])
                 for i in range(self.steps)
@@ -398,7 +397,7 @@ class _Stage:
             compiler.close()
 
     def planned_step(self, class_weights, compiler) -> PlannedStep:
-        """The step of its epochs, on the images that it holds."""
+        """Builds the step of this stage, on its images."""
         config = self.config
         return PlannedStep(
             self.parts.step(config, class_weights),
@@ -414,19 +413,19 @@ class _Stage:
         )
 
     def prepare(self, state, compiler) -> None:
-        """Has compiled what the end of an epoch asks."""
+        """Starts compiling what the end of an epoch needs."""
         mixtures = jax.eval_shape(partial(_final_mixtures, self.strategy), state)
         needed = [self.accuracy] + [self.accuracy_by_batch] * bool(self.watched)
         for each in needed:
             each.prepare(compiler, state.params, state.batch_stats, mixtures)
 
     def summary(self, state, progress, last) -> dict:
-        """The record of an epoch; warns when a sign of collapse shows for the first time."""
+        """The record of an epoch; warns when a sign of collapse first appears."""
         mixtures = _final_mixtures(self.strategy, state)
         accuracy = self.accuracy(state.params, state.batch_stats, mixtures)
         record = _epoch_record(progress, last, accuracy)
         if not self.strategy.updates.has_alphas:
-            return record  # it has no alphas that could collapse: it samples and ranks
+            return record  # without alphas nothing can collapse: it samples and ranks
         weighed = self.strategy.distribution or (lambda arch, mixtures: mixtures)
         record["weights"] = {
             cell: np.asarray(mix.weights, np.float64).round(4).tolist()
@@ -449,7 +448,7 @@ class _Stage:
         if (name := genotype.architecture_string()) is not None:
             record["architecture"] = name
         said = {}
-        if self.strategy.learns(state.step - 1):  # before, the cells say nothing
+        if self.strategy.learns(state.step - 1):  # before that, the cells mean nothing
             ends = progress.ended or progress.epoch + 1 == self.epochs
             final = ends and self.strategy.next_stage is None
             said = collapse.warnings(genotype, record, back, final)
@@ -466,7 +465,7 @@ class _Stage:
         return record
 
     def _measures(self, state, progress) -> bool:
-        """Whether the epoch that just ended is one in which the eigenvalue is measured."""
+        """Whether the eigenvalue is measured in the epoch that just ended."""
         watch, strategy = self.config.watch, self.strategy
         if not watch.eigenvalue or strategy.distribution is None:
             return False
@@ -476,7 +475,7 @@ class _Stage:
         return (progress.epoch - epochs[0]) % watch.eigenvalue_every == 0
 
     def _note_eigenvalue(self, state, progress, value) -> int | None:
-        """Keeps it, and the cells of now; gives the epoch that the sign to stop points back to."""
+        """Records it with the current cells; returns the epoch to return to, or None."""
         history = progress.history
         cells = {}
         for rule, inputs in EDGES.items():
@@ -493,7 +492,7 @@ class _Stage:
         return collapse.points_back_to(values, epochs, self.config.watch.eigenvalue_from)
 
     def _derive(self, state, progress, rule) -> Genotype:
-        """By a rule of edges: what is found now, or in the epoch that the search returned to."""
+        """The genotype by an edge rule, of this state or of the epoch the search returned to."""
         history = progress.history
         if history.get("returned"):
             index = history["eigenvalue_epochs"].index(history["returned"][0])
@@ -502,7 +501,7 @@ class _Stage:
         return self.strategy.derive(state.arch, EDGES[rule], key, self._shared(state))
 
     def end(self, state, progress) -> tuple[dict[str, Genotype], dict]:
-        """({rule of edges: genotype}, {rule: the gap})."""
+        """Returns ({edge rule: genotype}, {edge rule: gap})."""
         shared, derived, gaps = self._shared(state), {}, {}
         supernet_accuracy = shared(_final_mixtures(self.strategy, state))
         # A method without alphas has no mixture to fall short of: it samples and ranks.
@@ -515,7 +514,7 @@ class _Stage:
         return derived, gaps
 
     def _shared(self, state):
-        """(mixtures, images or None for all) -> accuracy by each batch's own statistics."""
+        """(mixtures, images or None for all) -> accuracy, by each batch's own statistics."""
 
         def shared(mixtures, images=None):
             self.session.interruption.check("search: all steps done, its cells not yet derived")
@@ -525,7 +524,7 @@ class _Stage:
 
 
 def _prune_watch(on_prune, space):
-    """`loop.run`'s watch that calls on_prune after each step that pruned."""
+    """Builds the watch for `loop.run` that calls on_prune after each step that pruned."""
     if on_prune is None:
         return None
 
@@ -551,7 +550,7 @@ def _prune_watch(on_prune, space):
 
 
 def _supernet_logits(network, by_batch):
-    """logits(params, batch_stats, mixtures, images), by the batch's or running statistics."""
+    """Builds logits(params, batch_stats, mixtures, images), by batch or running statistics."""
 
     def logits(params, batch_stats, mixtures, images):
         variables = {"params": params, "batch_stats": batch_stats}
@@ -562,9 +561,10 @@ def _supernet_logits(network, by_batch):
 
 
 def _eigenvalue(network, strategy, dataset, batch_size, seed):
-    """eigenvalue(state, held): the dominant one of the alphas' Hessian, on alpha's first batch.
+    """Builds eigenvalue(state, held): the dominant eigenvalue of the alphas' Hessian.
 
-    Of the loss under the method's distribution: a sample would make it as random as itself.
+    Measured on the first alpha batch, for the loss under the method's distribution: with a sampled
+    mixture, the eigenvalue would be as random as the sample.
     """
 
     def eigenvalue(state, held):
@@ -588,17 +588,17 @@ def _eigenvalue(network, strategy, dataset, batch_size, seed):
 
 
 def _final_mixtures(strategy, state):
-    """The mixtures of the last step that was done, as they are measured."""
+    """The mixtures of the last completed step, as used for measurement."""
     last = state.step - 1
     return _at_rest(strategy.mixture(state.arch, last, step_keys(state.key, last).alpha))
 
 
 def _at_rest(mixtures):
-    """Mixtures without the noise that is for learning only."""
+    """Mixtures without the noise that is used only while learning."""
     return {cell: mix._replace(skip_dropout=None) for cell, mix in mixtures.items()}
 
 
-# Metrics of a step that an epoch's record has otherwise, or not at all; the rest it takes over.
+# Step metrics that an epoch's record replaces or omits; all others are copied.
 OF_A_STEP = set(
     """
     temperature threshold candidates_left entropy train_loss train_accuracy val_loss finished

@@ -1,4 +1,4 @@
-"""One step of a search: a pure function of the state and two batches."""
+"""One search step: a pure function of the state and two batches."""
 
 import dataclasses
 from collections.abc import Callable
@@ -22,15 +22,15 @@ from asap_jax.training import optim
 from asap_jax.training.feed import Batch
 from asap_jax.training.losses import accuracy, all_finite, cross_entropy
 
-# Fields of the state that an update changes.
+# Fields of the state that each update changes.
 WEIGHTS = "params", "omega_opt", "batch_stats"
 ALPHAS = "arch", "alpha_opt", "batch_stats"
 
 
 class Optimizers(NamedTuple):
-    """optax transformations of the network's weights and of the architecture parameters.
+    """optax transformations for the network's weights and the architecture parameters.
 
-    virtual_step: see `bilevel.Point`; None where no method looks ahead.
+    virtual_step: see `bilevel.Point`; None if no method looks ahead.
     """
 
     omega: optax.GradientTransformation
@@ -45,8 +45,8 @@ class SearchState:
     step: steps done, int32.
     params, batch_stats: the supernet's weights (omega) and running statistics.
     arch: alphas, masks and the strategy's own state.
-    omega_opt, alpha_opt: optimizer states, apart.
-    key: the search's random key; each step folds its number in.
+    omega_opt, alpha_opt: states of the two optimizers.
+    key: the search's random key; each step folds in its number.
     """
 
     step: jax.Array
@@ -61,7 +61,7 @@ class SearchState:
 
 
 class StepKeys(NamedTuple):
-    """The random keys of one step, each for one use."""
+    """The random keys of one step, one per purpose."""
 
     omega: jax.Array
     alpha: jax.Array
@@ -70,14 +70,14 @@ class StepKeys(NamedTuple):
 
 
 def step_keys(key, step) -> StepKeys:
-    """The keys of `step`, from the search's key alone."""
+    """The keys of `step`, derived from the search's key alone."""
     return StepKeys(*jax.random.split(jax.random.fold_in(key, step), 4))
 
 
 def init_state(
     network: Supernet, strategy: Strategy, optimizers: Optimizers, key, image_shape
 ) -> SearchState:
-    """The state before the first step, for images of `image_shape` [H, W, C]."""
+    """The initial state, for images of `image_shape` [H, W, C]."""
     key_params, key_arch, key_steps = jax.random.split(key, 3)
     arch = strategy.init(key_arch)
 
@@ -100,25 +100,25 @@ def init_state(
 def make_search_step(
     network: Supernet, strategy: Strategy, optimizers: Optimizers, **options
 ) -> Callable[[SearchState, Batch, Batch], tuple[SearchState, dict[str, jax.Array]]]:
-    """step(state, omega batch, alpha batch) -> (state, metrics); `options` are `SearchStep`'s."""
+    """Builds step(state, omega batch, alpha batch) -> (state, metrics); see `SearchStep`."""
     return in_turn(SearchStep(network, strategy, optimizers, **options).passes())
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SearchStep:
-    """One step of a search: Algorithm 1's lines 4 to 9, in the order of `strategy.updates`.
+    """One search step: lines 4 to 9 of Algorithm 1, in the order of `strategy.updates`.
 
-    For ASAP these are an update of omega; then, once the temperature is low enough, an update of
-    the alphas and pruning. The running statistics follow both forward passes, as in DARTS.
+    For ASAP these are an update of omega, then, once the temperature is low enough, an update of
+    the alphas and pruning. Both forward passes update the running statistics, as in DARTS.
 
     Attributes:
-      network, strategy, optimizers: what is searched, how, and how it learns.
-      axis_name: of devices among which each batch is split; batch statistics and gradients are then
-        those of the whole batch.
-      class_weights: [classes], weights of both losses.
+      network, strategy, optimizers: the supernet, the search method and the optimizers.
+      axis_name: mapped axis over which each batch is sharded; batch statistics and gradients are
+        then those of the whole batch.
+      class_weights: [classes], weights of both losses, or None.
       dtype: of the feature maps, see `ops.Context`.
-      constraint: added to the loss from which the alphas learn; reported losses exclude it.
-      drop_path: probability with which an edge drops a sample, in both passes.
+      constraint: added to the loss of the alphas; reported losses exclude it.
+      drop_path: probability that an edge drops a sample, in both passes.
     """
 
     network: Supernet
@@ -131,10 +131,10 @@ class SearchStep:
     drop_path: float = 0.0
 
     def passes(self, learns: bool | None = None) -> tuple[Pass, ...]:
-        """The step's parts, in order.
+        """The passes of the step, in order.
 
         Args:
-          learns: what `strategy.learns` says of the step; None for a step that asks it itself.
+          learns: whether the alphas learn in this step; None to decide it inside the step.
         """
         updates, close = self.strategy.updates, Pass("close", ("step",), self.close)
         both = tuple(dict.fromkeys(WEIGHTS + ALPHAS))
@@ -155,7 +155,7 @@ class SearchStep:
     # The updates. Each is (state, omega batch, alpha batch) -> (state, metrics).
 
     def update_omega(self, state, train, val):
-        """Line 4: omega descends the training loss, at fixed alphas."""
+        """Line 4: updates omega on the training loss, with the alphas fixed."""
         key = step_keys(state.key, state.step).omega
         (value, (batch_stats, logits)), gradients = jax.value_and_grad(
             self.loss(state), has_aux=True
@@ -164,7 +164,7 @@ class SearchStep:
         return state, self.training_metrics(value, logits, train)
 
     def update_alphas(self, state, train, val):
-        """Lines 5 to 7: the alphas descend the validation loss, then candidates are pruned."""
+        """Lines 5 to 7: updates the alphas on the validation loss, then prunes candidates."""
         key = step_keys(state.key, state.step).alpha
         (value, (batch_stats, _)), gradients = self.strategy.updates.gradient(
             self.loss(state), self.point(state, train, val, key)
@@ -173,7 +173,7 @@ class SearchStep:
         return state.replace(batch_stats=batch_stats), {"val_loss": self.mean(value)}
 
     def maybe_alphas(self, state, train, val):
-        """`update_alphas` in a step in which the alphas learn, else nothing."""
+        """`update_alphas` in a step in which the alphas learn, else a no-op."""
 
         def rest(state):
             return state, {"val_loss": jnp.full((), jnp.nan, train.images.dtype)}
@@ -182,7 +182,7 @@ class SearchStep:
         return lax.cond(self.strategy.learns(state.step), learn, rest, state)
 
     def update_jointly(self, state, train, val, learns=None):
-        """Omega and the alphas descend one loss, by gradients at one point and with one sample."""
+        """Updates omega and the alphas on one loss, at one point and with one sample."""
         key = step_keys(state.key, state.step).alpha
         (value, (batch_stats, logits)), (g_params, g_alphas) = self.strategy.updates.gradient(
             self.loss(state), self.point(state, train, val, key)
@@ -206,18 +206,18 @@ class SearchStep:
 
     @property
     def takes_turns(self) -> bool:
-        """Whether `update_in_turns` computes the step: for first-order gradients by the plan loop.
+        """Whether `update_in_turns` computes the step: first-order gradients by the plan "loop".
 
-        On a GPU, where the plan is another, the turns would be conditions.
+        A GPU uses the other plan; there the turns would be conditionals.
         """
         return self.strategy.updates.alternates_first_order and self.network.plan.name == "loop"
 
     def update_in_turns(self, state, train, val):
         """`update_omega` and `update_alphas` as two turns of one loop, with the same results.
 
-        The network is then compiled once for both. Each turn takes both gradients at its own batch
-        and uses one; the gradients of the kernels, expensive and of no use to the alphas, are
-        skipped in the alphas' turn (`Context.learn`).
+        The network is then compiled once for both. Each turn computes both gradients on its own
+        batch and uses one; the gradients of the kernels, expensive and not needed for the alphas,
+        are skipped in the alphas' turn (`Context.learn`).
         """
         alphas_first = self.strategy.updates.order[0] == "alpha"
         batches = jax.tree.map(lambda *pair: jnp.stack(pair), train, val)
@@ -252,7 +252,7 @@ class SearchStep:
         }
 
     def close(self, state, train, val):
-        """Counts the step, and reports where it has led."""
+        """Advances the step counter and computes the metrics."""
         strategy, arch = self.strategy, state.arch
         key = step_keys(state.key, state.step).alpha
         mixtures = strategy.mixture(arch, state.step, key)
@@ -268,17 +268,17 @@ class SearchStep:
         }
         return state.replace(step=state.step + 1), metrics
 
-    # What the updates consist of.
+    # What the updates are built from.
 
     def loss(self, state, learn=None):
-        """loss(params, alphas, batch_stats, batch, key), by the state's masks and temperature."""
+        """Builds loss(params, alphas, batch_stats, batch, key), for the state's masks and step."""
         strategy, twice = self.strategy, self.strategy.updates.differentiations > 1
         context = Context(train=True, twice=twice, axis_name=self.axis_name, dtype=self.dtype)
 
         def loss(params, alphas, batch_stats, batch, key):
             mixtures = strategy.mixture(state.arch._replace(alphas=alphas), state.step, key)
             if self.drop_path:
-                # Its key is apart from what the strategy draws by `key`.
+                # A key distinct from those that the strategy draws with.
                 dropout = Dropout(jax.random.fold_in(key, 0x0D), jnp.float32(self.drop_path))
                 mixtures = {c: mix._replace(drop_path=dropout) for c, mix in mixtures.items()}
             logits, new = self.network.apply(
@@ -297,7 +297,7 @@ class SearchStep:
         return loss
 
     def point(self, state, train, val, key):
-        """Where a method's own gradient is taken."""
+        """The point at which a method takes its gradient."""
         return bilevel.Point(
             state.params,
             state.arch.alphas,
@@ -311,7 +311,7 @@ class SearchStep:
         )
 
     def move_omega(self, state, gradients, key):
-        """A step of omega's optimizer for the weights of the candidates that are computed."""
+        """Applies omega's optimizer to the weights of the candidates that are computed."""
         mixtures = self.strategy.mixture(state.arch, state.step, key)
         params, omega_opt = optim.update_where(
             self.optimizers.omega,
@@ -323,7 +323,7 @@ class SearchStep:
         return state.replace(params=params, omega_opt=omega_opt)
 
     def move_alphas(self, state, gradients, key):
-        """A step of the alphas' optimizer, then the strategy's pruning."""
+        """Applies the alphas' optimizer, then the strategy's pruning."""
         strategy = self.strategy
         if self.constraint is not None:
             gradients = jax.tree.map(jnp.add, gradients, self.constraint_gradients(state, key))
@@ -336,7 +336,7 @@ class SearchStep:
         )
         arch = state.arch._replace(alphas=alphas)
         pruned = strategy.prune(arch, gradients, state.step)
-        # NaN compares as false with every threshold: it must not prune anything.
+        # NaN compares as false with every threshold and must not prune anything.
         sound = all_finite(alphas)
         masks = jax.tree.map(lambda new, old: jnp.where(sound, new, old), pruned.masks, arch.masks)
         return state.replace(arch=pruned._replace(masks=masks), alpha_opt=alpha_opt)
@@ -355,12 +355,12 @@ class SearchStep:
         return self.mean({"train_loss": value, "train_accuracy": accuracy(logits, train.labels)})
 
     def mean(self, tree):
-        """Over the devices among which the batches are split."""
+        """The mean over the devices that share a batch."""
         return tree if self.axis_name is None else lax.pmean(tree, self.axis_name)
 
 
 def entropies(strategy: Strategy, arch: Architecture, mixtures) -> dict[str, jax.Array]:
-    """Normalised entropies of the strategy's distribution: by cell type, and their mean."""
+    """Normalized entropies of the strategy's distribution: per cell type, and their mean."""
     if strategy.distribution is None:
         return {}
     distribution = strategy.distribution(arch, mixtures)

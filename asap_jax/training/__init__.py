@@ -1,1 +1,1 @@
-"""Training a network: losses, optimizers, one step, the epochs; what a search uses as well."""
+"""Training: losses, optimizers, one step, the epochs; parts of it are shared with the search."""

@@ -1,4 +1,4 @@
-"""Binds data to a step: batches are taken out of the images on the device, and augmented there."""
+"""Feeds data to a step: gathers batches from the images on the device and augments them."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -16,10 +16,12 @@ class Batch(NamedTuple):
 
 
 def augmented(run: Callable, augmentation: Augmentation, keys: Callable[[Any], tuple]) -> Callable:
-    """run(state, *batches) as a function of (state, *uint8 images and labels, in turn).
+    """Turns run(state, *batches) into a function of (state, *uint8 images and labels, alternating).
 
     Args:
-      keys: the state -> a random key for each batch.
+      run: the function to wrap.
+      augmentation: applied to the images of each batch.
+      keys: state -> one random key per batch.
     """
 
     def fed(state, *arrays):
@@ -30,9 +32,9 @@ def augmented(run: Callable, augmentation: Augmentation, keys: Callable[[Any], t
 
 
 def indexed(run: Callable) -> Callable:
-    """run(state, *images and labels, in turn) as one of (state, all images, all labels, *indices).
+    """Turns run(state, *images and labels) into one of (state, all images, all labels, *indices).
 
-    The indices [N] of each batch are all that a step is sent; the data set stays on the device.
+    A step is sent only the indices [N] of each batch; the data set stays on the device.
     """
 
     def fed(state, images: jax.Array, labels: jax.Array, *indices: jax.Array):

@@ -1,4 +1,4 @@
-"""The host's side of training a derived network; the mathematics is in `train_step`."""
+"""The host side of training a derived network; the math is in `train_step`."""
 
 from functools import partial
 from typing import NamedTuple
@@ -21,18 +21,18 @@ from asap_jax.training import feed, optim
 from asap_jax.training.evaluation import Answers, Questions, streamed_answers
 from asap_jax.training.train_step import TrainStep, from_variables, init_state, step_keys
 
-# Steps of a training. A network of 20 cells takes 42 s to begin with cuDNN's depthwise kernels
-# (measured on an H200), and by what there is to compute some 10 ms a step more without them.
+# Training steps from which cuDNN's depthwise kernels pay off: in a network of 20 cells they take
+# 42 s to start (measured on an H200) and save an estimated 10 ms per step.
 DEPTHWISE_PAYS = 4000
 
 
 class TrainOutcome(NamedTuple):
-    """What a training ends with.
+    """The result of a training.
 
-    answers: how the test images are classified, which are read once, at the end.
-    epochs, seconds: how long it took, over all starts.
-    network: the module.
-    variables: {"params", "batch_stats"}; the moving average of them if one was asked for.
+    answers: answers on the test images, which are read once, at the end.
+    epochs, seconds: duration, over all starts.
+    network: the Flax module.
+    variables: {"params", "batch_stats"}, or their moving average if configured.
     ended: "stopped" if a callback ended it, else "".
     """
 
@@ -45,7 +45,7 @@ class TrainOutcome(NamedTuple):
 
 
 def make_network(config, genotype: Genotype, num_classes: int) -> EvalNetwork:
-    """The network that `config` (the `train` part) builds from a genotype."""
+    """Builds the network of a genotype from `config` (the `train` part)."""
     check_cells(config, genotype.skeleton)
     return EvalNetwork(
         genotype,
@@ -61,7 +61,7 @@ def make_network(config, genotype: Genotype, num_classes: int) -> EvalNetwork:
 
 
 def check_cells(config, skeleton: str) -> None:
-    """Raises UserError if the config's network cannot be built of cells of that skeleton."""
+    """Raises UserError if the config's network cannot be built from cells of this skeleton."""
     if skeleton != "nasbench201":
         if config.stem == "imagenet" and config.channels % 2:
             raise UserError(
@@ -88,7 +88,7 @@ def check_cells(config, skeleton: str) -> None:
 
 
 def check(config, dataset: data.Dataset | data.Stream) -> None:
-    """Raises UserError if the data cannot make a training."""
+    """Raises UserError if there are fewer training images than a batch holds."""
     count = dataset.train_count
     if config.batch_size > count:
         raise UserError(
@@ -98,7 +98,7 @@ def check(config, dataset: data.Dataset | data.Stream) -> None:
 
 
 def make_schedule(config, steps: int) -> schedules.Schedule:
-    """The learning rate; every schedule stretches to `config.epochs` epochs of `steps`."""
+    """The learning rate schedule, stretched to `config.epochs` epochs of `steps` steps."""
     course = (config.learning_rate, config.final_learning_rate, config.epochs, steps)
     if config.schedule == "power_cosine":
         return schedules.power_cosine_by_epoch(
@@ -110,7 +110,7 @@ def make_schedule(config, steps: int) -> schedules.Schedule:
 
 
 def make_optimizer(config, steps: int) -> optax.GradientTransformation:
-    """SGD; weight decay is on every parameter, those of batch norm included, as in DARTS."""
+    """SGD; weight decay applies to every parameter, including batch norm's, as in DARTS."""
     return optim.sgd(
         make_schedule(config, steps),
         config.momentum,
@@ -121,7 +121,7 @@ def make_optimizer(config, steps: int) -> optax.GradientTransformation:
 
 
 def make_step(config, network: EvalNetwork, optimizer, steps: int, class_weights=None) -> TrainStep:
-    """The step that the config (the `train` part) asks for, with epochs of `steps`."""
+    """Builds the training step from `config` (the `train` part), for epochs of `steps` steps."""
     drop_path = None
     if config.drop_path:
         drop_path = schedules.linear_by_epoch(config.drop_path, config.epochs, steps)
@@ -140,7 +140,7 @@ def make_step(config, network: EvalNetwork, optimizer, steps: int, class_weights
 
 
 def augmented(step: TrainStep, augmentation: Augmentation):
-    """The step as a function of (state, images uint8, labels), not yet jitted."""
+    """The step as a function of (state, uint8 images, labels), not yet jitted."""
 
     def keys(state):
         return (step_keys(state.key, state.step)[1],)
@@ -149,7 +149,7 @@ def augmented(step: TrainStep, augmentation: Augmentation):
 
 
 def make_augmentation(config, dataset: data.Dataset | data.Stream) -> Augmentation:
-    """What the config (the `train` part) does to the data's training images."""
+    """The augmentation of the training images, from `config` (the `train` part)."""
     options = config.augmentation
     return Augmentation(
         dataset.mean,
@@ -163,12 +163,12 @@ def make_augmentation(config, dataset: data.Dataset | data.Stream) -> Augmentati
 
 
 def estimate(config, genotype: Genotype, dataset: data.Dataset | data.Stream) -> memory.Estimate:
-    """The memory that a step of the training takes."""
+    """Estimates the memory of a training step."""
     network = make_network(config, genotype, len(dataset.class_names))
     if jax.default_backend() == "cpu":
         network = network.clone(remat=False)
     optimizer, shape, key = make_optimizer(config, 1), dataset.preparation.shape, jax.random.key(0)
-    step = make_step(config, network, optimizer, DEPTHWISE_PAYS)  # as a long training takes it
+    step = make_step(config, network, optimizer, DEPTHWISE_PAYS)  # as in a long training
     state = jax.eval_shape(lambda: init_state(network, optimizer, key, shape, config.average > 0))
 
     def loss(params):
@@ -199,13 +199,13 @@ def train(
       config: the `train` part of a config.
       genotype: the cells.
       dataset: images in memory, or a stream of them.
-      seed: of the weights, the batches and the augmentation.
+      seed: for the weights, the batches and the augmentation.
       session: log, checkpoints, signals, callbacks.
       phase, index: name its records and checkpoints.
-      identity: what its checkpoints have to belong to.
+      identity: identity that its checkpoints must match.
       class_weights: [classes], weights of the loss, or None.
-      start: {"params", "batch_stats"} of a trained network of the same cells to begin with. The
-        classifiers begin anew.
+      start: {"params", "batch_stats"} of a trained network of the same cells to start from, or
+        None. Its classifiers are replaced by new ones.
     """
     watch = loop.Stopwatch()
     check(config, dataset)
@@ -261,7 +261,7 @@ def train(
 
 
 def variable_shapes(network: EvalNetwork, image_shape) -> dict:
-    """{"params", "batch_stats"} of the network for images [H, W, C], as shapes."""
+    """Shapes of the network's {"params", "batch_stats"}, for images [H, W, C]."""
     x = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     plain = Context(reference=True)
     made = jax.eval_shape(lambda x: network.init(jax.random.key(0), x, plain), x)
@@ -269,17 +269,17 @@ def variable_shapes(network: EvalNetwork, image_shape) -> dict:
 
 
 def in_use() -> Context:
-    """How a trained network is run: it answers now and then, in programs that begin anew."""
+    """The context of inference: few calls per process, each of which should start fast."""
     return Context(train=False, folded=folds(0))
 
 
 def folds(steps: int) -> bool:
-    """Whether `steps` are too few to repay cuDNN's depthwise kernels, see `ops.Context`."""
+    """Whether to fold kernels (`ops.Context`): on a GPU, if cuDNN's do not pay off in `steps`."""
     return backend.platform() == "gpu" and steps < DEPTHWISE_PAYS
 
 
 def evaluation_logits(network: EvalNetwork):
-    """logits(variables, normalised images) of the network as it is used."""
+    """Builds logits(variables, normalized images) of the network in inference."""
 
     def logits(variables, images):
         return network.apply(variables, images, in_use())[0]
@@ -288,7 +288,7 @@ def evaluation_logits(network: EvalNetwork):
 
 
 def _transplanted(start, fresh):
-    """`start` with the classifiers of `fresh`; both {"params", "batch_stats"}."""
+    """`start` with the classifiers of `fresh`; both are {"params", "batch_stats"}."""
     anew = ("classifier", "auxiliary_head")
     kept = {
         kind: {name: tree for name, tree in start[kind].items() if name not in anew}
@@ -296,11 +296,11 @@ def _transplanted(start, fresh):
     }
     begun = {kind: fresh[kind] | kept[kind] for kind in fresh}
     checkpoint.check_shapes("the network to start from", begun, fresh)
-    return jax.tree.map(jnp.array, begun)  # copies: a step reuses its state's memory
+    return jax.tree.map(jnp.array, begun)  # copies, since a step donates its state
 
 
 def _resident(config, dataset, seed, step):
-    """(jitted step, batches) for `loop.run`: the images stay on the device, a batch is indices."""
+    """(jitted step, batches) for `loop.run`: images stay on the device, a batch is indices."""
     images, labels = jnp.asarray(dataset.train_images), jnp.asarray(dataset.train_labels)
     jitted = jit_resident(step, config.precision)
 
@@ -315,24 +315,24 @@ def _resident(config, dataset, seed, step):
 
 
 def _streamed(config, dataset, seed, step):
-    """(jitted step, batches) for `loop.run`: a batch is images and labels, sent ahead of time."""
+    """(jitted step, batches) for `loop.run`: a batch is images and labels, transferred ahead."""
     batches = partial(dataset.train_batches, config.batch_size, seed, config.epochs)
     return jit_streamed(step, config.precision), batches
 
 
 def jit_resident(step, precision: str):
-    """The jitted step(state, all images, all labels, indices of the batch)."""
+    """Jits the step as step(state, all images, all labels, indices of the batch)."""
     return jit_streamed(feed.indexed(step), precision)
 
 
 def jit_streamed(step, precision: str):
-    """The jitted step(state, images of the batch, labels)."""
+    """Jits step(state, images of the batch, labels)."""
     step = precisions.computed_in(precision, step)
     return jax.jit(step, donate_argnums=0, compiler_options=compile_cache.options())
 
 
 def _make_test(config, network, dataset, variables, compiler):
-    """test(variables) -> Answers; compiled while the training runs, if its images are in memory."""
+    """Builds test(variables) -> Answers; compiles during training if the images are in memory."""
     logits = precisions.computed_in(config.precision, evaluation_logits(network))
     size, classes = config.eval_batch_size, len(dataset.class_names)
     told = (dataset.mean, dataset.std)

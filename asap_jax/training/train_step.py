@@ -1,4 +1,4 @@
-"""One step of training a network built from a genotype: a pure function of state and batch."""
+"""One training step of a network built from a genotype: a pure function of state and batch."""
 
 import dataclasses
 from collections.abc import Callable
@@ -22,9 +22,9 @@ class TrainState:
 
     step: steps done, int32.
     params, batch_stats: weights and running statistics.
-    opt_state: the optimizer's.
+    opt_state: state of the optimizer.
     average: exponential moving average of {"params", "batch_stats"}, or None.
-    key: the training's random key; each step folds its number in.
+    key: the training's random key; each step folds in its number.
     """
 
     step: jax.Array
@@ -36,14 +36,14 @@ class TrainState:
 
     @property
     def variables(self):
-        """What is tested and kept: the moving average if there is one."""
+        """What is tested and saved: the moving average if there is one."""
         if self.average is not None:
             return self.average
         return {"params": self.params, "batch_stats": self.batch_stats}
 
 
 def step_keys(key, step):
-    """(drop-path key, augmentation key) of `step`, from the training's key."""
+    """(drop-path key, augmentation key) of `step`, derived from the training's key."""
     return jax.random.split(jax.random.fold_in(key, step))
 
 
@@ -54,14 +54,14 @@ def init_state(
     image_shape,
     average: bool = False,
 ) -> TrainState:
-    """The state before the first step, for images of `image_shape` [H, W, C].
+    """The initial state, for images of `image_shape` [H, W, C].
 
-    With `average` it carries a moving average of the variables.
+    With `average`, it holds a moving average of the variables.
     """
 
     def begin(key):
         key_params, key_steps = jax.random.split(key)
-        # Only the parameters are kept of this run, so the compiler drops the rest of it.
+        # Only the variables are used, so the compiler removes the rest of the forward pass.
         plain = Context(reference=True)
         variables = network.init(key_params, jnp.zeros((1, *image_shape)), plain)
         return from_variables(variables, optimizer, key_steps, average)
@@ -70,7 +70,7 @@ def init_state(
 
 
 def from_variables(variables, optimizer, key, average: bool = False) -> TrainState:
-    """A state that begins with the given {"params", "batch_stats"}."""
+    """The initial state with the given {"params", "batch_stats"}."""
     kept = {name: variables[name] for name in ("params", "batch_stats")}
     return TrainState(
         step=jnp.int32(0),
@@ -84,27 +84,27 @@ def from_variables(variables, optimizer, key, average: bool = False) -> TrainSta
 def make_train_step(
     network: EvalNetwork, optimizer: optax.GradientTransformation, **options
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
-    """step(state, batch) -> (state, metrics); `options` are `TrainStep`'s."""
+    """Builds step(state, batch) -> (state, metrics); `options` are those of `TrainStep`."""
     return TrainStep(network, optimizer, **options).step
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TrainStep:
-    """One step of a training.
+    """One training step.
 
     Attributes:
-      network: with `auxiliary=True` its second classifier joins the loss.
+      network: with `auxiliary=True`, its second classifier contributes to the loss.
       optimizer: an optax transformation.
       auxiliary_weight: factor of the auxiliary loss.
       label_smoothing: share of the target spread evenly over the classes.
       drop_path: step -> probability that an edge drops a sample, or None.
       class_weights: [classes], weights of the loss, or None.
-      accumulate: pieces that a batch is cut into, one after another; gradients are averaged over
-        them, batch norm sees each alone. Divides the memory that a step takes.
-      average: decay of the moving average (the state has to carry one), or 0. It begins lower:
+      accumulate: number of pieces a batch is split into, processed one after another; gradients are
+        averaged over them, and batch norm sees each piece alone. Divides the memory of a step.
+      average: decay of the moving average (which the state must hold), or 0. It starts lower:
         min(average, (1 + step) / (10 + step)), as in TensorFlow.
-      axis_name: of devices among which each batch is split; statistics and gradients are then those
-        of the whole batch.
+      axis_name: mapped axis over which each batch is sharded; statistics and gradients are then
+        those of the whole batch.
       dtype, folded: see `ops.Context`.
     """
 
@@ -121,7 +121,7 @@ class TrainStep:
     folded: bool = False
 
     def step(self, state: TrainState, batch: Batch):
-        """(the next state, {"train_loss", "train_accuracy"})."""
+        """Returns (next state, {"train_loss", "train_accuracy"})."""
         gradients, batch_stats, value, correct = self.gradients(state, batch)
         updates, opt_state = self.optimizer.update(
             self.mean(gradients), state.opt_state, state.params
@@ -137,7 +137,7 @@ class TrainStep:
         return state, self.mean({"train_loss": value, "train_accuracy": correct})
 
     def loss(self, params, batch_stats, batch, step, key):
-        """(loss, (new statistics, share of the batch that is classified correctly))."""
+        """Returns (loss, (new statistics, accuracy on the batch))."""
         context = Context(
             train=True, axis_name=self.axis_name, dtype=self.dtype, folded=self.folded
         )
@@ -160,7 +160,7 @@ class TrainStep:
         )
 
     def gradients(self, state, batch):
-        """(gradients, new statistics, loss, accuracy) over the batch's pieces."""
+        """(gradients, new statistics, loss, accuracy), averaged over the batch's pieces."""
         key, accumulate = step_keys(state.key, state.step)[0], self.accumulate
 
         def piece(carry, part):
@@ -189,7 +189,7 @@ class TrainStep:
         return gradients, batch_stats, value, correct
 
     def moving_average(self, state, params, batch_stats):
-        """The state's moving average, moved towards the new variables; None if it has none."""
+        """The moving average after this step; unchanged if `average` is 0."""
         if not self.average:
             return state.average
         decay = jnp.minimum(self.average, (1 + state.step) / (10 + state.step))
@@ -200,5 +200,5 @@ class TrainStep:
         )
 
     def mean(self, tree):
-        """Over the devices among which the batches are split."""
+        """The mean over the devices that share a batch."""
         return tree if self.axis_name is None else lax.pmean(tree, self.axis_name)
