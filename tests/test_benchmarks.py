@@ -12,6 +12,7 @@ import absl.flags
 import jax
 import jax.numpy as jnp
 import pytest
+from command import ROOT
 from ml_collections import config_flags
 from tiny import flags, tiny
 
@@ -19,7 +20,7 @@ from asap_jax import GENOTYPES, EvalNetwork
 from asap_jax.configs import command_line, presets
 from asap_jax.searching import search_loop
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+BENCHMARKS = ROOT / "benchmarks"
 SMALL = ("--channels=4", "--cells=1", "--size=8", "--batch=4", "--repeats=2")
 
 

@@ -9,11 +9,10 @@ kills its process, so the programs are compiled in groups, each in its own proce
 
 import json
 import os
-from pathlib import Path
 
 import pytest
+from command import ROOT
 
-ROOT = Path(__file__).parents[1]
 GROUPS = {
     "loop": "search/*/loop",
     "unrolled": "search/*/unrolled*",

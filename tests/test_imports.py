@@ -4,9 +4,10 @@ import ast
 import graphlib
 import subprocess
 import sys
-from pathlib import Path
 
-PACKAGE = Path(__file__).parents[1] / "asap_jax"
+from command import ROOT
+
+PACKAGE = ROOT / "asap_jax"
 
 # From the ground up: a room's modules import from their own room and from earlier ones.
 ROOMS = "host data layers networks methods training searching configs report runs api main".split()

@@ -1,12 +1,12 @@
 """The notebooks: stored without outputs, and each runs from start to end."""
 
 import json
-from pathlib import Path
 
 import pytest
+from command import ROOT
 
 nbformat = pytest.importorskip("nbformat")
-NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 # Replacements that make a notebook run in seconds: (original, replacement).
 SHORTER = {

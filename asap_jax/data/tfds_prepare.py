@@ -27,14 +27,12 @@ builder.download_and_prepare()
 
 def run(name: str, data_dir: str | None) -> None:
     """Prepares data set `name` in `data_dir`; raises UserError with its last message."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", _CODE, name, data_dir or ""], stderr=subprocess.PIPE, text=True
-    )
-    last = "no message"
-    for line in process.stderr:  # tfds reports its progress there
-        sys.stderr.write(line)
-        last = line.strip() or last
-    if process.wait() == 0:
+    last, command = "no message", [sys.executable, "-c", _CODE, name, data_dir or ""]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        for line in process.stderr:  # tfds reports its progress there
+            sys.stderr.write(line)
+            last = line.strip() or last
+    if process.returncode == 0:
         return
     if importlib.util.find_spec("tensorflow") is None:
         last += " (TensorFlow, which preparing needs, is not installed: pip install "

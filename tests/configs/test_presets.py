@@ -1,6 +1,6 @@
 """The presets' settings next to those of the methods' authors, and the docs' table of them.
 
-    python tests/test_presets.py
+    python tests/configs/test_presets.py
 
 prints the table that docs/methods.md must contain.
 """
@@ -12,7 +12,7 @@ import pytest
 from asap_jax.configs import presets
 from asap_jax.host.errors import UserError
 
-DOCS = Path(__file__).parents[1] / "docs" / "methods.md"
+DOCS = Path(__file__).parents[2] / "docs" / "methods.md"
 # The authors' searches on CIFAR-10, from their public code (ASAP's from its paper): batch, epochs,
 # omega's initial and final learning rate, its weight decay, alpha's learning rate; their other
 # settings; and why ours differ.

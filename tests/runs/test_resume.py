@@ -8,12 +8,11 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from command import without_plugin
+from command import ROOT, without_plugin
 from tiny import flags, last_state, records, tiny
 
 import asap_jax
@@ -23,7 +22,7 @@ from asap_jax.host.errors import UserError
 from asap_jax.host.interruption import Interrupted
 from asap_jax.runs import inputs, job
 
-HERE = Path(__file__).parent
+HERE = ROOT / "tests" / "support"
 SEARCH_EPOCHS, EPOCH_STEPS, TRAIN_STEPS = 8, 4, 8  # of the tiny config; its search ends earlier
 
 

@@ -1,6 +1,6 @@
 """A run of the tiny config that signals itself after a given step, for test_resume.
 
-python tests/cut_run.py WORKDIR PHASE STEP SIGNAL [EVERY_STEPS]     (PHASE "" for no signal)
+python tests/support/cut_run.py WORKDIR PHASE STEP SIGNAL [EVERY_STEPS]     (PHASE "" for no signal)
 """
 
 import os

@@ -1,10 +1,10 @@
 """Runs quark0/darts (PyTorch) and this library on the same weights and compares everything.
 
-    python tests/compare_with_torch.py --darts=PATH/TO/darts [--write] [CASE ...]
+    python tests/support/compare_with_torch.py --darts=PATH/TO/darts [--write] [CASE ...]
 
 Needs torch and a checkout of github.com/quark0/darts, both provided by the user. Prints the largest
 relative difference of each quantity, in float64 and float32; exits with 1 if one exceeds 1e-8 or
-1e-4. `--write` records PyTorch's numbers in tests/golden, for `test_golden.py`.
+1e-4. `--write` records PyTorch's numbers in tests/networks/golden, for `test_golden.py`.
 """
 
 import argparse
@@ -143,7 +143,7 @@ def main():
             shown = "  ".join(f"{key} {error:.1e}" for key, error in errors.items())
             print(f"{'FAIL' if bad else 'ok  '} {case.name:24} {dtype}  {shown}", flush=True)
             if options.write and dtype == "float64":
-                path = Path(__file__).parent / "golden" / f"{case.name}.json"
+                path = Path(__file__).parents[1] / "networks" / "golden" / f"{case.name}.json"
                 path.write_text(json.dumps(record(theirs)) + "\n")
     sys.exit(failed)
 

@@ -2,13 +2,12 @@
 
 import json
 import re
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from command import command
+from command import ROOT, command
 
 import asap_jax as asap
 from asap_jax import GENOTYPES, Genotype, multiply_adds
@@ -323,7 +322,7 @@ def test_224_pixels_enter_the_first_cell_as_28():
     assert seen.shape == (1, 28, 28, 4 * config.train.channels)
 
 
-PAPER = (Path(__file__).parents[1] / "docs" / "paper.md").read_text()
+PAPER = (ROOT / "docs" / "paper.md").read_text()
 
 
 def test_the_docs_name_every_choice_that_the_config_says_they_do():
@@ -346,7 +345,7 @@ def test_the_code_that_the_docs_map_the_paper_to_exists():
     names = re.findall(r"`([a-z_/]+)\.(?!py`)([\w.]+)", table)
     assert len(names) > 40
     for module, name in names:
-        source = (Path(__file__).parents[1] / "asap_jax" / f"{module}.py").read_text()
+        source = (ROOT / "asap_jax" / f"{module}.py").read_text()
         for part in name.split("."):
             assert re.search(rf"^( *(def|class) {part}\b|{part}\b.*=)", source, re.M), name
 
@@ -354,7 +353,7 @@ def test_the_code_that_the_docs_map_the_paper_to_exists():
 def test_the_papers_sections_that_the_code_cites_exist():
     sections = set("3.1 3.2 3.3 4.1 4.2 4.3 4.4 4.5 6.1 6.2 6.2.1 6.2.2".split())
     cited = set()
-    for path in (Path(__file__).parents[1] / "asap_jax").rglob("*.py"):
+    for path in (ROOT / "asap_jax").rglob("*.py"):
         for found in re.findall(r"[Ss]ections? ((?:\d(?:\.\d)+(?:, | and )?)+)", path.read_text()):
             cited |= set(re.findall(r"\d(?:\.\d)+", found))
     assert {"3.2", "4.1", "6.2.2"} <= cited <= sections
