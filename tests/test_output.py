@@ -58,6 +58,18 @@ def test_another_broken_pipe_of_the_process_is_none():
         assert not interruption.wanted
 
 
+def test_a_second_signal_ends_a_background_job_of_a_script_too():
+    """Whose shell had it ignore Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with Interruption() as interruption:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert interruption.wanted
+            assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_a_hang_up_that_is_ignored_stays_so():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:

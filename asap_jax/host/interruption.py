@@ -64,7 +64,10 @@ class Interruption:
 
     def _note(self, signum, frame):
         self._signum = signum
+        ignored = [s for s, handler in self._before.items() if handler is signal.SIG_IGN]
         self._restore()
+        for s in ignored:  # the second one ends the process, even in a script's background job
+            signal.signal(s, signal.SIG_DFL)
 
     def _restore(self):
         for s, handler in self._before.items():

@@ -119,7 +119,7 @@ class Updates(NamedTuple):
 
     order: tuple[str, ...]
     gradient: Callable | None = None
-    differentiations: int = 1
+    differentiations: int = 2
 
     @property
     def has_alphas(self) -> bool:
@@ -142,19 +142,35 @@ class Updates(NamedTuple):
         return self.has_val_loss and self.gradient is first_order
 
 
-def omega_then_alpha(gradient: Callable, differentiations: int = 1) -> Updates:
-    """Updates omega, then the alphas at the new omega: Algorithm 1."""
-    return Updates(("omega", "alpha"), gradient, differentiations)
+def omega_then_alpha(gradient: Callable, differentiations: int | None = None) -> Updates:
+    """Updates omega, then the alphas at the new omega: Algorithm 1.
+
+    Args:
+      gradient: of the alphas, one of this module's or your own.
+      differentiations: 1 or 2, see `Updates`. By default 1 for those of this module that
+        differentiate once and 2, which is right for every gradient, for any other. With 1, a
+        gradient through a gradient raises in one plan and is wrong in the other.
+    """
+    return Updates(("omega", "alpha"), gradient, _times(gradient, differentiations))
 
 
-def alpha_then_omega(gradient: Callable, differentiations: int = 1) -> Updates:
-    """Updates the alphas, then omega at the new alphas: DARTS."""
-    return Updates(("alpha", "omega"), gradient, differentiations)
+def alpha_then_omega(gradient: Callable, differentiations: int | None = None) -> Updates:
+    """Updates the alphas, then omega at the new alphas: DARTS. For the rest `omega_then_alpha`."""
+    return Updates(("alpha", "omega"), gradient, _times(gradient, differentiations))
 
 
-def joint(gradient: Callable, differentiations: int = 1) -> Updates:
-    """Updates both on one loss, at one point; the gradient is that of (omega, alphas)."""
-    return Updates(("joint",), gradient, differentiations)
+def joint(gradient: Callable, differentiations: int | None = None) -> Updates:
+    """Updates both on one loss, at one point; the gradient is that of (omega, alphas).
+
+    For the rest `omega_then_alpha`.
+    """
+    return Updates(("joint",), gradient, _times(gradient, differentiations))
+
+
+def _times(gradient, differentiations):
+    if differentiations is not None:
+        return differentiations
+    return 1 if gradient in (first_order, second_order, single_level) else 2
 
 
 def omega_alone() -> Updates:

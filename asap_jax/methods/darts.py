@@ -9,7 +9,7 @@ from asap_jax.networks.spaces import SearchSpace
 UPDATES = {
     "first": bilevel.alpha_then_omega(bilevel.first_order),
     "second": bilevel.alpha_then_omega(bilevel.second_order),
-    "exact": bilevel.alpha_then_omega(bilevel.second_order_exact, differentiations=2),
+    "exact": bilevel.alpha_then_omega(bilevel.second_order_exact),
 }
 
 

@@ -81,8 +81,9 @@ class Job:
 def resolve(config: ConfigDict, folder: str | Path | None, mode: str = "", dataset=None) -> Job:
     """Finds and checks everything a run consists of; see `job.run` for the arguments.
 
-    The cheapest checks come first: the config alone, the workdir, the cells; then the data, the
-    combination of data and config, and the memory of the device.
+    The cheapest checks come first: the config alone, the workdir's place, the cells; then the data,
+    the combination of data and config, the memory of the device; and last whether the workdir is
+    another config's, for the data may change this one (`config.data.at_most`).
 
     Raises:
       UserError: says what is wrong, what was expected and what to do.

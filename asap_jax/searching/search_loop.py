@@ -178,10 +178,11 @@ def build(config, dataset: data.Dataset, strategy: Strategy | None = None) -> Pa
     images = len(dataset.train_labels)
     steps = (images - images // 2) // config.batch_size
     space = make_space(config)
-    strategy = strategy or make_strategy(config, space, steps)
+    given = strategy
+    strategy = given or make_strategy(config, space, steps)
     if strategy.updates.joint:  # one loss trains everything, so no half is held back
         steps = images // config.batch_size
-        strategy = make_strategy(config, space, steps)
+        strategy = given or make_strategy(config, space, steps)
     epochs, omega = strategy.epochs or config.epochs, config.omega
     rate = schedules.cosine_by_epoch(omega.learning_rate, omega.final_learning_rate, epochs, steps)
     network = Supernet(

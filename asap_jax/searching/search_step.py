@@ -222,7 +222,7 @@ class SearchStep:
         alphas_first = self.strategy.updates.order[0] == "alpha"
         batches = jax.tree.map(lambda *pair: jnp.stack(pair), train, val)
         keys = jnp.stack(step_keys(state.key, state.step)[:2])
-        both = self.strategy.learns(state.step).astype(jnp.int32)
+        both = jnp.asarray(self.strategy.learns(state.step), jnp.int32)
         first, last = (1 - both, 2) if alphas_first else (0, 1 + both)
 
         def turn(i, carry):

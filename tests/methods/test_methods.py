@@ -96,6 +96,18 @@ def test_the_finite_difference_converges_to_it():
         assert errors[2] < 1e-7
 
 
+def test_a_gradient_of_ones_own_may_be_one_through_a_gradient():
+    def own(loss, point):
+        return bilevel.second_order_exact(loss, point)
+
+    for updates in (bilevel.omega_then_alpha, bilevel.alpha_then_omega, bilevel.joint):
+        assert updates(own).differentiations == 2
+        assert updates(own, differentiations=1).differentiations == 1
+    once = bilevel.first_order, bilevel.second_order, bilevel.single_level
+    assert {bilevel.omega_then_alpha(each).differentiations for each in once} == {1}
+    assert bilevel.alpha_then_omega(bilevel.second_order_exact).differentiations == 2
+
+
 # SNAS and GDAS
 
 

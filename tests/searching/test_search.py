@@ -18,7 +18,14 @@ from asap_jax.methods import derive
 from asap_jax.methods.relaxation import masked_softmax
 from asap_jax.networks.mixture import one_hot_mixture
 from asap_jax.networks.models import live_parameters
-from asap_jax.searching.search_step import Optimizers, init_state, make_search_step, step_keys
+from asap_jax.searching.passes import Parts, of_programs, program
+from asap_jax.searching.search_step import (
+    Optimizers,
+    SearchStep,
+    init_state,
+    make_search_step,
+    step_keys,
+)
 from asap_jax.training import optim, train_step
 from asap_jax.training.feed import Batch
 
@@ -265,6 +272,28 @@ def test_derivation_gives_a_network(history, request):
             assert sizes == ([2, 3] * 2 if every else [2, 2] * 2)
         network = EvalNetwork(genotype, 3, channels=4, cells=3)
         jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, *IMAGE)))
+
+
+def test_passes_as_programs_are_the_step_and_change_nothing_once_it_is_over():
+    strategy = make("asap")
+    state = start(strategy).replace(step=jnp.int32(STEPS))  # alphas learn
+    passes = SearchStep(NETWORK, strategy, OPTIMIZERS).passes(learns=True)
+    assert [each.name for each in passes] == ["omega", "alpha", "close"]
+    programs = [(each, jax.jit(program(each))) for each in passes]
+    for each, run in programs:
+        changed, _ = run(*Parts.of(state, each), np.bool_(True), *BATCHES[:2])
+        jax.tree.map(np.testing.assert_array_equal, changed, Parts.of(state, each).changing)
+    got, metrics = of_programs(programs)(state, np.bool_(False), *BATCHES[:2])
+    want, expected = jax.jit(make_search_step(NETWORK, strategy, OPTIMIZERS))(state, *BATCHES[:2])
+    assert int(got.step) == STEPS + 1
+    assert metrics.keys() == expected.keys()
+    for part in ("params", "batch_stats", "omega_opt"):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-5),
+            getattr(got, part),
+            getattr(want, part),
+        )
+    jax.tree.map(np.testing.assert_array_equal, got.arch.masks, want.arch.masks)
 
 
 def test_asap_is_algorithm_1():
