@@ -175,4 +175,4 @@ def _times(gradient, differentiations):
 
 def omega_alone() -> Updates:
     """Updates omega only; there are no alphas."""
-    return Updates(("omega",))
+    return Updates(("omega",), differentiations=1)

@@ -106,6 +106,7 @@ def test_a_gradient_of_ones_own_may_be_one_through_a_gradient():
     once = bilevel.first_order, bilevel.second_order, bilevel.single_level
     assert {bilevel.omega_then_alpha(each).differentiations for each in once} == {1}
     assert bilevel.alpha_then_omega(bilevel.second_order_exact).differentiations == 2
+    assert bilevel.omega_alone().differentiations == 1
 
 
 # SNAS and GDAS
