@@ -23,7 +23,7 @@ from ml_collections import config_flags
 
 from asap_jax.configs import command_line, presets
 from asap_jax.host import compile_cache, run_log, starting, workdir
-from asap_jax.host.errors import UserError
+from asap_jax.host.errors import UserError, nearest
 from asap_jax.host.interruption import NOBODY_READS, Interrupted, is_ignored_hangup
 from asap_jax.networks import genotypes
 
@@ -54,7 +54,7 @@ def _main(argv) -> None:
     mode = _MODE.value
     if mode and mode not in job.MODES:
         raise UserError(
-            f"--mode={mode}{presets.nearest(mode, job.MODES)}: modes are {', '.join(job.MODES)}, "
+            f"--mode={mode}{nearest(mode, job.MODES)}: modes are {', '.join(job.MODES)}, "
             "or none for a search and a training"
         )
     for flag in () if mode == "evaluate" else (_SPLIT, _DATA, _DATA_DIR):

@@ -17,8 +17,8 @@ from pathlib import Path
 
 from runs import arguments_of, by_seed, keep, results_of, spread
 
-from asap_jax.configs.presets import nearest
 from asap_jax.configs.recipes import RECIPES
+from asap_jax.host.errors import nearest
 
 # The paper's rows. Its SNAS has 2.8M parameters in table 1: the moderate cell (2,847,358).
 CELLS = "AmoebaNet,NASNet,PNASNet,SNAS_moderate,DARTS_V1,DARTS_V2,ASAP"

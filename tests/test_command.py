@@ -19,7 +19,7 @@ from command import ROOT, command
 from tiny import tiny
 
 from asap_jax import GENOTYPES, Genotype, data
-from asap_jax.configs import command_line, presets
+from asap_jax.configs import command_line, presets, rules
 from asap_jax.host import checkpoint, run_log, workdir
 from asap_jax.host.errors import UserError
 from asap_jax.report.cells import draw_cells
@@ -451,7 +451,7 @@ def test_presets():
         "digits,random",
         "cifar10_small,darts",
     ):
-        presets.check(presets.get_config(name))
+        rules.check(presets.get_config(name))
     with pytest.raises(UserError, match="more than one size"):
         presets.get_config("digits,paper")
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from absl import flags
 
 from asap_jax.configs import presets, recipes
-from asap_jax.host.errors import UserError
+from asap_jax.host.errors import UserError, nearest
 
 PACKAGED = {"search": presets, "train": recipes}
 
@@ -17,7 +17,7 @@ def parse(argv) -> list[str]:
     try:
         return flags.FLAGS(argv)
     except flags.UnrecognizedFlagError as error:
-        known = presets.nearest(error.flagname, flags.FLAGS)
+        known = nearest(error.flagname, flags.FLAGS)
         raise UserError(f"unknown option --{error.flagname}{known}") from error
     except (AttributeError, KeyError) as error:  # ml_collections suggests the nearest key itself
         text = _one_line(error.args[0]).replace("\\n", " ").replace("\\'", "'").strip("'")

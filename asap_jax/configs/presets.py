@@ -2,24 +2,18 @@
 
 `configs/search.py` is a thin wrapper around `get_config`. A preset is named by a size, a strategy,
 or both, separated by a comma: "digits", "darts", "digits,random". At the paper's size, a strategy
-searches with its authors' settings (`AUTHORS`); adding the word "fair", as in "gdas,fair", keeps
+searches with its authors' settings (`Method.authors`); the word "fair", as in "gdas,fair", keeps
 the one budget that all strategies share at every size.
 """
 
-import difflib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from asap_jax.data.autoaugment import POLICIES
-from asap_jax.host import precisions
-from asap_jax.host.errors import UserError
-from asap_jax.methods import STRATEGIES
-from asap_jax.methods.derive import EDGES
-from asap_jax.networks.models import OUTPUTS, SQUEEZES, STEMS
-from asap_jax.networks.plans import PLANS
-from asap_jax.networks.spaces import SPACES
+from asap_jax.host.errors import UserError, nearest
+from asap_jax.methods import METHODS, STRATEGIES, Method
+from asap_jax.methods.base import PAPER_CELLS, PAPER_EPOCHS
 
 
 def paper() -> ConfigDict:
@@ -72,13 +66,13 @@ def paper() -> ConfigDict:
     )
     config.search = ConfigDict(
         {
-            "strategy": _asap(),
+            "strategy": {"name": "asap", **_options("asap")},  # options: docstrings of methods/*.py
             "space": "asap",
             "candidates": (),  # () for the space's own; else names of operations
             "edges": "top2",  # inputs that a node keeps in the genotype: "top2" or "all"
             "channels": 16,
-            "cells": 8,
-            "epochs": 50,  # at most: the search stops once every edge holds one candidate
+            "cells": PAPER_CELLS,
+            "epochs": PAPER_EPOCHS,  # at most: the search stops once every edge holds one candidate
             "batch_size": 96,
             "eval_batch_size": 256,
             "plan": "auto",  # how the supernet is computed: "loop" or "unrolled"; see plans.py
@@ -251,168 +245,7 @@ def nb201_small() -> ConfigDict:
     return config
 
 
-def _asap() -> dict:
-    """ASAP's options."""
-    return {
-        "name": "asap",
-        "initial_temperature": 1.3,  # T0
-        "decay": placeholder(float),  # factor of T per epoch; unset: 0.95 ** (50 / epochs)
-        "final_temperature": placeholder(float),  # instead of decay: T in the last epoch
-        "grace_temperature": 1.0,  # tau: alphas learn and candidates are pruned while T < tau
-        "threshold": 0.4,  # theta, in units of 1 / N
-    }
-
-
-def _with_asap(config: ConfigDict) -> None:
-    """ASAP, the default strategy of every size."""
-
-
-def _with_asap_pac(config: ConfigDict) -> None:
-    """ASAP with Theorem 2's schedule."""
-    config.search.strategy = ConfigDict(
-        {"name": "asap_pac", "delta": 0.1, "gradient_bound": 0.01, "grace": 0.1}
-    )
-
-
-def _with_darts(config: ConfigDict) -> None:
-    """DARTS, in its own space of eight candidates; order "second" or "exact" looks a step ahead."""
-    config.search.strategy = ConfigDict({"name": "darts", "order": "first"})
-    _as_darts(config)
-
-
-def _with_snas(config: ConfigDict) -> None:
-    """SNAS, in DARTS' space."""
-    config.search.strategy = ConfigDict(
-        {"name": "snas", "initial_temperature": 1.0, "final_temperature": 0.03}
-    )
-    _as_darts(config)
-
-
-def _with_gdas(config: ConfigDict) -> None:
-    """GDAS, in DARTS' space."""
-    config.search.strategy = ConfigDict(
-        {
-            "name": "gdas",
-            "initial_temperature": 10.0,
-            "final_temperature": 0.1,
-            "pairs": True,  # a node's strongest (operation, source) pairs, not its strongest edges
-        }
-    )
-    _as_darts(config)
-
-
-def _as_darts(config: ConfigDict) -> None:
-    """DARTS' space, and 0.3 times ASAP's learning rate of alpha."""
-    _in_darts_space(config, 0.3)
-
-
-def _in_darts_space(config: ConfigDict, alpha_rate: float) -> None:
-    """DARTS' candidates instead of ASAP's, and `alpha_rate` times ASAP's learning rate of alpha."""
-    if config.search.space == "asap":
-        config.search.space = "darts"
-    config.search.alpha.learning_rate *= alpha_rate
-
-
-def _with_pc_darts(config: ConfigDict) -> None:
-    """PC-DARTS, in DARTS' space."""
-    config.search.strategy = ConfigDict(
-        {
-            "name": "pc_darts",
-            "partial_channels": 4,  # K: candidates see 1 / K of the channels
-            "grace": 0.3,  # share of the epochs in which only omega learns
-        }
-    )
-    _in_darts_space(config, 0.6)
-
-
-def _with_p_darts(config: ConfigDict) -> None:
-    """P-DARTS, in DARTS' space: three stages that share the epochs."""
-    search = config.search
-    full, benchmark = search.cells == paper().search.cells, search.space == "nasbench201"
-    extra = (0, 6, 12) if full else (0, 3, 6) if benchmark else (0, 1, 2)
-    search.strategy = ConfigDict(
-        {
-            "name": "p_darts",
-            "extra_cells": extra,  # per stage, in addition to search.cells
-            "keep": (4, 2) if benchmark else (5, 3),  # candidates per edge after each stage
-            "skip_dropout": (0.0, 0.4, 0.7),  # per stage
-            "grace": 0.4,  # share of a stage's epochs in which only omega learns
-            "max_skips": 2,  # in the derived normal cell
-        }
-    )
-    _in_darts_space(config, 0.6)
-    search.epochs = 3 * -(-search.epochs // 3)
-    search.cells = 5 if full else search.cells
-
-
-def _with_edas(config: ConfigDict) -> None:
-    """EDAS. Keeps all edges, as in its supernet, unless `edges` is overridden."""
-    config.search.strategy = ConfigDict({"name": "edas"})
-    config.search.edges = "all"
-
-
-def _with_gradual(
-    name: str, power: float, start: float, start_epoch: int | None = None, **options
-) -> Callable:
-    """Gradual pruning. `start_epoch` is the paper's t0; other lengths use `start`, a share."""
-
-    def change(config: ConfigDict) -> None:
-        config.search.strategy = ConfigDict(
-            {
-                "name": name,
-                "power": power,  # p of eq. 13: 1 or 3
-                "start": start,  # t0, as a share of the epochs
-                "sparsity": placeholder(float),  # s_f; unset: 1 - 1 / N
-                **options,
-            }
-        )
-        if start_epoch is not None:
-            config.search.strategy.start_epoch = placeholder(int)  # t0 in epochs; unset: `start`
-            if config.search.epochs == paper().search.epochs:
-                config.search.strategy.start_epoch = start_epoch
-
-    return change
-
-
-def _with_random(config: ConfigDict) -> None:
-    """Random search with weight sharing."""
-    inputs = EDGES[config.search.edges] or placeholder(int)  # per node of a sampled cell
-    full = config.search.cells == paper().search.cells
-    config.search.strategy = ConfigDict(
-        {
-            "name": "random",
-            "inputs_per_node": inputs,
-            "samples": 1000 if full else 100,  # per round, ranked on `images` of the alpha half
-            "images": 640,
-            "best": 10,  # of each round, ranked on the whole half
-            "rounds": 3 if full else 1,
-        }
-    )
-
-
-# The authors' settings on CIFAR-10 where they differ from ASAP's search. Those of EDAS and NAP are
-# not public; the two baselines of ASAP use ASAP's. docs/methods.md has the table.
-AUTHORS: dict[str, dict] = {
-    "darts": {"batch_size": 64},
-    "snas": {"batch_size": 64, "epochs": 150, "drop_path": 0.3, "cost_weight": 0.01},
-    "gdas": {
-        "batch_size": 256,
-        "epochs": 250,
-        "omega": {"nesterov": True, "weight_decay": 5e-4},
-    },
-    "pc_darts": {
-        "batch_size": 256,
-        "omega": {"learning_rate": 0.1, "final_learning_rate": 0.0},
-    },
-    "p_darts": {"epochs": 75, "omega": {"final_learning_rate": 0.0}},
-    "random": {"batch_size": 64, "epochs": 100},
-}
 FAIR = "fair"  # gives all strategies one budget
-
-MODES = ("", "search", "train")
-SCHEDULES = ("cosine", "power_cosine", "exponential")
-CLASS_WEIGHTS = ("none", "balanced")
-STREAMING = ("auto", "on", "off")
 
 SIZES: dict[str, Callable[[], ConfigDict]] = {
     "paper": paper,
@@ -422,20 +255,6 @@ SIZES: dict[str, Callable[[], ConfigDict]] = {
     "cifar10_small": cifar10_small,
     "nb201": nb201,
     "nb201_small": nb201_small,
-}
-METHODS: dict[str, Callable[[ConfigDict], None]] = {
-    "asap": _with_asap,
-    "asap_pac": _with_asap_pac,
-    "darts": _with_darts,
-    "snas": _with_snas,
-    "gdas": _with_gdas,
-    "edas": _with_edas,
-    "magnitude": _with_gradual("magnitude", 1.0, 0.4, 20),
-    "accum_grad": _with_gradual("accum_grad", 1.0, 0.4, 20),
-    "nap": _with_gradual("nap", 3.0, 0.1, relaxation="identity"),
-    "pc_darts": _with_pc_darts,
-    "p_darts": _with_p_darts,
-    "random": _with_random,
 }
 
 
@@ -449,24 +268,37 @@ def get_config(name: str = "") -> ConfigDict:
     fair = FAIR in parts
     parts = [part for part in parts if part != FAIR]
     sizes = [part for part in parts if part in SIZES]
-    methods = [part for part in parts if part in METHODS]
+    methods = [part for part in parts if part in STRATEGIES]
     for part in parts:
-        if part not in SIZES and part not in METHODS:
+        if part not in SIZES and part not in STRATEGIES:
             raise UserError(
-                f"unknown preset {part!r}{nearest(part, [*SIZES, *METHODS, FAIR])}: sizes are "
-                f"{', '.join(SIZES)}; strategies are {', '.join(METHODS)}; {FAIR!r} gives them all "
-                "one budget"
+                f"unknown preset {part!r}{nearest(part, [*SIZES, *STRATEGIES, FAIR])}: sizes are "
+                f"{', '.join(SIZES)}; strategies are {', '.join(STRATEGIES)}; {FAIR!r} gives them "
+                "all one budget"
             )
     if len(sizes) > 1 or len(methods) > 1:
         raise UserError(f"preset {name!r} names more than one size or more than one strategy")
     size = sizes[0] if sizes else "paper"
     config = SIZES[size]()
     if methods:
-        METHODS[methods[0]](config)
+        method = _method(methods[0])
+        config.search.strategy = ConfigDict({"name": methods[0], **_options(methods[0])})
+        method.adapt(config.search)
         if size == "paper" and not fair:
-            config.search.update(AUTHORS.get(methods[0], {}))
+            config.search.update(method.authors)
     config.lock()
     return config
+
+
+def _method(name: str) -> Method:
+    """A method of the package, or a strategy of the user's own, which has no settings."""
+    return METHODS.get(name) or Method(STRATEGIES[name])
+
+
+def _options(name: str) -> dict:
+    """The strategy's options with their defaults, those of None as placeholders of their type."""
+    method = _method(name)
+    return method.options() | {key: placeholder(kind) for key, kind in method.types().items()}
 
 
 def update(config: ConfigDict, changes: Mapping, name: str = "config") -> None:
@@ -491,137 +323,3 @@ def update(config: ConfigDict, changes: Mapping, name: str = "config") -> None:
             config[key] = value
         except TypeError as error:
             raise UserError(f"{name}.{key} cannot be {value!r}: {error}") from error
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """' (did you mean ...?)', or '' if no known word is close."""
-    close = difflib.get_close_matches(word, list(known), 1, 0.5)
-    return f" (did you mean {close[0]!r}?)" if close else ""
-
-
-def check(config: ConfigDict) -> None:
-    """Raises UserError for a value that no run can use, whatever the data."""
-
-    def require(holds, key, value, expected):
-        if not holds:
-            raise UserError(f"config.{key} is {value!r}, but has to be {expected}")
-
-    search, train = config.search, config.train
-    require(config.seed >= 0, "seed", config.seed, "0 or more")
-    require(config.mode in MODES, "mode", config.mode, f"one of {', '.join(map(repr, MODES))}")
-    for key, value in (
-        ("searches", config.searches),
-        ("selection.epochs", config.selection.epochs),
-        ("train.seeds", train.seeds),
-        ("train.accumulate", train.accumulate),
-        ("checkpoint.keep", config.checkpoint.keep),
-    ):
-        require(value >= 1, key, value, "at least 1")
-    for key in ("every_seconds", "every_steps"):
-        value = config.checkpoint[key]
-        require(value >= 0, f"checkpoint.{key}", value, "0 or more")
-    for key in ("train_examples", "test_examples", "image_size", "split_seed", "max_pixels"):
-        require(config.data[key] >= 0, f"data.{key}", config.data[key], "0 or more")
-    share, weights = config.data.test_share, config.data.class_weights
-    require(0 < share < 1, "data.test_share", share, "above 0 and below 1")
-    require(weights in CLASS_WEIGHTS, "data.class_weights", weights, " or ".join(CLASS_WEIGHTS))
-    streaming, workers = config.data.streaming, config.data.workers
-    require(streaming in STREAMING, "data.streaming", streaming, " or ".join(STREAMING))
-    require(workers >= -1, "data.workers", workers, "-1, 0 or more")
-    for key, value, known in (
-        ("search.space", search.space, SPACES),
-        ("search.edges", search.edges, EDGES),
-        ("search.strategy.name", search.strategy.name, STRATEGIES),
-        ("search.plan", search.plan, ("auto", *PLANS)),
-    ):
-        expected = f"one of {', '.join(known)}{nearest(value, known)}"
-        require(value in known, key, value, expected)
-    for part, options in (("search", search), ("train", train)):
-        # With fewer than three cells there is no normal cell besides the two reductions.
-        require(options.cells >= 3, f"{part}.cells", options.cells, "at least 3")
-        for key in ("channels", "epochs", "batch_size", "eval_batch_size"):
-            require(options[key] >= 1, f"{part}.{key}", options[key], "at least 1")
-        known, precision = ", ".join(precisions.PRECISIONS), options.precision
-        require(
-            precision in precisions.PRECISIONS, f"{part}.precision", precision, f"one of {known}"
-        )
-        pad = options.augmentation.pad
-        require(pad >= 0, f"{part}.augmentation.pad", pad, "0 or more pixels")
-    for key, group in (("search.omega", search.omega), ("train", train)):
-        require(group.learning_rate > 0, f"{key}.learning_rate", group.learning_rate, "above 0")
-        final = group.final_learning_rate
-        require(final >= 0, f"{key}.final_learning_rate", final, "0 or more")
-        require(0 <= group.momentum < 1, f"{key}.momentum", group.momentum, "in [0, 1)")
-        require(group.weight_decay >= 0, f"{key}.weight_decay", group.weight_decay, "0 or more")
-        require(group.clip > 0, f"{key}.clip", group.clip, "above 0")
-    alpha = search.alpha
-    require(alpha.learning_rate > 0, "search.alpha.learning_rate", alpha.learning_rate, "above 0")
-    for key in ("b1", "b2"):
-        require(0 <= alpha[key] < 1, f"search.alpha.{key}", alpha[key], "in [0, 1)")
-    require(alpha.weight_decay >= 0, "search.alpha.weight_decay", alpha.weight_decay, "0 or more")
-    images = search.watch.images
-    require(images >= 0, "search.watch.images", images, "0 or more")
-    every, start = search.watch.eigenvalue_every, search.watch.eigenvalue_from
-    require(every >= 1, "search.watch.eigenvalue_every", every, "at least 1 epoch")
-    require(start >= 0, "search.watch.eigenvalue_from", start, "0 or more epochs")
-    require(
-        search.watch.eigenvalue or not search.early_stop,
-        "search.early_stop",
-        search.early_stop,
-        "False unless config.search.watch.eigenvalue=True, which tells when to stop",
-    )
-    require(0 <= search.drop_path < 1, "search.drop_path", search.drop_path, "in [0, 1)")
-    require(search.cost_weight >= 0, "search.cost_weight", search.cost_weight, "0 or more")
-    for key, known in (
-        ("schedule", SCHEDULES),
-        ("stem", STEMS),
-        ("output", OUTPUTS),
-        ("squeeze", SQUEEZES),
-    ):
-        expected = f"one of {', '.join(map(repr, known))}{nearest(train[key], known)}"
-        require(train[key] in known, f"train.{key}", train[key], expected)
-    schedule, final = train.schedule, train.final_learning_rate
-    require(
-        final > 0 or schedule != "exponential",
-        "train.final_learning_rate",
-        final,
-        "above 0: the exponential schedule falls to it by a constant factor an epoch",
-    )
-    require(train.cycles >= 1, "train.cycles", train.cycles, "at least 1")
-    for key in ("amplitude", "power"):
-        require(train[key] > 0, f"train.{key}", train[key], "above 0")
-    auxiliary, cutout = train.auxiliary_weight, train.augmentation.cutout
-    require(auxiliary >= 0, "train.auxiliary_weight", auxiliary, "0 or more")
-    require(cutout >= 0, "train.augmentation.cutout", cutout, "0 or more pixels")
-    policy, jitter = train.augmentation.policy, train.augmentation.jitter
-    expected = f"empty or one of {', '.join(POLICIES)}{nearest(policy, POLICIES)}"
-    require(policy in ("", *POLICIES), "train.augmentation.policy", policy, expected)
-    require(
-        not jitter or _is_jitter(jitter),
-        "train.augmentation.jitter",
-        jitter,
-        "empty or four numbers from 0 on: brightness, contrast, saturation, and hue up to 0.5",
-    )
-    require(
-        not (policy and jitter),
-        "train.augmentation.jitter",
-        jitter,
-        f"empty beside config.train.augmentation.policy={policy}: choose one of the two",
-    )
-    require(0 <= train.drop_path < 1, "train.drop_path", train.drop_path, "in [0, 1)")
-    smoothing = train.label_smoothing
-    require(0 <= smoothing < 1, "train.label_smoothing", smoothing, "in [0, 1)")
-    share = train.validation_share
-    require(0 <= share < 1, "train.validation_share", share, "in [0, 1)")
-    require(0 <= train.average < 1, "train.average", train.average, "in [0, 1)")
-    require(
-        train.batch_size % train.accumulate == 0,
-        "train.accumulate",
-        train.accumulate,
-        f"a divisor of config.train.batch_size, which is {train.batch_size}",
-    )
-
-
-def _is_jitter(strengths) -> bool:
-    numbers = all(isinstance(strength, int | float) for strength in strengths)
-    return len(strengths) == 4 and numbers and min(strengths) >= 0 and strengths[3] <= 0.5

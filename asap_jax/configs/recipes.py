@@ -15,7 +15,7 @@ from collections.abc import Callable
 from ml_collections import ConfigDict
 
 from asap_jax.configs import presets
-from asap_jax.host.errors import UserError
+from asap_jax.host.errors import UserError, nearest
 
 RATE = 4e11  # multiply-adds per second
 JITTER = (0.4, 0.4, 0.4, 0.2)  # DARTS' brightness, contrast, saturation, hue
@@ -267,7 +267,7 @@ RECIPES: dict[str, Callable[[], ConfigDict]] = {
 def get_config(name: str = "") -> ConfigDict:
     """The config of a recipe; raises UserError for an unknown name."""
     if name not in RECIPES:
-        what = f"unknown recipe {name!r}{presets.nearest(name, RECIPES)}" if name else "no recipe"
+        what = f"unknown recipe {name!r}{nearest(name, RECIPES)}" if name else "no recipe"
         raise UserError(
             f"{what}: name one after the colon (configs/train.py:asap_small); recipes are "
             f"{', '.join(RECIPES)}"

@@ -1,30 +1,34 @@
-"""Search methods, one small file each. A factory takes plain scalars and returns a `Strategy`."""
+"""Search methods, one small file each: a function that builds a `Strategy`, and its `Method`."""
 
-from asap_jax.methods.asap import asap
-from asap_jax.methods.asap_pac import asap_pac
-from asap_jax.methods.base import Architecture, Strategy
-from asap_jax.methods.darts import darts
-from asap_jax.methods.edas import edas
-from asap_jax.methods.gdas import gdas
-from asap_jax.methods.gradual import accum_grad, magnitude, nap
-from asap_jax.methods.p_darts import p_darts
-from asap_jax.methods.pc_darts import pc_darts
-from asap_jax.methods.random import random
-from asap_jax.methods.snas import snas
+from asap_jax.methods import (
+    asap,
+    asap_pac,
+    darts,
+    edas,
+    gdas,
+    gradual,
+    p_darts,
+    pc_darts,
+    random,
+    snas,
+)
+from asap_jax.methods.base import Architecture, Method, Strategy
 
-STRATEGIES = {
-    "asap": asap,
-    "asap_pac": asap_pac,
-    "darts": darts,
-    "snas": snas,
-    "gdas": gdas,
-    "edas": edas,
-    "magnitude": magnitude,
-    "accum_grad": accum_grad,
-    "nap": nap,
-    "pc_darts": pc_darts,
-    "p_darts": p_darts,
-    "random": random,
+METHODS: dict[str, Method] = {
+    "asap": asap.METHOD,
+    "asap_pac": asap_pac.METHOD,
+    "darts": darts.METHOD,
+    "snas": snas.METHOD,
+    "gdas": gdas.METHOD,
+    "edas": edas.METHOD,
+    "magnitude": gradual.MAGNITUDE,
+    "accum_grad": gradual.ACCUM_GRAD,
+    "nap": gradual.NAP,
+    "pc_darts": pc_darts.METHOD,
+    "p_darts": p_darts.METHOD,
+    "random": random.METHOD,
 }
+# What `config.search.strategy.name` chooses from. A program may add functions of its own.
+STRATEGIES = {name: method.strategy for name, method in METHODS.items()}
 
-__all__ = ["STRATEGIES", "Architecture", "Strategy", *STRATEGIES]
+__all__ = ["METHODS", "STRATEGIES", "Architecture", "Method", "Strategy"]

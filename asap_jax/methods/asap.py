@@ -3,7 +3,7 @@
 from functools import partial
 
 from asap_jax.methods import bilevel, pruning, schedules
-from asap_jax.methods.base import Strategy, derive_strongest, softmax_mixture, zero_alphas
+from asap_jax.methods.base import Method, Strategy, derive_strongest, softmax_mixture, zero_alphas
 from asap_jax.networks.spaces import SearchSpace
 
 
@@ -87,3 +87,6 @@ def asap(
         updates=bilevel.omega_then_alpha(bilevel.first_order),  # lines 4 and 6
         learns=lambda step: temperature(step) < grace_temperature,
     )
+
+
+METHOD = Method(asap)

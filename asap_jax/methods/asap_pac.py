@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import optax
 
 from asap_jax.methods import pruning, schedules
-from asap_jax.methods.base import Strategy, derive_strongest, softmax_mixture, zero_alphas
+from asap_jax.methods.base import Method, Strategy, derive_strongest, softmax_mixture, zero_alphas
 from asap_jax.networks.spaces import SearchSpace
 
 
@@ -88,3 +88,6 @@ def asap_pac(
         learns=lambda step: step >= begin,
         alpha_optimizer=optax.chain(optax.clip(gradient_bound), optax.sgd(1.0)),
     )
+
+
+METHOD = Method(asap_pac)

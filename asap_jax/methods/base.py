@@ -1,5 +1,8 @@
 """The interface of a search method: a NamedTuple of pure functions, as in optax.
 
+A method is a file with a function that builds a `Strategy`, and a `Method` that says what a config
+needs to know of it.
+
 The supernet and the search step know no method by name. A method defines:
 
 - its architecture parameters, any tree (`init`): alphas, edge betas, strengths, a controller;
@@ -17,7 +20,10 @@ network itself is in the Mixture (dropout on skips) or, if it changes shapes, he
 (`partial_channels`).
 """
 
-from collections.abc import Callable
+import inspect
+import typing
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -31,6 +37,8 @@ from asap_jax.networks.mixture import Mixture
 from asap_jax.networks.spaces import SearchSpace
 
 Evaluate = Callable[..., float]  # (mixtures, images=None), see `Strategy.derive`
+
+PAPER_CELLS, PAPER_EPOCHS = 8, 50  # of a search on CIFAR-10, ASAP's and DARTS'
 
 
 class Architecture(NamedTuple):
@@ -98,7 +106,45 @@ class Strategy(NamedTuple):
     edges_may_empty: bool = False
 
 
+class Method(NamedTuple):
+    """How a config chooses a strategy.
+
+    strategy: (space, epochs, steps per epoch, *, options) -> Strategy. The options are scalars or
+      tuples of them, with defaults: these are the keys and values of `config.search.strategy`. One
+      whose default is None has an annotation, such as `float | None`.
+    adapt: changes `config.search` (attributes, in place) where the method needs other values than
+      ASAP's or its options depend on the size of the search.
+    authors: values of `config.search`, groups as dicts: the authors' settings on CIFAR-10 where
+      they differ from ASAP's. They apply at the paper's size.
+    """
+
+    strategy: Callable[..., Strategy]
+    adapt: Callable[[Any], None] = lambda search: None
+    authors: Mapping[str, Any] = MappingProxyType({})
+
+    def options(self) -> dict[str, Any]:
+        """{name: default} of the strategy's options."""
+        parameters = inspect.signature(self.strategy).parameters.values()
+        return {each.name: each.default for each in parameters if each.default is not each.empty}
+
+    def types(self) -> dict[str, type]:
+        """{name: type} of the options whose default is None: `float | None` -> float."""
+        parameters = inspect.signature(self.strategy, eval_str=True).parameters.values()
+        return {
+            each.name: next(t for t in typing.get_args(each.annotation) if t is not type(None))
+            for each in parameters
+            if each.default is None
+        }
+
+
 # Shared by several methods.
+
+
+def in_darts_space(search, alpha_rate: float) -> None:
+    """`Method.adapt`: DARTS' candidates, `alpha_rate` times ASAP's learning rate of alpha."""
+    if search.space == "asap":
+        search.space = "darts"
+    search.alpha.learning_rate *= alpha_rate
 
 
 def full_masks(space: SearchSpace) -> dict[str, jax.Array]:

@@ -3,7 +3,14 @@
 from functools import partial
 
 from asap_jax.methods import bilevel
-from asap_jax.methods.base import Strategy, derive_strongest, normal_alphas, softmax_mixture
+from asap_jax.methods.base import (
+    Method,
+    Strategy,
+    derive_strongest,
+    in_darts_space,
+    normal_alphas,
+    softmax_mixture,
+)
 from asap_jax.networks.spaces import SearchSpace
 
 UPDATES = {
@@ -35,3 +42,6 @@ def darts(
         derive=derive_strongest(space),
         updates=UPDATES[order],
     )
+
+
+METHOD = Method(darts, partial(in_darts_space, alpha_rate=0.3), {"batch_size": 64})

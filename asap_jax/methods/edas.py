@@ -6,7 +6,13 @@ import jax
 import jax.numpy as jnp
 
 from asap_jax.methods import bilevel
-from asap_jax.methods.base import Strategy, derive_strongest, distribution_of_alphas, normal_alphas
+from asap_jax.methods.base import (
+    Method,
+    Strategy,
+    derive_strongest,
+    distribution_of_alphas,
+    normal_alphas,
+)
 from asap_jax.methods.relaxation import masked_softmax
 from asap_jax.networks.mixture import Mixture
 from asap_jax.networks.spaces import SearchSpace
@@ -61,3 +67,10 @@ def edas(space: SearchSpace, epochs: int, steps_per_epoch: int) -> Strategy:
         },
         distribution=distribution_of_alphas,
     )
+
+
+def _adapt(search) -> None:
+    search.edges = "all"
+
+
+METHOD = Method(edas, _adapt)

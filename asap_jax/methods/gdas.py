@@ -11,10 +11,12 @@ from jax import lax
 
 from asap_jax.methods import derive, schedules
 from asap_jax.methods.base import (
+    Method,
     Strategy,
     cell_keys,
     derive_strongest,
     distribution_of_alphas,
+    in_darts_space,
     normal_alphas,
 )
 from asap_jax.methods.relaxation import gumbel_softmax
@@ -78,3 +80,10 @@ def gdas(
         readings=lambda step: {"temperature": jnp.float32(temperature(step))},
         distribution=distribution_of_alphas,
     )
+
+
+METHOD = Method(
+    gdas,
+    partial(in_darts_space, alpha_rate=0.3),
+    {"batch_size": 256, "epochs": 250, "omega": {"nesterov": True, "weight_decay": 5e-4}},
+)

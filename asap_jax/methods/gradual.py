@@ -12,7 +12,9 @@ import jax.numpy as jnp
 
 from asap_jax.methods import bilevel, derive, pruning, schedules
 from asap_jax.methods.base import (
+    PAPER_EPOCHS,
     Architecture,
+    Method,
     Strategy,
     derive_strongest,
     full_masks,
@@ -174,3 +176,14 @@ def _pruned_darts(space, prune, init) -> Strategy:
         finished=lambda arch: pruning.decided(arch.masks),
         updates=bilevel.alpha_then_omega(bilevel.first_order),
     )
+
+
+def _adapt(search) -> None:
+    """The paper's t0 in epochs at the paper's length; other lengths use the share."""
+    if search.epochs == PAPER_EPOCHS:
+        search.strategy.start_epoch = 20
+
+
+MAGNITUDE = Method(magnitude, _adapt)
+ACCUM_GRAD = Method(accum_grad, _adapt)
+NAP = Method(nap)

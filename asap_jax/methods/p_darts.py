@@ -5,7 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from asap_jax.methods import bilevel, derive, pruning
-from asap_jax.methods.base import Strategy, normal_alphas, softmax_mixture
+from asap_jax.methods.base import (
+    PAPER_CELLS,
+    Method,
+    Strategy,
+    in_darts_space,
+    normal_alphas,
+    softmax_mixture,
+)
 from asap_jax.methods.relaxation import masked_softmax
 from asap_jax.networks.mixture import Dropout
 from asap_jax.networks.spaces import SearchSpace
@@ -126,3 +133,17 @@ def _dropout_rates(rate: float, length: int, begin: int):
     epoch = np.arange(length)
     resting, learning = (length - 1 - epoch) / length, np.exp(-0.2 * (epoch - begin))
     return jnp.asarray(rate * np.where(epoch < begin, resting, learning), jnp.float32)
+
+
+def _adapt(search) -> None:
+    """Three stages of equal length, as deep as the search is large."""
+    in_darts_space(search, 0.6)
+    full, benchmark = search.cells == PAPER_CELLS, search.space == "nasbench201"
+    options = search.strategy
+    options.extra_cells = (0, 6, 12) if full else (0, 3, 6) if benchmark else (0, 1, 2)
+    options.keep = (4, 2) if benchmark else (5, 3)
+    search.epochs = 3 * -(-search.epochs // 3)
+    search.cells = 5 if full else search.cells
+
+
+METHOD = Method(p_darts, _adapt, {"epochs": 75, "omega": {"final_learning_rate": 0.0}})

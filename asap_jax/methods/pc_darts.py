@@ -3,11 +3,21 @@
 Xu et al., 2020, arXiv:1907.05737.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 
 from asap_jax.methods import bilevel, derive
-from asap_jax.methods.base import Architecture, Strategy, cell_keys, normal_alphas, softmax_mixture
+from asap_jax.methods.base import (
+    Architecture,
+    Method,
+    Strategy,
+    cell_keys,
+    in_darts_space,
+    normal_alphas,
+    softmax_mixture,
+)
 from asap_jax.methods.relaxation import node_softmax
 from asap_jax.networks.spaces import SearchSpace
 
@@ -74,3 +84,10 @@ def pc_darts(
         },
         partial_channels=partial_channels,
     )
+
+
+METHOD = Method(
+    pc_darts,
+    partial(in_darts_space, alpha_rate=0.6),
+    {"batch_size": 256, "omega": {"learning_rate": 0.1, "final_learning_rate": 0.0}},
+)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from asap_jax.methods import bilevel, derive
-from asap_jax.methods.base import Strategy, cell_keys, zero_alphas
+from asap_jax.methods.base import PAPER_CELLS, Method, Strategy, cell_keys, zero_alphas
 from asap_jax.networks.mixture import Mixture, one_hot_mixture
 from asap_jax.networks.spaces import SKELETONS, SearchSpace
 
@@ -101,3 +101,13 @@ def random(
         learns=lambda step: jnp.bool_(False),
         distribution=None,
     )
+
+
+def _adapt(search) -> None:
+    """A sampled cell keeps as many inputs as the derived one; small searches rank small samples."""
+    options, full = search.strategy, search.cells == PAPER_CELLS
+    options.inputs_per_node = derive.EDGES[search.edges]
+    options.samples, options.rounds = (1000, 3) if full else (100, 1)
+
+
+METHOD = Method(random, _adapt, {"batch_size": 64, "epochs": 100})

@@ -5,7 +5,14 @@ from functools import partial
 import jax
 
 from asap_jax.methods import bilevel, derive, schedules
-from asap_jax.methods.base import Strategy, cell_keys, distribution_of_alphas, zero_alphas
+from asap_jax.methods.base import (
+    Method,
+    Strategy,
+    cell_keys,
+    distribution_of_alphas,
+    in_darts_space,
+    zero_alphas,
+)
 from asap_jax.methods.relaxation import gumbel_softmax
 from asap_jax.networks.mixture import Mixture
 from asap_jax.networks.spaces import SearchSpace
@@ -63,3 +70,10 @@ def snas(
         updates=bilevel.joint(bilevel.single_level),
         distribution=distribution_of_alphas,
     )
+
+
+METHOD = Method(
+    snas,
+    partial(in_darts_space, alpha_rate=0.3),
+    {"batch_size": 64, "epochs": 150, "drop_path": 0.3, "cost_weight": 0.01},
+)

@@ -7,12 +7,11 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from asap_jax import data
-from asap_jax.configs import presets
 from asap_jax.data.images import Preparation, check_options
 from asap_jax.data.opened import Choices
 from asap_jax.data.sources import check_choices
 from asap_jax.data.streams import too_large
-from asap_jax.host.errors import UserError
+from asap_jax.host.errors import UserError, nearest
 from asap_jax.host.workdir import locate
 from asap_jax.networks.genotypes import GENOTYPES, Genotype, is_text
 from asap_jax.networks.models import side_multiple
@@ -155,7 +154,7 @@ def find_genotype(config, folder) -> Genotype:
     path = path / "genotype.json" if path.is_dir() else path
     if not path.is_file():
         raise UserError(
-            f"config.genotype is {name!r}{presets.nearest(name, GENOTYPES)}: expected a published "
+            f"config.genotype is {name!r}{nearest(name, GENOTYPES)}: expected a published "
             f"name ({', '.join(GENOTYPES)}), a genotype.json, a workdir that holds one, or the "
             "cells themselves, as DARTS or NAS-Bench-201 writes them"
         )

@@ -9,7 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from asap_jax import data
-from asap_jax.configs import presets
+from asap_jax.configs import presets, rules
 from asap_jax.data.opened import VALIDATION, Choices, Source
 from asap_jax.data.tables import class_number
 from asap_jax.host import memory, precisions, workdir
@@ -154,7 +154,7 @@ def describe(
       {"genotype", "parameters", "auxiliary_parameters", "multiply_adds", "memory" (bytes per part),
       "memory_available" (bytes or None)}.
     """
-    presets.check(config)
+    rules.check(config)
     folder = folder if folder is None else workdir.locate(folder)
     genotype = find_genotype(config, folder)
     dataset = dataset or load_sizes(config)

@@ -14,7 +14,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from asap_jax import data
-from asap_jax.configs import presets
+from asap_jax.configs import rules
 from asap_jax.host import checkpoint, lock, memory, precisions, workdir
 from asap_jax.host.errors import UserError
 from asap_jax.networks.genotypes import Genotype
@@ -88,7 +88,7 @@ def resolve(config: ConfigDict, folder: str | Path | None, mode: str = "", datas
     Raises:
       UserError: says what is wrong, what was expected and what to do.
     """
-    presets.check(config)
+    rules.check(config)
     if folder is not None:
         folder = workdir.locate(folder)
         checkpoint.check_place(folder.absolute())

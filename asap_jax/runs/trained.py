@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from asap_jax import data
-from asap_jax.configs import presets
+from asap_jax.configs import presets, rules
 from asap_jax.data.augment import normalise
 from asap_jax.data.dataset import as_array, as_bytes, check_images, check_labels, prepare_all
 from asap_jax.data.images import Preparation, prepare, why
@@ -135,7 +135,7 @@ class TrainedNetwork:
             },
             "config.train",
         )
-        presets.check(config)
+        rules.check(config)
         with Interruption() as interruption:
             session = loop.Session(
                 RunLog(None, quiet, partial(interruption.ask, NOBODY_READS)),

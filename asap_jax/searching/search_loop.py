@@ -11,7 +11,7 @@ import numpy as np
 
 from asap_jax import data
 from asap_jax.data.augment import Augmentation, normalise
-from asap_jax.host import loop, memory, precisions
+from asap_jax.host import errors, loop, memory, precisions
 from asap_jax.host.compiling import Compiler
 from asap_jax.host.errors import UserError
 from asap_jax.layers.ops import Context
@@ -60,10 +60,8 @@ def make_space(config) -> SearchSpace:
     """The named space, with the config's own list of candidates if there is one."""
     space = SPACES[config.space]
     if config.candidates:
-        try:
+        with errors.of("config.search.candidates"):
             space = dataclasses.replace(space, candidates=tuple(config.candidates))
-        except ValueError as error:
-            raise UserError(f"config.search.candidates: {error}") from error
     return space
 
 
@@ -72,14 +70,13 @@ def make_strategy(config, space: SearchSpace, steps_per_epoch: int) -> Strategy:
     options = config.strategy.to_dict()
     name = options.pop("name")
     try:
-        return STRATEGIES[name](space, config.epochs, steps_per_epoch, **options)
+        with errors.of("config.search.strategy"):
+            return STRATEGIES[name](space, config.epochs, steps_per_epoch, **options)
     except TypeError as error:  # options of another strategy
         raise UserError(
             f"config.search.strategy: {error}; to change the strategy name it in the preset, as in "
             f"--config=search:digits,{name}"
         ) from error
-    except ValueError as error:
-        raise UserError(f"config.search.strategy: {error}") from error
 
 
 def _constraint(config, network: Supernet, image_shape) -> costs.Constraint | None:
@@ -100,10 +97,11 @@ def check(config, dataset: data.Dataset) -> None:
         )
     for stage in stages(config, dataset):
         network = stage.network
-        if config.drop_path and config.strategy.name == "p_darts":
+        if config.drop_path and _drops_skips(stage.strategy):
             raise UserError(
-                f"config.search.drop_path is {config.drop_path}, but P-DARTS has dropout of its "
-                "own (config.search.strategy.skip_dropout): set drop_path to 0"
+                f"config.search.drop_path is {config.drop_path}, but the strategy "
+                f"{config.strategy.name} has dropout of its own "
+                "(config.search.strategy.skip_dropout): set drop_path to 0"
             )
         if config.early_stop and stage.strategy.distribution is None:
             raise UserError(
@@ -130,6 +128,13 @@ def check(config, dataset: data.Dataset) -> None:
         _benchmark(config)
 
 
+def _drops_skips(strategy: Strategy) -> bool:
+    """Whether the strategy's mixtures drop the values of identities, as P-DARTS' do."""
+    key = jax.random.key(0)
+    mixtures = jax.eval_shape(lambda: strategy.mixture(strategy.init(key), jnp.int32(0), key))
+    return any(mixture.skip_dropout is not None for mixture in mixtures.values())
+
+
 def _benchmark(config) -> NASBench201 | None:
     """The table that `config.benchmark` names, or None."""
     if not config.benchmark:
@@ -139,10 +144,8 @@ def _benchmark(config) -> NASBench201 | None:
             f"config.search.benchmark={config.benchmark} knows the cells of the space nasbench201, "
             f"and the search goes through {config.space!r}: leave one of them out"
         )
-    try:
+    with errors.of("config.search.benchmark"):
         return NASBench201(config.benchmark)
-    except (OSError, ValueError) as error:
-        raise UserError(f"config.search.benchmark: {error}") from error
 
 
 class Parts(NamedTuple):

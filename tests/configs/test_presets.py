@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from asap_jax.configs import presets
+from asap_jax.configs import presets, rules
 from asap_jax.host.errors import UserError
+from asap_jax.methods import METHODS, STRATEGIES
 
 DOCS = Path(__file__).parents[2] / "docs" / "methods.md"
 # The authors' searches on CIFAR-10, from their public code (ASAP's from its paper): batch, epochs,
@@ -99,7 +100,7 @@ def test_the_docs_hold_the_table():
     assert table() in DOCS.read_text(), f"run python {Path(__file__).name} and put its table there"
 
 
-@pytest.mark.parametrize("name", list(presets.METHODS))
+@pytest.mark.parametrize("name", list(METHODS))
 def test_a_method_at_the_papers_size_has_its_authors_settings(name):
     *published, remark = PUBLISHED[name]
     for ours, theirs in zip(settings(name), published, strict=True):
@@ -107,7 +108,7 @@ def test_a_method_at_the_papers_size_has_its_authors_settings(name):
 
 
 @pytest.mark.parametrize("size", ["paper", "digits", "cifar10_small", "nb201"])
-@pytest.mark.parametrize("name", list(presets.METHODS))
+@pytest.mark.parametrize("name", list(METHODS))
 def test_fair_is_one_budget_for_all(size, name):
     asap = presets.get_config(size).search
     fair = presets.get_config(f"{size},{name},fair").search
@@ -118,6 +119,19 @@ def test_fair_is_one_budget_for_all(size, name):
     assert asap.epochs <= fair.epochs <= (most if name == "p_darts" else asap.epochs)
     if size != "paper":  # smaller sizes have no other settings
         assert fair.to_dict() == presets.get_config(f"{size},{name}").search.to_dict()
+
+
+def test_a_strategy_of_ones_own_is_a_word_too(monkeypatch):
+    def mine(space, epochs, steps_per_epoch, *, rate=0.5, start: int | None = None):
+        raise AssertionError("not built")
+
+    monkeypatch.setitem(STRATEGIES, "mine", mine)
+    config = presets.get_config("tiny,mine")
+    assert config.search.strategy.to_dict() == {"name": "mine", "rate": 0.5, "start": None}
+    config.search.strategy.start = 3
+    with pytest.raises(TypeError):
+        config.search.strategy.start = "later"
+    rules.check(config)
 
 
 def test_the_word_stands_anywhere_and_alone():

@@ -11,7 +11,7 @@ from command import ROOT, command
 
 import asap_jax as asap
 from asap_jax import GENOTYPES, Genotype, multiply_adds
-from asap_jax.configs import presets, recipes
+from asap_jax.configs import presets, recipes, rules
 from asap_jax.host.errors import UserError
 from asap_jax.runs import inputs
 from asap_jax.training import train_loop
@@ -32,7 +32,7 @@ DATA = {
 def test_what_a_docstring_says_of_its_cost(name):
     """Hours, multiply-adds, images and epochs are those of the config."""
     config, said = recipes.get_config(name), recipes.RECIPES[name].__doc__
-    presets.check(config)
+    rules.check(config)
     images, shape, classes = DATA[config.data.source]
     network = train_loop.make_network(config.train, GENOTYPES[config.genotype], classes)
     network = network.clone(auxiliary=False)

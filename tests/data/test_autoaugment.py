@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, ImageEnhance, ImageOps
 from sklearn.datasets import load_sample_image
 
-from asap_jax.configs import presets
+from asap_jax.configs import presets, rules
 from asap_jax.data import jitter, load, operations
 from asap_jax.data.augment import Augmentation, _crop, _cutout, augment, normalise
 from asap_jax.data.autoaugment import POLICIES, auto_augment, draw, make_operation, sub_policies
@@ -270,7 +270,7 @@ def test_config():
     for options in ({"policy": "svhn"}, {"jitter": (0.4, 0.4, 0.4, 0.2)}, {"jitter": (1, 1, 1, 0)}):
         config = presets.get_config("digits")
         presets.update(config, {"train": {"augmentation": options}})
-        presets.check(config)
+        rules.check(config)
         made = make_augmentation(config.train, load("digits"))
         assert (made.policy, made.jitter) == (options.get("policy", ""), options.get("jitter", ()))
 
@@ -290,4 +290,4 @@ def test_config_errors(options, message):
     config = presets.get_config("digits")
     presets.update(config, {"train": {"augmentation": options}})
     with pytest.raises(UserError, match=message):
-        presets.check(config)
+        rules.check(config)

@@ -15,7 +15,7 @@ from tiny import last_state, records
 
 import asap_jax
 from asap_jax import data
-from asap_jax.configs import presets
+from asap_jax.configs import presets, rules
 from asap_jax.data.images import Preparation, crop_box, prepare, random_crop
 from asap_jax.host import checkpoint, memory
 from asap_jax.host.errors import UserError
@@ -313,7 +313,7 @@ def test_keys_out_of_range(key, value, expected):
     config = presets.get_config()
     config.data[key] = value
     with pytest.raises(UserError, match=rf"config.data.{key} is .*{expected}"):
-        presets.check(config)
+        rules.check(config)
 
 
 def test_a_search_needs_its_images_in_memory(folder, tmp_path):

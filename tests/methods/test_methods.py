@@ -10,7 +10,7 @@ from asap_jax.configs import presets
 from asap_jax.methods import bilevel, derive, pruning, schedules, theory
 from asap_jax.methods.relaxation import gumbel_softmax
 from asap_jax.networks.mixture import one_hot_mixture
-from asap_jax.networks.spaces import ASAP, DARTS
+from asap_jax.networks.spaces import ASAP, DARTS, NASBENCH201
 from asap_jax.runs import inputs
 from asap_jax.searching import search_loop
 from asap_jax.training import optim
@@ -222,7 +222,7 @@ def test_gdas_pairs_leave_none_and_nas_bench_201_to_the_rule_of_edges():
     alphas = {c: a.at[:, 0].set(9.0) for c, a in random_alphas(DARTS).items()}
     found = strategy.derive(strategy.init(KEY)._replace(alphas=alphas), 2, KEY, None)
     assert all(op != "none" for node in found.normal for op, _ in node)
-    space = presets.SPACES["nasbench201"]
+    space = NASBENCH201
     strategy = STRATEGIES["gdas"](space, 11, 5)
     arch = strategy.init(KEY)
     want = derive.strongest(arch.alphas, arch.masks, space, 2)

@@ -4,7 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from asap_jax.methods import asap, schedules
+from asap_jax.methods import schedules
+from asap_jax.methods.asap import asap
 from asap_jax.networks import spaces
 
 STEPS = 260  # 25,000 // 96

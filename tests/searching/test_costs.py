@@ -10,7 +10,7 @@ from asap_jax import STRATEGIES, Context, SearchSpace, Supernet
 from asap_jax.configs import presets
 from asap_jax.host.errors import UserError
 from asap_jax.networks.mixture import Dropout, Mixture
-from asap_jax.networks.spaces import DARTS
+from asap_jax.networks.spaces import DARTS, NASBENCH201
 from asap_jax.runs import inputs
 from asap_jax.searching import costs, search_loop
 from asap_jax.searching.search_step import Optimizers, init_state, make_search_step, step_keys
@@ -63,7 +63,7 @@ def test_the_expected_cost_of_one_operation_everywhere():
 
 
 def test_a_nasbench201_networks_cells_are_counted_stage_by_stage():
-    found = list(costs._cells(Supernet(presets.SPACES["nasbench201"], 10, 16, 6), (32, 32, 3)))
+    found = list(costs._cells(Supernet(NASBENCH201, 10, 16, 6), (32, 32, 3)))
     assert found == [("normal", c, (s, s)) for c, s in ((16, 32), (32, 16), (64, 8)) for _ in "ab"]
 
 
@@ -146,7 +146,7 @@ def test_the_cost_alone_makes_cheap_cells():
     [
         ("random", "cost_weight", 0.01, "random has no alphas"),
         ("nap", "early_stop", True, "nap has no distribution"),
-        ("p_darts", "drop_path", 0.3, "P-DARTS has dropout of its own"),
+        ("p_darts", "drop_path", 0.3, "the strategy p_darts has dropout of its own"),
     ],
 )
 def test_what_a_method_has_no_use_for_is_refused(name, key, value, message):

@@ -12,7 +12,7 @@ from tiny import tiny
 
 import asap_jax
 from asap_jax import Context, Supernet
-from asap_jax.configs import presets
+from asap_jax.configs import presets, rules
 from asap_jax.host import compiling, precisions
 from asap_jax.host.errors import UserError
 from asap_jax.networks import plans
@@ -124,7 +124,7 @@ def test_bfloat16_is_refused_where_it_is_emulated():
     config = presets.get_config("tiny")
     config.train.precision = "float16"
     with pytest.raises(UserError, match="one of auto, float32, tf32, bfloat16"):
-        presets.check(config)
+        rules.check(config)
 
 
 @pytest.mark.parametrize(
