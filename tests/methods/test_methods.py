@@ -4,10 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import theory
 
 from asap_jax import STRATEGIES, SearchSpace
 from asap_jax.configs import presets
-from asap_jax.methods import bilevel, derive, pruning, schedules, theory
+from asap_jax.methods import bilevel, derive, pruning, schedules
 from asap_jax.methods.relaxation import gumbel_softmax
 from asap_jax.networks.mixture import one_hot_mixture
 from asap_jax.networks.spaces import ASAP, DARTS, NASBENCH201

@@ -1,6 +1,6 @@
 """Theorem 2 of the ASAP paper as an experiment: Algorithm 1's pruning on arms of known value.
 
-    python -m asap_jax.methods.theory --plot=docs/theory.svg
+    python benchmarks/theory.py --plot=docs/theory.svg
 
 prints the table of docs/theory.md and draws its plot.
 """
