@@ -57,7 +57,6 @@ UNKNOWN_OPTIONS = {
     "--out": "of the tables in the block above it",
     "--": "of the tables in the block above it",
     "--xla_gpu_autotune_level=0": "XLA's",
-    "--resource_efficient": "of another project",
 }
 PROGRAMS = ("python", "asap-jax", "pip", "pytest", "ruff", "mkdocs")
 BLOCKS = snippets.blocks()
