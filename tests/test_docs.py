@@ -29,6 +29,7 @@ from asap_jax.configs import presets, recipes
 from asap_jax.data.images import Preparation
 from asap_jax.host import checkpoint, workdir
 from asap_jax.layers import ops
+from asap_jax.methods import METHODS
 from asap_jax.networks import spaces
 from asap_jax.runs import job, resolve, trained
 from asap_jax.searching import search_loop
@@ -173,7 +174,7 @@ def test_options_and_keys_within_lines():
     def is_key(path: str) -> bool:
         return any(holds(config, path.split(".")) for config in configs)
 
-    configs = [presets.get_config(f"digits,{method}") for method in presets.METHODS]
+    configs = [presets.get_config(f"digits,{method}") for method in METHODS]
     configs += [recipes.get_config("imagenet")]
     used, count = set(), 0
     for snippet in snippets.inline():

@@ -21,7 +21,7 @@ from pathlib import Path
 
 # Imported before the forks, but not `asap_jax.main`: it reads the arguments when it is imported.
 from asap_jax import data
-from asap_jax.configs import presets
+from asap_jax.configs import rules
 from asap_jax.data.sources import KINDS
 from asap_jax.host import workdir
 from asap_jax.host.errors import UserError
@@ -45,7 +45,7 @@ def check_source(source: str) -> None:
 
 def check_run(config, folder, mode="", command=()) -> None:
     """`job.run` as far as it needs neither data nor files."""
-    presets.check(config)
+    rules.check(config)
     mode = mode or config.mode
     resolve._check_mode(config, mode)
     space = search_loop.make_space(config.search)
