@@ -136,6 +136,7 @@ class TrainedNetwork:
             "config.train",
         )
         rules.check(config)
+        train_loop.check(config.train, dataset)
         with Interruption() as interruption:
             session = loop.Session(
                 RunLog(None, quiet, partial(interruption.ask, NOBODY_READS)),

@@ -196,7 +196,7 @@ def train(
     """Trains the genotype's network on all training images and tests it once.
 
     Args:
-      config: the `train` part of a config.
+      config: the `train` part of a config; `check` has passed it for these data.
       genotype: the cells.
       dataset: images in memory, or a stream of them.
       seed: for the weights, the batches and the augmentation.
@@ -208,7 +208,6 @@ def train(
         None. Its classifiers are replaced by new ones.
     """
     watch = loop.Stopwatch()
-    check(config, dataset)
     steps = dataset.train_count // config.batch_size
     network = make_network(config, genotype, len(dataset.class_names))
     optimizer = make_optimizer(config, steps)
