@@ -10,13 +10,15 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
+from asap_jax.host.lines import epoch_line
+
 
 class RunLog:
     """Writes metrics.jsonl, weights.jsonl and warnings.txt to the workdir, and prints.
 
     Each record is one JSON object per line with "phase", "run" and "epoch"; non-finite numbers are
     written as null. A search's candidate weights, {cell type: [E][O]} under "weights", go to
-    weights.jsonl with the same keys.
+    weights.jsonl with the same keys. What is printed of an epoch is made of its JSON object.
 
     Args:
       workdir: folder of the files, which are appended to if present; None writes no files.
@@ -58,15 +60,15 @@ class RunLog:
                 beside.write_text("".join(line + "\n" for line in kept))
                 os.replace(beside, path)
 
-    def epoch(self, record: dict, line: str) -> None:
+    def epoch(self, record: dict) -> None:
         """Writes one record and prints its line."""
+        numbers = {k: _plain(value) for k, value in record.items() if k != "weights"}
         if self._path is not None:
-            numbers = {k: _plain(value) for k, value in record.items() if k != "weights"}
             _append(self._path, json.dumps(numbers))
             if "weights" in record:
                 kept = {k: record[k] for k in ("phase", "run", "stage", "epoch") if k in record}
                 _append(self._weights, json.dumps(kept | {"weights": record["weights"]}))
-        self.say(line)
+        self.say(epoch_line(numbers))
 
     def warn(self, words: str) -> None:
         """Prints a warning and appends it to warnings.txt."""
@@ -80,7 +82,7 @@ class RunLog:
 
 
 def say(line: str) -> bool:
-    """Prints a line, escaping characters that the terminal's encoding lacks.
+    """Prints a line at once, escaping characters that the terminal's encoding lacks.
 
     Returns False if the reader is gone (`| head`). From then on, and after the terminal is gone
     (hang-up), nothing is printed.
@@ -88,6 +90,7 @@ def say(line: str) -> bool:
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     try:
         tqdm.write(line.encode(encoding, "backslashreplace").decode(encoding))
+        sys.stdout.flush()  # a pipe or a file would get it by the kilobyte
     except BrokenPipeError:
         mute()
         return False

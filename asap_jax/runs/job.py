@@ -23,6 +23,7 @@ from asap_jax.configs import presets
 from asap_jax.host import checkpoint, lock, loop, precisions, workdir
 from asap_jax.host.errors import UserError
 from asap_jax.host.interruption import NOBODY_READS, Interruption
+from asap_jax.host.lines import MEASURED_ON
 from asap_jax.host.run_log import RunLog, table
 from asap_jax.networks.genotypes import Genotype
 from asap_jax.networks.models import count_parameters, multiply_adds
@@ -183,6 +184,8 @@ class _Run:
     def search(self) -> tuple[Genotype, dict]:
         """Returns (genotype, record) of the search, or of the best of several."""
         config, records, identity = self.config, [], self.search_identity
+        if any(self.record("search", each, identity) is None for each in range(config.searches)):
+            self.say(f"note: {MEASURED_ON}")
         for index in range(config.searches):
             record = self.record("search", index, identity)
             if record is None:
