@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
+from asap_jax.host.event_files import EventFiles
 from asap_jax.host.lines import epoch_line
 
 
@@ -24,15 +25,23 @@ class RunLog:
       workdir: folder of the files, which are appended to if present; None writes no files.
       quiet: print nothing.
       unread: called once when the output has lost its reader (`| head`); None for nothing.
+      tensorboard: write the records to `event_files` too, in the folder tensorboard.
     """
 
     def __init__(
-        self, workdir: Path | None, quiet: bool = False, unread: Callable[[], None] | None = None
+        self,
+        workdir: Path | None,
+        quiet: bool = False,
+        unread: Callable[[], None] | None = None,
+        tensorboard: bool = False,
     ):
         self._path = workdir and workdir / "metrics.jsonl"
         self._weights = workdir and workdir / "weights.jsonl"
         self._warnings = workdir and workdir / "warnings.txt"
         self._quiet, self._unread = quiet, unread
+        self._events = None
+        if tensorboard and workdir is not None:
+            self._events = EventFiles(workdir / "tensorboard", self._records())
 
     def bar(self, phase: str, steps: int, done: int = 0) -> tqdm:
         """Progress bar over `steps` with the time left; disabled without a terminal or notebook."""
@@ -48,6 +57,7 @@ class RunLog:
 
     def rewind(self, keep: Callable[[dict], bool]) -> None:
         """Drops the records that a resumed run will write again."""
+        dropped = False
         for path in (self._path, self._weights):
             if path is None or not path.exists():
                 continue
@@ -59,6 +69,9 @@ class RunLog:
                 beside = path.with_name(path.name + ".part")
                 beside.write_text("".join(line + "\n" for line in kept))
                 os.replace(beside, path)
+                dropped = True
+        if dropped and self._events is not None:
+            self._events = EventFiles(self._path.parent / "tensorboard", self._records())
 
     def epoch(self, record: dict) -> None:
         """Writes one record and prints its line."""
@@ -68,6 +81,9 @@ class RunLog:
             if "weights" in record:
                 kept = {k: record[k] for k in ("phase", "run", "stage", "epoch") if k in record}
                 _append(self._weights, json.dumps(kept | {"weights": record["weights"]}))
+        if self._events is not None:
+            weights = {"weights": record["weights"]} if "weights" in record else {}
+            self._events.write(numbers | weights)
         self.say(epoch_line(numbers))
 
     def warn(self, words: str) -> None:
@@ -75,6 +91,14 @@ class RunLog:
         if self._warnings is not None:
             _append(self._warnings, words)
         self.say(f"warning: {words}")
+
+    def _records(self) -> list[dict]:
+        """The records in metrics.jsonl, with the weights in weights.jsonl."""
+        weights = {_place(record): record["weights"] for record in _read(self._weights)}
+        return [
+            record | ({"weights": weights[place]} if (place := _place(record)) in weights else {})
+            for record in _read(self._path)
+        ]
 
     def say(self, line: str) -> None:
         if not self._quiet and not say(line) and self._unread:
@@ -113,6 +137,16 @@ def mute() -> None:
 def _append(path, line):
     with open(path, "a", encoding="utf-8") as file:
         file.write(line + "\n")
+
+
+def _read(path: Path) -> list[dict]:
+    """The records of a file; none if it is missing."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [record for line in lines if (record := _parsed(line)) is not None]
+
+
+def _place(record: dict) -> tuple:
+    return tuple(record.get(key) for key in ("phase", "run", "stage", "epoch"))
 
 
 def _parsed(line: str) -> dict | None:

@@ -92,7 +92,8 @@ def run(
             if command:
                 page.keep_command(folder, command)
         saving = folder and loop.Saving(folder / "checkpoints", **job.config.checkpoint)
-        log = RunLog(folder, quiet, partial(interruption.ask, NOBODY_READS))
+        unread = partial(interruption.ask, NOBODY_READS)
+        log = RunLog(folder, quiet, unread, job.config.tensorboard)
         session = loop.Session(log, interruption, saving, callbacks)
         return _Run(job, session, watch).go()
 
