@@ -1,12 +1,15 @@
 """Lines of a run's log, made of the records in metrics.jsonl alone."""
 
 import math
-from collections.abc import Mapping
+import statistics
+from collections.abc import Mapping, Sequence
 
 MEASURED_ON = (
     "val and gap are of the half of the training images that guides the search: optimistic, and no "
     "test images"
 )
+RECENT = 3  # epochs whose median time is the pace: the first one compiles
+_STAGE = ("phase", "run", "stage")
 
 
 def epoch_line(record: Mapping) -> str:
@@ -51,3 +54,16 @@ def _number(record, key, digits) -> str:
 def _percent(record, key) -> str:
     value = record.get(key)
     return _number({} if value is None else {key: 100 * value}, key, 2) + " %"
+
+
+def seconds_left(records: Sequence[Mapping]) -> float | None:
+    """How long the stage of the last record takes yet, at the pace of its last few epochs.
+
+    None if nothing tells: no record, or one of a version before `epochs` was in it.
+    """
+    if not records or "epochs" not in records[-1]:
+        return None
+    last = records[-1]
+    stage = [r for r in records if all(r.get(key) == last.get(key) for key in _STAGE)]
+    pace = statistics.median(record["seconds"] for record in stage[-RECENT:])
+    return (last["epochs"] - last["epoch"]) * pace

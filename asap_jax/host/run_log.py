@@ -4,7 +4,10 @@ import errno
 import json
 import math
 import os
+import select
+import shutil
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -123,6 +126,41 @@ def say(line: str) -> bool:
             raise
         mute()
     return True
+
+
+def wait(seconds: float) -> bool:
+    """Waits; returns False as soon as nobody reads the output any more (`| head`)."""
+    try:
+        descriptor = sys.stdout.fileno()
+        readers = select.poll()  # which Windows lacks
+    except (AttributeError, OSError, ValueError):
+        time.sleep(seconds)
+        return True
+    readers.register(descriptor, 0)  # for errors alone
+    begin = time.monotonic()
+    for _, event in readers.poll(1000 * seconds):
+        if event & (select.POLLERR | select.POLLHUP):
+            return False
+    time.sleep(max(0.0, seconds - (time.monotonic() - begin)))
+    return True
+
+
+class Status:
+    """A line at the end of a terminal that changes in place; elsewhere nothing is shown."""
+
+    def __init__(self):
+        shown = sys.stdout is not None and sys.stdout.isatty()
+        self._bar = tqdm(bar_format="{desc}", leave=False, file=sys.stdout, disable=not shown)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self._bar.close()
+
+    def show(self, line: str) -> None:
+        width = shutil.get_terminal_size().columns
+        self._bar.set_description_str(line[: width - 1])
 
 
 def mute() -> None:

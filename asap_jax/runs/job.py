@@ -36,7 +36,7 @@ from asap_jax.training import evaluation, train_loop
 
 LIBRARIES = ("asap_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 SELECTION = 4  # distinguishes this draw from others by (seed, number)
-MODES = ("search", "train", "evaluate", "describe", "report", "export")
+MODES = ("search", "train", "evaluate", "describe", "report", "export", "watch")
 
 
 class Outcome(NamedTuple):
@@ -125,13 +125,13 @@ class _Run:
             draw_cells(genotype, [self.folder / "cells.svg", self.folder / "cells.png"])
             self.write_page()
         if not job.trains:
-            self.say(table(_search_rows(self.config, search)) + self.files())
+            self.say(table(search_rows(self.config, search)) + self.files())
             return Outcome(genotype, search, None, {})
         network, results = self.train(genotype, search)
         if self.folder is not None:
             self.keep_mistakes(network)
             self.write_page()
-        rows = [*_search_rows(self.config, search), *_train_rows(results)]
+        rows = [*search_rows(self.config, search), *train_rows(results)]
         self.say(table(rows) + self.files())
         return Outcome(genotype, search, network, results)
 
@@ -431,7 +431,7 @@ def _check_epochs(config, folder) -> None:
             )
 
 
-def _search_rows(config, search) -> list[tuple[str, str]]:
+def search_rows(config, search) -> list[tuple[str, str]]:
     if not search:
         return []
     rows = [("candidates left", f"{search['candidates_left']} after {search['epochs']} epochs")]
@@ -449,7 +449,7 @@ def _search_rows(config, search) -> list[tuple[str, str]]:
     return [*rows, ("search seconds", f"{search['seconds']:.0f}")]
 
 
-def _train_rows(results) -> list[tuple[str, str]]:
+def train_rows(results) -> list[tuple[str, str]]:
     part = "test" if "test_accuracy" in results else "val"
     accuracy = f"{100 * results[f'{part}_accuracy']:.2f} %"
     if f"{part}_accuracies" in results:
