@@ -69,6 +69,7 @@ def test_networks_know_no_strategy_and_only_the_host_sees_configs():
         "runs.job",
         "runs.resolve",
         "runs.trained",
+        "runs.watch",
     }
     for path in PACKAGE.rglob("*.py"):
         module, names = module_name(path), list(imports(path))
