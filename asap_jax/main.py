@@ -4,6 +4,7 @@
     python -m asap_jax.main --mode=train --config=configs/search.py:small --config.genotype=ASAP
     python -m asap_jax.main --config=configs/train.py:asap_small
     python -m asap_jax.main --mode=evaluate --workdir=runs/digits --split=train
+    python -m asap_jax.main --mode=watch --workdir=runs/digits
 
 `--config` takes a file with `get_config(name)` and, after a colon, the preset's name. Outside a
 checkout, `--config=search:digits` and `--config=train:asap_small` name the same presets and
@@ -37,8 +38,8 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run (runs/PRESET 
 _MODE = flags.DEFINE_string(
     "mode",
     "",
-    "search, train, evaluate, describe, report or export; if unset: config.mode, or search and "
-    "train.",
+    "search, train, evaluate, describe, report, export or watch; if unset: config.mode, or search "
+    "and train.",
 )
 _SPLIT = flags.DEFINE_string("split", "", "What --mode=evaluate measures on (test if unset).")
 _DATA = flags.DEFINE_string("data", "", "Data source for --mode=evaluate, if not the training's.")
@@ -73,10 +74,12 @@ def _main(argv) -> None:
             )
         inspection.evaluate(_WORKDIR.value, _DATA.value, _SPLIT.value, _DATA_DIR.value)
         return
-    if mode in ("report", "export"):
+    if mode in ("report", "export", "watch"):
         if _WORKDIR.value is None or _CONFIG.value is not None:
             raise UserError(f"--mode={mode} takes --workdir, the folder of a run, and no --config")
-        if mode == "report":
+        if mode == "watch":
+            _watch(_WORKDIR.value)
+        elif mode == "report":
             print(page.write(_WORKDIR.value))
         else:
             out = Path(_WORKDIR.value) / "export"
@@ -96,6 +99,17 @@ def _main(argv) -> None:
         if _exit_code(stop) != UNREAD:
             _complain(f"interrupted; {where}. To go on:\n  {_again(folder)}")
         _leave(_exit_code(stop))
+
+
+def _watch(folder) -> None:
+    """Exits with 0 if the run is done, with 1 if it stopped before; quietly at a signal."""
+    from asap_jax.runs import watch
+
+    try:
+        done = watch.watch(folder)
+    except KeyboardInterrupt as stop:
+        sys.exit(_exit_code(stop))
+    sys.exit(UNREAD if done is None else int(not done))
 
 
 def _config(mode):

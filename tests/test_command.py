@@ -65,6 +65,8 @@ def test_what_is_printed(finished):
     assert re.search(r"most confused +\d as \d \d+, \d as \d", printed)
     assert "gap supernet -> derived" in printed
     assert str(workdir) in printed
+    assert printed.count("note: val and gap are of the half of the training images") == 1
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f]", printed)
 
 
 class Terminal(io.StringIO):

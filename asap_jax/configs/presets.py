@@ -28,6 +28,7 @@ def paper() -> ConfigDict:
     config.searches = 1  # with consecutive seeds; the best derived network is trained fully
     config.selection = ConfigDict({"epochs": 20})  # short trainings on one half to rank searches
     config.check_memory = True  # refuse a run whose estimate exceeds the device's memory
+    config.tensorboard = False  # write event files for TensorBoard too, in workdir/tensorboard
     config.data = ConfigDict(
         {
             "source": "tfds:cifar10",  # docs/data.md lists all

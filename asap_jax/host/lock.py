@@ -54,6 +54,30 @@ def held(folder: Path) -> Iterator[None]:
                 _write(file, {})
 
 
+class Observer:
+    """Tells who holds a folder, from outside: it only reads, so no run is affected.
+
+    An owner counts as dead as for `held`: as a process here that has ended, or after `PATIENCE`
+    seconds of being observed without touching the file.
+    """
+
+    def __init__(self, folder: Path):
+        self._path, self._touched, self._since = folder / NAME, None, 0.0
+
+    def owner(self) -> str:
+        """The run that holds the folder now, in words; "" if none does."""
+        try:
+            with open(self._path) as file:
+                owner, touched = _owner(file), os.fstat(file.fileno()).st_mtime_ns
+        except OSError:  # nobody has held it yet, or it is gone
+            return ""
+        if touched != self._touched:
+            self._touched, self._since = touched, time.monotonic()
+        if not owner or (_is_here(owner) and not _runs(owner.get("pid"))):
+            return ""
+        return _in_words(owner) if time.monotonic() - self._since < PATIENCE else ""
+
+
 def _take(file, folder) -> None:
     """Takes the lock, or raises UserError."""
     known, owner = _flock(file), _owner(file)

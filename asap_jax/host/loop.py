@@ -117,7 +117,7 @@ def run(
     state: Any,
     step: Callable,
     batches: Callable[[int, int], Iterator[tuple]],
-    summary: Callable[[Any, Progress, dict], tuple[dict, str]],
+    summary: Callable[[Any, Progress, dict], dict],
     *,
     epochs: int,
     steps: int,
@@ -141,7 +141,7 @@ def run(
         flight with the state donated to it, so a step after `finished` must not change anything.
       batches: (epochs done, steps done in the next one) -> the remaining batches up to the end of
         the last epoch; closed when the loop ends.
-      summary: (state, progress, last metrics) -> (record, log line) of an epoch.
+      summary: (state, progress, last metrics) -> record of an epoch, see `RunLog.epoch`.
       epochs, steps: number of epochs, and of steps per epoch.
       session: log, signals, checkpoints, callbacks.
       identity: identity that a checkpoint must match.
@@ -247,16 +247,17 @@ def run(
                         save_if_need_be()
                 _check_state(state, phase, progress)
                 seconds = stepping.seconds
-                record, line = summary(state, progress, metrics)
+                record = summary(state, progress, metrics)
                 clock.tick()
                 record = {
                     **place,
                     "epoch": progress.epoch + 1,
+                    "epochs": epochs,
                     "steps": progress.step,
                     **record,
                     "seconds": progress.epoch_seconds,
                 }
-                session.log.epoch(record, f"{line}  {progress.epoch_seconds:.1f} s")
+                session.log.epoch(record)
                 if callbacks.on_epoch and callbacks.on_epoch(record):
                     progress.ended = progress.ended or "stopped"
                 if after_epoch:

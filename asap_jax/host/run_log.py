@@ -4,11 +4,17 @@ import errno
 import json
 import math
 import os
+import select
+import shutil
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 from tqdm.auto import tqdm
+
+from asap_jax.host.event_files import EventFiles
+from asap_jax.host.lines import epoch_line
 
 
 class RunLog:
@@ -16,21 +22,29 @@ class RunLog:
 
     Each record is one JSON object per line with "phase", "run" and "epoch"; non-finite numbers are
     written as null. A search's candidate weights, {cell type: [E][O]} under "weights", go to
-    weights.jsonl with the same keys.
+    weights.jsonl with the same keys. What is printed of an epoch is made of its JSON object.
 
     Args:
       workdir: folder of the files, which are appended to if present; None writes no files.
       quiet: print nothing.
       unread: called once when the output has lost its reader (`| head`); None for nothing.
+      tensorboard: write the records to `event_files` too, in the folder tensorboard.
     """
 
     def __init__(
-        self, workdir: Path | None, quiet: bool = False, unread: Callable[[], None] | None = None
+        self,
+        workdir: Path | None,
+        quiet: bool = False,
+        unread: Callable[[], None] | None = None,
+        tensorboard: bool = False,
     ):
         self._path = workdir and workdir / "metrics.jsonl"
         self._weights = workdir and workdir / "weights.jsonl"
         self._warnings = workdir and workdir / "warnings.txt"
         self._quiet, self._unread = quiet, unread
+        self._events = None
+        if tensorboard and workdir is not None:
+            self._events = EventFiles(workdir / "tensorboard", self._records())
 
     def bar(self, phase: str, steps: int, done: int = 0) -> tqdm:
         """Progress bar over `steps` with the time left; disabled without a terminal or notebook."""
@@ -46,6 +60,7 @@ class RunLog:
 
     def rewind(self, keep: Callable[[dict], bool]) -> None:
         """Drops the records that a resumed run will write again."""
+        dropped = False
         for path in (self._path, self._weights):
             if path is None or not path.exists():
                 continue
@@ -57,16 +72,22 @@ class RunLog:
                 beside = path.with_name(path.name + ".part")
                 beside.write_text("".join(line + "\n" for line in kept))
                 os.replace(beside, path)
+                dropped = True
+        if dropped and self._events is not None:
+            self._events = EventFiles(self._path.parent / "tensorboard", self._records())
 
-    def epoch(self, record: dict, line: str) -> None:
+    def epoch(self, record: dict) -> None:
         """Writes one record and prints its line."""
+        numbers = {k: _plain(value) for k, value in record.items() if k != "weights"}
         if self._path is not None:
-            numbers = {k: _plain(value) for k, value in record.items() if k != "weights"}
             _append(self._path, json.dumps(numbers))
             if "weights" in record:
                 kept = {k: record[k] for k in ("phase", "run", "stage", "epoch") if k in record}
                 _append(self._weights, json.dumps(kept | {"weights": record["weights"]}))
-        self.say(line)
+        if self._events is not None:
+            weights = {"weights": record["weights"]} if "weights" in record else {}
+            self._events.write(numbers | weights)
+        self.say(epoch_line(numbers))
 
     def warn(self, words: str) -> None:
         """Prints a warning and appends it to warnings.txt."""
@@ -74,13 +95,21 @@ class RunLog:
             _append(self._warnings, words)
         self.say(f"warning: {words}")
 
+    def _records(self) -> list[dict]:
+        """The records in metrics.jsonl, with the weights in weights.jsonl."""
+        weights = {_place(record): record["weights"] for record in _read(self._weights)}
+        return [
+            record | ({"weights": weights[place]} if (place := _place(record)) in weights else {})
+            for record in _read(self._path)
+        ]
+
     def say(self, line: str) -> None:
         if not self._quiet and not say(line) and self._unread:
             self._unread()
 
 
 def say(line: str) -> bool:
-    """Prints a line, escaping characters that the terminal's encoding lacks.
+    """Prints a line at once, escaping characters that the terminal's encoding lacks.
 
     Returns False if the reader is gone (`| head`). From then on, and after the terminal is gone
     (hang-up), nothing is printed.
@@ -88,6 +117,7 @@ def say(line: str) -> bool:
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     try:
         tqdm.write(line.encode(encoding, "backslashreplace").decode(encoding))
+        sys.stdout.flush()  # a pipe or a file would get it by the kilobyte
     except BrokenPipeError:
         mute()
         return False
@@ -96,6 +126,41 @@ def say(line: str) -> bool:
             raise
         mute()
     return True
+
+
+def wait(seconds: float) -> bool:
+    """Waits; returns False as soon as nobody reads the output any more (`| head`)."""
+    try:
+        descriptor = sys.stdout.fileno()
+        readers = select.poll()  # which Windows lacks
+    except (AttributeError, OSError, ValueError):
+        time.sleep(seconds)
+        return True
+    readers.register(descriptor, 0)  # for errors alone
+    begin = time.monotonic()
+    for _, event in readers.poll(1000 * seconds):
+        if event & (select.POLLERR | select.POLLHUP):
+            return False
+    time.sleep(max(0.0, seconds - (time.monotonic() - begin)))
+    return True
+
+
+class Status:
+    """A line at the end of a terminal that changes in place; elsewhere nothing is shown."""
+
+    def __init__(self):
+        shown = sys.stdout is not None and sys.stdout.isatty()
+        self._bar = tqdm(bar_format="{desc}", leave=False, file=sys.stdout, disable=not shown)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self._bar.close()
+
+    def show(self, line: str) -> None:
+        width = shutil.get_terminal_size().columns
+        self._bar.set_description_str(line[: width - 1])
 
 
 def mute() -> None:
@@ -110,6 +175,16 @@ def mute() -> None:
 def _append(path, line):
     with open(path, "a", encoding="utf-8") as file:
         file.write(line + "\n")
+
+
+def _read(path: Path) -> list[dict]:
+    """The records of a file; none if it is missing."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [record for line in lines if (record := _parsed(line)) is not None]
+
+
+def _place(record: dict) -> tuple:
+    return tuple(record.get(key) for key in ("phase", "run", "stage", "epoch"))
 
 
 def _parsed(line: str) -> dict | None:

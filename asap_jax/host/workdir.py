@@ -26,6 +26,7 @@ MAY_CHANGE = (
     "data.max_pixels",
     "checkpoint.*",
     "check_memory",
+    "tensorboard",
     "search.watch.images",
     "search.watch.eigenvalue",
     "search.benchmark",

@@ -23,6 +23,7 @@ from asap_jax.configs import presets
 from asap_jax.host import checkpoint, lock, loop, precisions, workdir
 from asap_jax.host.errors import UserError
 from asap_jax.host.interruption import NOBODY_READS, Interruption
+from asap_jax.host.lines import MEASURED_ON
 from asap_jax.host.run_log import RunLog, table
 from asap_jax.networks.genotypes import Genotype
 from asap_jax.networks.models import count_parameters, multiply_adds
@@ -35,7 +36,7 @@ from asap_jax.training import evaluation, train_loop
 
 LIBRARIES = ("asap_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 SELECTION = 4  # distinguishes this draw from others by (seed, number)
-MODES = ("search", "train", "evaluate", "describe", "report", "export")
+MODES = ("search", "train", "evaluate", "describe", "report", "export", "watch")
 
 
 class Outcome(NamedTuple):
@@ -91,7 +92,8 @@ def run(
             if command:
                 page.keep_command(folder, command)
         saving = folder and loop.Saving(folder / "checkpoints", **job.config.checkpoint)
-        log = RunLog(folder, quiet, partial(interruption.ask, NOBODY_READS))
+        unread = partial(interruption.ask, NOBODY_READS)
+        log = RunLog(folder, quiet, unread, job.config.tensorboard)
         session = loop.Session(log, interruption, saving, callbacks)
         return _Run(job, session, watch).go()
 
@@ -123,13 +125,13 @@ class _Run:
             draw_cells(genotype, [self.folder / "cells.svg", self.folder / "cells.png"])
             self.write_page()
         if not job.trains:
-            self.say(table(_search_rows(self.config, search)) + self.files())
+            self.say(table(search_rows(self.config, search)) + self.files())
             return Outcome(genotype, search, None, {})
         network, results = self.train(genotype, search)
         if self.folder is not None:
             self.keep_mistakes(network)
             self.write_page()
-        rows = [*_search_rows(self.config, search), *_train_rows(results)]
+        rows = [*search_rows(self.config, search), *train_rows(results)]
         self.say(table(rows) + self.files())
         return Outcome(genotype, search, network, results)
 
@@ -183,6 +185,8 @@ class _Run:
     def search(self) -> tuple[Genotype, dict]:
         """Returns (genotype, record) of the search, or of the best of several."""
         config, records, identity = self.config, [], self.search_identity
+        if any(self.record("search", each, identity) is None for each in range(config.searches)):
+            self.say(f"note: {MEASURED_ON}")
         for index in range(config.searches):
             record = self.record("search", index, identity)
             if record is None:
@@ -427,7 +431,7 @@ def _check_epochs(config, folder) -> None:
             )
 
 
-def _search_rows(config, search) -> list[tuple[str, str]]:
+def search_rows(config, search) -> list[tuple[str, str]]:
     if not search:
         return []
     rows = [("candidates left", f"{search['candidates_left']} after {search['epochs']} epochs")]
@@ -445,7 +449,7 @@ def _search_rows(config, search) -> list[tuple[str, str]]:
     return [*rows, ("search seconds", f"{search['seconds']:.0f}")]
 
 
-def _train_rows(results) -> list[tuple[str, str]]:
+def train_rows(results) -> list[tuple[str, str]]:
     part = "test" if "test_accuracy" in results else "val"
     accuracy = f"{100 * results[f'{part}_accuracy']:.2f} %"
     if f"{part}_accuracies" in results:

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from asap_jax import data
 from asap_jax.configs import rules
-from asap_jax.host import checkpoint, lock, memory, precisions, workdir
+from asap_jax.host import checkpoint, event_files, lock, memory, precisions, workdir
 from asap_jax.host.errors import UserError
 from asap_jax.networks.genotypes import Genotype
 from asap_jax.runs import trained
@@ -89,6 +89,8 @@ def resolve(config: ConfigDict, folder: str | Path | None, mode: str = "", datas
       UserError: says what is wrong, what was expected and what to do.
     """
     rules.check(config)
+    if config.tensorboard:
+        event_files.check()
     if folder is not None:
         folder = workdir.locate(folder)
         checkpoint.check_place(folder.absolute())

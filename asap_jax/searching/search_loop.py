@@ -282,12 +282,15 @@ def search(
     images, labels = jnp.asarray(dataset.train_images), jnp.asarray(dataset.train_labels)
     held = _Images(images, labels, omega_half, shuffled)
     strategy, epochs, seconds, number, warned = None, 0, 0.0, 0, []
+    total = len(stages(config, dataset))
     while True:
         parts = build(config, dataset, strategy)
         if parts.strategy.updates.joint:
             held = held._replace(omega=np.arange(len(dataset.train_labels)))
         stage = _Stage(config, dataset, parts, held, seed, session, warned)
-        state, progress = stage.run(number, epochs, index, identity or {}, class_weights, watch)
+        state, progress = stage.run(
+            number, total, epochs, index, identity or {}, class_weights, watch
+        )
         warned = progress.history.get("warned", warned)
         epochs, seconds = epochs + progress.epoch, seconds + progress.seconds
         if stage.strategy.next_stage is None or progress.ended == "stopped":
@@ -344,12 +347,12 @@ class _Stage:
         eigenvalue = _eigenvalue(self.network, self.strategy, dataset, config.batch_size, seed)
         self.eigenvalue = jax.jit(precisions.computed_in(config.precision, eigenvalue))
 
-    def run(self, number, before, index, identity, class_weights, watch):
-        """Runs the stage, which `number` stages and `before` epochs preceded.
+    def run(self, number, total, before, index, identity, class_weights, watch):
+        """Runs the stage, which `number` stages of `total` and `before` epochs preceded.
 
         The loop keeps its own time; the stopwatch `watch` is paused meanwhile.
         """
-        config, held, staged = self.config, self.held, number or self.strategy.next_stage
+        config, held = self.config, self.held
         key = jax.random.key(self.seed)
         key = jax.random.fold_in(key, number) if number else key
         shape = self.dataset.preparation.shape
@@ -369,9 +372,8 @@ class _Stage:
             ]
 
         def summary(state, progress, last):
-            record = self.summary(state, progress, last)
-            name = f"search {number + 1}:" if staged else "search "
-            return record, _epoch_line(name, progress.epoch, record, self.epochs)
+            staged = {"stages": total} if total > 1 else {}
+            return staged | self.summary(state, progress, last)
 
         def begin(progress):
             planned.follow(progress)
@@ -622,19 +624,3 @@ def _epoch_record(progress, last, val_accuracy):
         "val_loss": progress.mean("val_loss"),
         "val_accuracy": val_accuracy,
     }
-
-
-def _epoch_line(name, epoch, record, epochs):
-    def number(value, digits):
-        return "-" if math.isnan(value) else f"{value:.{digits}f}"
-
-    line = (
-        f"{name}{epoch + 1:>{len(str(epochs))}}/{epochs}  "
-        f"T {number(record['temperature'], 3)}  "
-        f"candidates {record['candidates_left']:>3}  "
-        f"entropy {number(record['entropy'], 3)}  "
-        f"loss train {record['train_loss']:.3f} val {number(record['val_loss'], 3)}  "
-        f"val accuracy {100 * record['val_accuracy']:.2f} %"
-    )
-    tabled = record.get("benchmark", {})
-    return line + "".join(f"  {name} {value:.2f}" for name, value in tabled.items())

@@ -222,13 +222,7 @@ def train(
     step, batches = source(config, dataset, seed, step)
 
     def summary(state, progress, last):
-        record = {key: progress.mean(key) for key in ("train_loss", "train_accuracy")}
-        line = (
-            f"{phase} {progress.epoch + 1:>{len(str(config.epochs))}}/{config.epochs}  "
-            f"loss {record['train_loss']:.3f}  "
-            f"train accuracy {100 * record['train_accuracy']:.2f} %"
-        )
-        return record, line
+        return {key: progress.mean(key) for key in ("train_loss", "train_accuracy")}
 
     compiler = Compiler()
     test = _make_test(config, network, dataset, state.variables, compiler)

@@ -59,13 +59,13 @@ class Run:
     def summary(self, state, progress, last):
         self.told.append(f"epoch {progress.epoch + 1}")
         record = {"mean": progress.mean("train_loss"), "last": float(last["train_loss"])}
-        return record | {"steps_of_state": int(state["steps"])}, ""
+        return record | {"steps_of_state": int(state["steps"])}
 
     def __call__(self, **options):
         callbacks = loop.Callbacks(**{k: options.pop(k) for k in list(options) if k[:3] == "on_"})
         self.records = []
         log = RunLog(None, quiet=True)
-        log.epoch = lambda record, line: self.records.append(record)
+        log.epoch = self.records.append
         with Interruption() as interruption:
             session = loop.Session(log, interruption, self.saving, callbacks)
             return loop.run(
