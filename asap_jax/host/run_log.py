@@ -15,8 +15,9 @@ class RunLog:
     """Writes metrics.jsonl, weights.jsonl and warnings.txt to the workdir, and prints.
 
     Each record is one JSON object per line with "phase", "run" and "epoch"; non-finite numbers are
-    written as null. A search's candidate weights, {cell type: [E][O]} under "weights", go to
-    weights.jsonl with the same keys.
+    written as null. A search's candidate weights, {cell type: [E][O]} under "weights", and the
+    epoch's prunings, [step, cell type, edge, candidate] under "pruned", go to weights.jsonl with
+    the same keys.
 
     Args:
       workdir: folder of the files, which are appended to if present; None writes no files.
@@ -61,11 +62,11 @@ class RunLog:
     def epoch(self, record: dict, line: str) -> None:
         """Writes one record and prints its line."""
         if self._path is not None:
-            numbers = {k: _plain(value) for k, value in record.items() if k != "weights"}
+            numbers = {k: _plain(v) for k, v in record.items() if k not in ("weights", "pruned")}
             _append(self._path, json.dumps(numbers))
             if "weights" in record:
-                kept = {k: record[k] for k in ("phase", "run", "stage", "epoch") if k in record}
-                _append(self._weights, json.dumps(kept | {"weights": record["weights"]}))
+                keys = ("phase", "run", "stage", "epoch", "weights", "pruned")
+                _append(self._weights, json.dumps({k: record[k] for k in keys if k in record}))
         self.say(line)
 
     def warn(self, words: str) -> None:
