@@ -67,6 +67,7 @@ def test_networks_know_no_strategy_and_only_the_host_sees_configs():
         "runs.inputs",
         "runs.inspection",
         "runs.job",
+        "runs.look",
         "runs.resolve",
         "runs.trained",
     }

@@ -27,7 +27,9 @@ def seconds_of(call: Callable[[], Any], *, budget: float, least: int = 1, most: 
 
 
 def duration(seconds: float) -> str:
-    """Formats seconds, such as "1 h 2 min"."""
+    """Formats seconds, such as "1 h 2 min" or "0.4 s"."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:
