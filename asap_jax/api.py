@@ -18,6 +18,7 @@ from asap_jax.host import compile_cache, loop
 from asap_jax.host.errors import UserError
 from asap_jax.networks.genotypes import Genotype
 from asap_jax.runs import inputs, job, trained
+from asap_jax.runs import look as looking
 
 
 def search(
@@ -119,6 +120,33 @@ def run(
     return _run(config, data, workdir, "", callbacks, quiet)
 
 
+def look(
+    config: str | ConfigDict = "paper",
+    *,
+    mode: str = "",
+    data=None,
+    workdir: str | Path | None = None,
+    seed: int | None = None,
+    timed: bool = True,
+    quiet: bool = False,
+    **changes,
+) -> dict:
+    """Tells what a run would do without starting it, like `--dry_run`.
+
+    Args:
+      mode: "search" or "train" for one of them; "" as in `run`.
+      timed: whether to compile the steps, as the run does, and time a few of them.
+      changes: values of the config by key, groups as dicts: genotype="ASAP", train={"epochs": 10}.
+      config, data, workdir, seed, quiet: see `search`. The workdir is not claimed; it receives
+        look/images.png, a few images of each class.
+
+    Returns:
+      Classes with their counts, splits, steps, memory and seconds, see `runs.look.look`.
+    """
+    config, dataset = _with_data(_config(config, seed, changes), data)
+    return looking.look(config, workdir, mode=mode, dataset=dataset, timed=timed, quiet=quiet)
+
+
 def _config(config, seed, changes) -> ConfigDict:
     if isinstance(config, str):
         packaged = recipes if config.startswith("train:") else presets
@@ -137,6 +165,12 @@ def _config(config, seed, changes) -> ConfigDict:
 
 
 def _run(config, given, workdir, mode, callbacks, quiet) -> job.Outcome:
+    config, dataset = _with_data(config, given)
+    return job.run(config, workdir, mode=mode, dataset=dataset, callbacks=callbacks, quiet=quiet)
+
+
+def _with_data(config, given) -> tuple:
+    """(config, data set or None) with the data that a function was given."""
     compile_cache.enable()
     dataset = None
     if isinstance(given, str):
@@ -144,4 +178,4 @@ def _run(config, given, workdir, mode, callbacks, quiet) -> job.Outcome:
     elif given is not None:
         dataset = inputs.of_arrays(given, config)
         config.data.source = "arrays"
-    return job.run(config, workdir, mode=mode, dataset=dataset, callbacks=callbacks, quiet=quiet)
+    return config, dataset

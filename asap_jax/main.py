@@ -3,6 +3,7 @@
     python -m asap_jax.main --config=configs/search.py:digits --workdir=runs/digits
     python -m asap_jax.main --mode=train --config=configs/search.py:small --config.genotype=ASAP
     python -m asap_jax.main --config=configs/train.py:asap_small
+    python -m asap_jax.main --config=configs/search.py:digits --dry_run
     python -m asap_jax.main --mode=evaluate --workdir=runs/digits --split=train
     python -m asap_jax.main --mode=watch --workdir=runs/digits
 
@@ -41,6 +42,9 @@ _MODE = flags.DEFINE_string(
     "search, train, evaluate, describe, report, export or watch; if unset: config.mode, or search "
     "and train.",
 )
+_DRY_RUN = flags.DEFINE_bool(
+    "dry_run", False, "Look at the data, the steps, the memory and the time; start nothing."
+)
 _SPLIT = flags.DEFINE_string("split", "", "What --mode=evaluate measures on (test if unset).")
 _DATA = flags.DEFINE_string("data", "", "Data source for --mode=evaluate, if not the training's.")
 _DATA_DIR = flags.DEFINE_string("data_dir", "", "Folder of prepared tfds sets, with --data.")
@@ -50,7 +54,7 @@ def _main(argv) -> None:
     if len(argv) > 1:
         raise UserError(f"unexpected argument {argv[1]!r}: options are written --name=value")
     from asap_jax.report import page
-    from asap_jax.runs import inspection, job, trained
+    from asap_jax.runs import inspection, job, look, trained
 
     mode = _MODE.value
     if mode and mode not in job.MODES:
@@ -64,6 +68,11 @@ def _main(argv) -> None:
                 f"--{flag.name} belongs to --mode=evaluate; a run's data are named by "
                 "--config.data.source and --config.data.dir"
             )
+    if _DRY_RUN.value and mode not in ("", "search", "train"):
+        raise UserError(
+            f"--dry_run looks at a search or a training before it starts, and --mode={mode} is "
+            "neither: leave one of them out"
+        )
     logging.set_verbosity(logging.ERROR)  # orbax logs each file it writes
     compile_cache.enable()
     if mode == "evaluate":
@@ -89,6 +98,14 @@ def _main(argv) -> None:
     folder = workdir.locate(_WORKDIR.value or _default_workdir(mode, config))
     if mode == "describe":
         inspection.describe(config, folder)
+        return
+    if _DRY_RUN.value:
+        try:
+            look.look(config, folder, mode=mode)
+            run_log.say("\nnothing was begun; the same command without --dry_run starts the run")
+        except KeyboardInterrupt as stop:
+            _complain("interrupted; nothing was begun")
+            _leave(_exit_code(stop))
         return
     try:
         job.run(config, folder, mode=mode, command=_arguments(folder))

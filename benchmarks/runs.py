@@ -15,6 +15,8 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from asap_jax.report import comparison
+
 
 def arguments_of(description: str, name: str) -> argparse.ArgumentParser:
     """The options that every table has."""
@@ -52,7 +54,7 @@ def by_seed(
     records: dict[str, list[dict]] = {}
     for seed in range(seeds):
         for name, arguments in cases.items():
-            folder = out / f"{name.replace('/', '-')}-{seed}"
+            folder = workdir_of(out, name, seed)
             own = [argument.replace("{seed}", str(seed)) for argument in arguments]
             own.append(f"--config.seed={seed}")
             _claim(folder, own)
@@ -70,6 +72,11 @@ def by_seed(
             records.setdefault(name, []).append({"seed": seed, **record_of(folder)})
             write(records)
     return records
+
+
+def workdir_of(out: Path, name: str, seed: int) -> Path:
+    """The workdir of a case's run."""
+    return out / f"{name.replace('/', '-')}-{seed}"
 
 
 def _claim(folder: Path, arguments: list[str]) -> None:
@@ -103,9 +110,27 @@ def results_of(folder: Path) -> dict:
 
 
 def keep(out: Path, name: str, records: dict, text: str) -> None:
-    """Writes NAME.json (one record per run) and NAME.md (the table)."""
+    """Writes NAME.json (one record per run), NAME.md (the table) and report.html (a page of both).
+
+    Args:
+      records: {case: one record per seed}.
+      text: the table as Markdown, whose second line is the rule below its header.
+    """
     (out / f"{name}.json").write_text(json.dumps(records, indent=2) + "\n")
     (out / f"{name}.md").write_text(text)
+    header, _, *rows = (
+        [cell.strip(" `") for cell in line.strip("|").split("|")] for line in text.splitlines()
+    )
+    cases = {
+        case: [
+            comparison.Run(
+                run["seed"], 100 * run["test_accuracy"], workdir_of(out, case, run["seed"])
+            )
+            for run in runs
+        ]
+        for case, runs in records.items()
+    }
+    comparison.write(out / "report.html", name, "test accuracy, %", header, rows, cases)
 
 
 def spread(values: Sequence[float], digits: int = 2) -> str:

@@ -207,6 +207,9 @@ def test_a_table_of_runs_that_are_done_starts_none(tmp_path):
     assert (tmp_path / "transfer.md").read_text().strip() == printed.strip()
     records = json.loads((tmp_path / "transfer.json").read_text())
     assert [each["seed"] for each in records["mine/svhn"]] == [0, 1]
+    page = (tmp_path / "report.html").read_text()
+    assert "<td>15.50 +- 0.71</td>" in page  # the table
+    assert "<span>84.50 ± 0.71</span>" in page  # the accuracies of ASAP on CIFAR-100
 
 
 @pytest.fixture

@@ -286,6 +286,8 @@ def test_impossible_values_are_refused(change, message, tmp_path):
         (("--mode=evaluate",), "--mode=evaluate takes --workdir"),
         (("--mode=evaluate", "--workdir=none"), "there is no trained network at none"),
         (("--split=train", f"{CONFIG}:digits"), "--split belongs to --mode=evaluate"),
+        (("--dry_run", "--mode=evaluate"), "and --mode=evaluate is neither"),
+        (("--dry_run", f"{CONFIG}:digits", "--config.data.image_size=10"), "nearest good size is"),
     ],
 )
 def test_bad_flags_are_one_paragraph_and_exit_code_2(arguments, message):

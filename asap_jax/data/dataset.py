@@ -59,6 +59,10 @@ class Dataset:
         """[(images, labels)] of the part, "train" or "test", as a single batch."""
         return [(getattr(self, f"{part}_images"), getattr(self, f"{part}_labels"))]
 
+    def train_sample(self, rows) -> tuple[np.ndarray, np.ndarray]:
+        """(images, labels) of the training images with these indices."""
+        return self.train_images[rows], self.train_labels[rows]
+
     def digest(self) -> str:
         """A fingerprint of every pixel and label, so that a run resumes with the same data."""
         sha = hashlib.sha256()

@@ -68,6 +68,13 @@ class Stream:
         """[N] int32; for a tfds set this reads every record once."""
         return self.train.labels
 
+    def train_sample(self, rows) -> tuple[np.ndarray, np.ndarray]:
+        """(images, labels) of the training images with these indices, prepared as for testing."""
+        train = self.train
+        record = _Record(train.read, train.name, self.preparation, train.count)
+        pixels, labels = zip(*(record(int(row)) for row in rows), strict=True)
+        return np.stack(pixels), np.stack(labels)
+
     def digest(self) -> str:
         """A fingerprint of names and counts; reading all pixels would be too expensive."""
         both = f"{self.train.fingerprint}\n{self.test.fingerprint}"

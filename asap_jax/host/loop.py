@@ -125,6 +125,7 @@ def run(
     identity: dict,
     index: int = 0,
     stage: int = 0,
+    note: Callable[[Progress, dict], None] | None = None,
     watch: Callable[[Any], Callable[[Any, dict], bool]] | None = None,
     begin: Callable[[Progress], None] | None = None,
     after_epoch: Callable[[Any, Progress, float], None] | None = None,
@@ -145,6 +146,8 @@ def run(
       epochs, steps: number of epochs, and of steps per epoch.
       session: log, signals, checkpoints, callbacks.
       identity: identity that a checkpoint must match.
+      note: called with (progress before a step, metrics of the step); takes out of the metrics
+        what is no scalar, and may keep it in `progress.history`.
       watch: called with the state at each start; returns a function that is called after each
         step with (state, record of the step) and returns whether to end.
       begin: called with the progress before the first step after each start.
@@ -186,6 +189,8 @@ def run(
         """Fetches a step's metrics, waiting for them, and adds the step to the progress."""
         nonlocal metrics
         metrics = jax.device_get(measured)
+        if note:
+            note(progress, metrics)
         _check_metrics(metrics, phase, progress)
         progress.add(metrics)
         bar.update()

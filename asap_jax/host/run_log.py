@@ -21,8 +21,9 @@ class RunLog:
     """Writes metrics.jsonl, weights.jsonl and warnings.txt to the workdir, and prints.
 
     Each record is one JSON object per line with "phase", "run" and "epoch"; non-finite numbers are
-    written as null. A search's candidate weights, {cell type: [E][O]} under "weights", go to
-    weights.jsonl with the same keys. What is printed of an epoch is made of its JSON object.
+    written as null. A search's candidate weights, {cell type: [E][O]} under "weights", and the
+    epoch's prunings, [step, cell type, edge, candidate] under "pruned", go to weights.jsonl with
+    the same keys. What is printed of an epoch is made of its JSON object.
 
     Args:
       workdir: folder of the files, which are appended to if present; None writes no files.
@@ -78,12 +79,12 @@ class RunLog:
 
     def epoch(self, record: dict) -> None:
         """Writes one record and prints its line."""
-        numbers = {k: _plain(value) for k, value in record.items() if k != "weights"}
+        numbers = {k: _plain(v) for k, v in record.items() if k not in ("weights", "pruned")}
         if self._path is not None:
             _append(self._path, json.dumps(numbers))
             if "weights" in record:
-                kept = {k: record[k] for k in ("phase", "run", "stage", "epoch") if k in record}
-                _append(self._weights, json.dumps(kept | {"weights": record["weights"]}))
+                keys = ("phase", "run", "stage", "epoch", "weights", "pruned")
+                _append(self._weights, json.dumps({k: record[k] for k in keys if k in record}))
         if self._events is not None:
             weights = {"weights": record["weights"]} if "weights" in record else {}
             self._events.write(numbers | weights)

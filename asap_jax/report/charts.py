@@ -1,7 +1,8 @@
-"""Line charts as SVG text, colored by CSS variables of the embedding page."""
+"""Charts as SVG text, colored by CSS variables of the embedding page."""
 
 import html
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 
 LEFT, RIGHT, TOP, BOTTOM = 44, 8, 8, 20  # margins of a chart with axes, pixels
@@ -86,6 +87,46 @@ def line_chart(
                 )
     return (
         f'<svg class="chart" role="img" viewBox="0 0 {width} {height}" '
+        f'aria-label="{html.escape(title)}">{"".join(parts)}</svg>'
+    )
+
+
+def dot_strip(title: str, values: Sequence[float], low: float, high: float) -> str:
+    """One SVG element with a dot per value, a line at the mean, and a band of one deviation.
+
+    Args:
+      title: label for screen readers.
+      values: at least one.
+      low, high: limits of the axis, common to strips that are compared.
+    """
+    width, height, margin = 240, 26, 8
+
+    def x(value):
+        return margin + (width - 2 * margin) * (value - low) / (high - low or 1)
+
+    mean = statistics.fmean(values)
+    parts = [f"<title>{html.escape(title)}</title>"]
+    parts.append(
+        f'<line class="grid" x1="{margin}" x2="{width - margin}" y1="{height / 2}" '
+        f'y2="{height / 2}"/>'
+    )
+    if len(values) > 1:
+        deviation = statistics.stdev(values)
+        left, right = (min(max(x(mean + s * deviation), 0), width) for s in (-1, 1))
+        parts.append(
+            f'<rect class="band" x="{left:.1f}" width="{right - left:.1f}" y="5" '
+            f'height="{height - 10}"/>'
+        )
+    parts.append(
+        f'<line class="mean" x1="{x(mean):.1f}" x2="{x(mean):.1f}" y1="3" y2="{height - 3}"/>'
+    )
+    for value in values:
+        parts.append(
+            f'<circle cx="{x(value):.1f}" cy="{height / 2}" r="3.5" style="fill:{colour(0)}">'
+            f"<title>{value:.4g}</title></circle>"
+        )
+    return (
+        f'<svg class="chart strip" role="img" viewBox="0 0 {width} {height}" '
         f'aria-label="{html.escape(title)}">{"".join(parts)}</svg>'
     )
 

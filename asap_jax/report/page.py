@@ -21,6 +21,7 @@ from asap_jax.configs import presets
 from asap_jax.data.augment import augment
 from asap_jax.host import workdir
 from asap_jax.host.errors import UserError
+from asap_jax.host.timing import duration
 from asap_jax.networks.spaces import SPACES
 from asap_jax.report import charts, pictures
 from asap_jax.searching.search_loop import make_space
@@ -86,8 +87,11 @@ def write(folder: str | Path) -> Path:
       UserError: the folder is not a run's workdir, or is not writable.
     """
     folder = workdir.locate(folder)
-    path = folder / "report.html"
-    text = render(folder)
+    return save(folder / "report.html", render(folder))
+
+
+def save(path: Path, text: str) -> Path:
+    """Writes a page atomically and returns its path; UserError if that fails."""
     beside = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         beside.write_text(text, encoding="utf-8", errors="backslashreplace")
@@ -114,16 +118,20 @@ def render(folder: Path) -> str:
         ("Warnings", _warnings(folder)),
         ("Reproduce", _reproduce(folder, config, results)),
     ]
-    sections = [(title, body) for title, body in sections if body]
-    anchors = {title: title.lower().replace(" ", "-") for title, _ in sections}
-    navigation = "".join(f'<a href="#{anchors[t]}">{html.escape(t)}</a>' for t, _ in sections)
+    return assemble(folder.resolve().name, sections)
+
+
+def assemble(title: str, sections: Sequence[tuple[str, str]]) -> str:
+    """A page's HTML from its (heading, HTML) sections; those without content are left out."""
+    sections = [(heading, body) for heading, body in sections if body]
+    anchors = {heading: heading.lower().replace(" ", "-") for heading, _ in sections}
+    navigation = "".join(f'<a href="#{anchors[h]}">{html.escape(h)}</a>' for h, _ in sections)
     body = "".join(
-        f'<section id="{anchors[title]}"><h2>{html.escape(title)}</h2>{inside}</section>'
-        for title, inside in sections
+        f'<section id="{anchors[heading]}"><h2>{html.escape(heading)}</h2>{inside}</section>'
+        for heading, inside in sections
     )
-    name = html.escape(folder.resolve().name)
     style = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
-    return _PAGE.format(title=name, style=style, navigation=navigation, body=body)
+    return _PAGE.format(title=html.escape(title), style=style, navigation=navigation, body=body)
 
 
 def _json(path) -> dict:
@@ -156,8 +164,9 @@ def _summary(config, results, records, searched) -> str:
             (f"{name} accuracy", accuracy),
             ("parameters", f"{results['parameters']:,}"),
             ("multiply-adds", f"{results['multiply_adds']:,}"),
-            ("search", _seconds(results["search_seconds"])),
-            ("training", _seconds(results["train_seconds"])),
+            *_speed(results.get("latency")),
+            ("search", duration(results["search_seconds"])),
+            ("training", duration(results["train_seconds"])),
             ("device", results["device"]),
             ("precision", ", ".join(sorted(set(results["precision"].values())))),
         ]
@@ -185,16 +194,11 @@ def _summary(config, results, records, searched) -> str:
     )
 
 
-def _seconds(seconds) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return (
-        f"{hours} h {minutes} min"
-        if hours
-        else f"{minutes} min {rest} s"
-        if minutes
-        else (f"{rest} s")
-    )
+def _speed(latency) -> list[tuple[str, str]]:
+    if not latency:
+        return []
+    batch = f"batch of {latency['batch']} in {1000 * latency['seconds']:.3g} ms"
+    return [("images per second", f"{latency['images_per_second']:,.0f} ({batch})")]
 
 
 def _cells(folder) -> str:
@@ -221,25 +225,59 @@ def _edges(config, records) -> str:
     for (run, stage), group in _by_run(records).items():
         for cell in group[0]["weights"]:
             history = np.asarray([record["weights"][cell] for record in group])  # [epochs, E, O]
+            pruned = _prunings(group, cell, history)
+            left = _left(group, history, pruned)
             if history.shape[1:] != space.shape:
                 continue
             heading = _CELLS[cell] + _of_run(run, stage, records)
             figures = [
-                _edge(space, e, history[:, e], group[0]["epoch"]) for e in range(space.shape[0])
+                _edge(space, e, history[:, e], left[:, e], group[0]["epoch"], pruned.get(e, []))
+                for e in range(space.shape[0])
             ]
             parts.append(f'<h3>{heading}</h3><div class="edges">{"".join(figures)}</div>')
     note = (
         "Each chart is one edge, from its source to its target; a line is the weight of a "
         "candidate at the end of each epoch. The vertical line marks the epoch after which one "
-        "candidate was left."
+        "candidate was left. Under each edge unfolds what was pruned from it, first to last."
     )
     return f'<p class="note">{note}</p>' + "".join(parts)
 
 
-def _edge(space, edge, history, start) -> str:
+def _prunings(group, cell, history) -> dict[int, list[tuple[int, int | None, int]]]:
+    """{edge: [(epoch, step in the epoch, candidate)]} of a cell type, first to last.
+
+    Runs of older versions noted no prunings: there, a candidate is taken as pruned, at no known
+    step, when its weight becomes 0.
+    """
+    found = {}
+    if any("pruned" in record for record in group):
+        for record in group:
+            for step, name, edge, candidate in record.get("pruned", []):
+                if name == cell:
+                    found.setdefault(edge, []).append((record["epoch"], step, candidate))
+        return found
+    for i, edge, candidate in np.argwhere((history[:-1] != 0) & (history[1:] == 0)).tolist():
+        found.setdefault(edge, []).append((group[i + 1]["epoch"], None, candidate))
+    return found
+
+
+def _left(group, history, pruned) -> np.ndarray:
+    """[epochs, E], the candidates left on each edge at the end of each epoch."""
+    left = (history != 0).sum(2)
+    if not any("pruned" in record for record in group):
+        return left
+    for edge, each in pruned.items():
+        start = {*np.flatnonzero(history[0, edge]), *(candidate for *_, candidate in each)}
+        for i, record in enumerate(group):
+            left[i, edge] = len(start) - sum(epoch <= record["epoch"] for epoch, *_ in each)
+    kept = [edge for edge in range(left.shape[1]) if edge not in pruned]
+    left[:, kept] = left[0, kept]  # a weight that was rounded to 0 is no pruning
+    return left
+
+
+def _edge(space, edge, history, left, start, pruned) -> str:
     source, target = (_node(space, node) for node in space.edges[edge])
     best, ranked = int(history[-1].argmax()), np.sort(history[-1])[::-1]
-    left = (history != 0).sum(1)
     decided = [start + i for i in range(len(left)) if left[i] == 1][:1]
     series = {
         name: [weight or None for weight in history[:, o].tolist()]
@@ -259,11 +297,28 @@ def _edge(space, edge, history, start) -> str:
     when = f"{left[-1]} left, ahead by {float(np.subtract(*ranked[:2])):.2f}"
     if decided or len(ranked) == 1:
         when = f"decided after epoch {(decided or [start])[0]}"
+        if decided and pruned and pruned[-1][1] is not None:
+            when = "decided in " + _at(*pruned[-1][:2])
     swatch = f'<span class="swatch" style="background:{charts.colour(best)}"></span>'
     return (
         f"<figure>{chart}<figcaption><b>{source} → {target}</b><br>{swatch}"
-        f"{html.escape(space.candidates[best])}<br><small>{when}</small></figcaption></figure>"
+        f"{html.escape(space.candidates[best])}<br><small>{when}</small></figcaption>"
+        f"{_order_of(space, pruned)}</figure>"
     )
+
+
+def _order_of(space, pruned) -> str:
+    """The prunings of an edge as a list that unfolds."""
+    items = "".join(
+        f"<li>{html.escape(space.candidates[candidate])}, {_at(epoch, step)}</li>"
+        for epoch, step, candidate in pruned
+    )
+    told = f"<details><summary>{len(pruned)} pruned</summary><ol>{items}</ol></details>"
+    return told if pruned else ""
+
+
+def _at(epoch, step) -> str:
+    return f"epoch {epoch}" + ("" if step is None else f", step {step}")
 
 
 def _node(space, node) -> str:

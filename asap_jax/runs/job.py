@@ -107,14 +107,9 @@ class _Run:
         self.say = session.log.say
 
     def go(self) -> Outcome:
-        shape, job = self.dataset.preparation.shape, self.job
-        self.say(
-            f"{self.config.data.source}: {self.dataset.train_count} training and "
-            f"{self.dataset.test_count} {job.held_out} images of {shape[0]}x{shape[1]}, "
-            f"{len(self.dataset.class_names)} classes; {jax.devices()[0].device_kind}"
-        )
-        for note in (*self.dataset.notes, *_flipped(self.config, job.mode)):
-            self.say(f"note: {note}")
+        job = self.job
+        for line in job.opening:
+            self.say(line)
         self.keep_samples()
         searched = not self.config.genotype and self.record(
             "search", self.config.searches - 1, self.search_identity
@@ -309,7 +304,8 @@ class _Run:
     def check_training_memory(self, genotype) -> None:
         """After a search the config can no longer change in this workdir: suggests another one."""
         try:
-            check_training_memory(self.config, self.dataset, genotype)
+            needed = train_loop.estimate(self.config.train, genotype, self.dataset)
+            check_training_memory(needed)
         except UserError as error:
             elsewhere = ""
             if self.folder is not None:
@@ -330,6 +326,7 @@ class _Run:
             **_mean_answers(records),
             "parameters": count_parameters(network.variables["params"]),
             "multiply_adds": multiply_adds(network.module, self.dataset.preparation.shape),
+            "latency": records[0].get("latency"),  # None for networks of older versions
             "search_seconds": search_seconds,
             "train_seconds": train_seconds,
             "total_seconds": search_seconds + train_seconds + self.watch.seconds,
@@ -367,21 +364,6 @@ class _Run:
             path = self.folder / "stages" / f"{phase}-{index}.json"
             workdir.write_json(path, {**record, "identity": identity or self.job.identity})
         self.session.interruption.check(f"{phase} {index} is done")
-
-
-def _flipped(config, mode) -> list[str]:
-    """A note if images are flipped: whether that is valid cannot be told from them."""
-    parts = [mode] if mode else ["search", "train"]
-    if mode == "search" and config.searches > 1:
-        parts.append("train")  # the trainings that compare searches
-    keys = [f"config.{part}.augmentation.flip" for part in parts if config[part].augmentation.flip]
-    if not keys:
-        return []
-    off = " ".join(f"--{key}=False" for key in keys)
-    return [
-        "half of the images are flipped left to right while they train; where that makes another "
-        f"class of them (digits, letters, signs, left and right), turn it off: {off}"
-    ]
 
 
 def _mean_answers(records) -> dict:
@@ -461,6 +443,7 @@ def train_rows(results) -> list[tuple[str, str]]:
         ("training seconds", f"{results['train_seconds']:.0f}"),
         ("parameters", f"{results['parameters']:,}"),
         ("multiply-adds", f"{results['multiply_adds']:,}"),
+        *evaluation.speed_rows(results.get("latency")),
         ("test accuracy" if part == "test" else "validation accuracy", accuracy),
         *again,
         *evaluation.rows(results),

@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
 from asap_jax import data
@@ -73,6 +74,18 @@ class Job:
     def held_out(self) -> str:
         return "validation" if self.part == "val" else "test"
 
+    @property
+    def opening(self) -> list[str]:
+        """The first lines that a run prints: its data, and notes about them."""
+        dataset, shape = self.dataset, self.dataset.preparation.shape
+        line = (
+            f"{self.config.data.source}: {dataset.train_count} training and "
+            f"{dataset.test_count} {self.held_out} images of {shape[0]}x{shape[1]}, "
+            f"{len(dataset.class_names)} classes; {jax.devices()[0].device_kind}"
+        )
+        notes = (*dataset.notes, *_flipped(self.config, self.mode))
+        return [line, *(f"note: {note}" for note in notes)]
+
     def held(self) -> contextlib.AbstractContextManager:
         """A context that holds the workdir for this run alone."""
         return contextlib.nullcontext() if self.folder is None else lock.held(self.folder)
@@ -107,15 +120,30 @@ def resolve(config: ConfigDict, folder: str | Path | None, mode: str = "", datas
         config, dataset = _in_batches_that_there_are(config, dataset)
     _check_data(config, dataset, mode, genotype)
     if config.check_memory and mode != "train":
-        check_search_memory(config, dataset)
+        check_search_memory(search_loop.estimate(config.search, dataset))
     if config.check_memory and genotype is not None:
-        check_training_memory(config, dataset, genotype)
+        check_training_memory(train_loop.estimate(config.train, genotype, dataset))
     described, weights = json.loads(config.to_json()), None
     if folder is not None:
         workdir.check(folder, described)
     if config.data.class_weights == "balanced":
         weights = data.balanced_weights(dataset.train_labels, len(dataset.class_names))
     return Job(config, described, folder, mode, dataset, genotype, start, weights)
+
+
+def _flipped(config, mode) -> list[str]:
+    """A note if images are flipped: whether that is valid cannot be told from them."""
+    parts = [mode] if mode else ["search", "train"]
+    if mode == "search" and config.searches > 1:
+        parts.append("train")  # the trainings that compare searches
+    keys = [f"config.{part}.augmentation.flip" for part in parts if config[part].augmentation.flip]
+    if not keys:
+        return []
+    off = " ".join(f"--{key}=False" for key in keys)
+    return [
+        "half of the images are flipped left to right while they train; where that makes another "
+        f"class of them (digits, letters, signs, left and right), turn it off: {off}"
+    ]
 
 
 def _check_mode(config, mode) -> None:
@@ -218,20 +246,20 @@ def _check_data(config, dataset, mode, given) -> None:
             )
 
 
-def check_search_memory(config, dataset) -> None:
+def check_search_memory(needed: memory.Estimate) -> None:
     """Raises UserError if the search does not fit on the device."""
     memory.check(
-        search_loop.estimate(config.search, dataset),
+        needed,
         "search",
         "lower config.search.batch_size, config.search.channels, config.data.image_size or "
         "config.data.train_examples",
     )
 
 
-def check_training_memory(config, dataset, genotype) -> None:
-    """Raises UserError if a training of these cells does not fit on the device."""
+def check_training_memory(needed: memory.Estimate) -> None:
+    """Raises UserError if a training does not fit on the device."""
     memory.check(
-        train_loop.estimate(config.train, genotype, dataset),
+        needed,
         "training",
         "lower config.train.batch_size, config.data.image_size or config.data.train_examples, "
         "or raise config.train.accumulate (pieces a batch is computed in), or set "

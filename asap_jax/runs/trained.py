@@ -261,7 +261,7 @@ def from_outcome(
     Its accuracy is named `part`_accuracy, with "val" for held-out training images.
     """
     record = outcome.answers.record(dataset.class_names)
-    results = {f"{part}_accuracy": record.pop("accuracy"), **record}
+    results = {f"{part}_accuracy": record.pop("accuracy"), **record, "latency": outcome.latency}
     return TrainedNetwork(
         outcome.network,
         jax.device_get(outcome.variables),

@@ -14,6 +14,7 @@ from asap_jax.data.augment import Augmentation
 from asap_jax.host import compile_cache, precisions
 from asap_jax.host.compiling import Compiler, shapes_of
 from asap_jax.networks import plans
+from asap_jax.searching import prunings
 from asap_jax.searching.passes import Parts, Pass, in_turn, of_programs, program
 from asap_jax.searching.search_step import SearchState, SearchStep, step_keys
 from asap_jax.training import feed
@@ -81,6 +82,22 @@ class PlannedStep:
         state, metrics = of_programs(programs)(state, self._over, *self._data, *indices)
         self._over = metrics["finished"]
         return state, metrics
+
+    def kinds(self) -> dict[bool, tuple[int, int]]:
+        """{whether the alphas learn in a step: (the first such step, number of such steps)}."""
+        return {
+            learns: (self._learns.index(learns), self._learns.count(learns))
+            for learns in dict.fromkeys(self._learns)
+        }
+
+    def go_to(self, number: int) -> None:
+        """Makes the step with this number the next one."""
+        self._done = number
+
+    def wait(self) -> None:
+        """Waits until the programs are compiled."""
+        for each in self._programs.values():
+            each.result()
 
     @cached_property
     def _learns(self) -> list[bool]:
@@ -154,10 +171,24 @@ def jit_pass(each: Pass, augmentation: Augmentation, precision: str):
 
     The operands are all images and labels, and the indices of the omega and the alpha batch.
     """
-    run = precisions.computed_in(precision, each.run)
+    run = precisions.computed_in(precision, _with_masks(each.run))
     run = feed.indexed(feed.augmented(run, augmentation, _augmentation_keys))
     options = compile_cache.options()
     return jax.jit(program(each._replace(run=run)), donate_argnums=0, compiler_options=options)
+
+
+def _with_masks(run):
+    """The pass with the masks beside the number of candidates left, for `prunings.Prunings`."""
+
+    def reporting(state, *batches):
+        state, metrics = run(state, *batches)
+        if "candidates_left" in metrics:
+            # As another type, hence in buffers of their own, which no later step is donated.
+            copies = {cell: mask.astype(jnp.int8) for cell, mask in state.arch.masks.items()}
+            metrics = {**metrics, prunings.METRIC: copies}
+        return state, metrics
+
+    return reporting
 
 
 def _augmentation_keys(state):

@@ -11,7 +11,7 @@ import numpy as np
 
 from asap_jax import data
 from asap_jax.data.augment import Augmentation, normalise
-from asap_jax.host import errors, loop, memory, precisions
+from asap_jax.host import errors, loop, memory, precisions, timing
 from asap_jax.host.compiling import Compiler
 from asap_jax.host.errors import UserError
 from asap_jax.layers.ops import Context
@@ -23,7 +23,7 @@ from asap_jax.networks.mixture import one_hot_mixture
 from asap_jax.networks.models import STAGES, Supernet
 from asap_jax.networks.nasbench201 import NASBench201
 from asap_jax.networks.spaces import SPACES, SearchSpace
-from asap_jax.searching import costs
+from asap_jax.searching import costs, prunings
 from asap_jax.searching.planned_step import PlannedStep
 from asap_jax.searching.search_step import Optimizers, SearchStep, init_state, step_keys
 from asap_jax.training import optim
@@ -270,23 +270,11 @@ def search(
       class_weights: [classes], weights of both losses, or None.
     """
     watch = loop.Stopwatch()
-    omega_half, alpha_half = data.halves(dataset.train_labels, seed, dataset.train_groups)
-    if config.batch_size > min(len(omega_half), len(alpha_half)):
-        raise UserError(
-            f"config.search.batch_size is {config.batch_size}, but the groups of config.data.group "
-            f"split the training images into {len(omega_half)} and {len(alpha_half)}: choose a "
-            "batch size of at most the smaller, or smaller groups"
-        )
-    # Shuffled for measurement, since sources return their images class by class.
-    shuffled = np.random.default_rng([seed, 3]).permutation(alpha_half)
-    images, labels = jnp.asarray(dataset.train_images), jnp.asarray(dataset.train_labels)
-    held = _Images(images, labels, omega_half, shuffled)
+    held = _hold(dataset, *split(config, dataset, seed), seed)
     strategy, epochs, seconds, number, warned = None, 0, 0.0, 0, []
     total = len(stages(config, dataset))
     while True:
         parts = build(config, dataset, strategy)
-        if parts.strategy.updates.joint:
-            held = held._replace(omega=np.arange(len(dataset.train_labels)))
         stage = _Stage(config, dataset, parts, held, seed, session, warned)
         state, progress = stage.run(
             number, total, epochs, index, identity or {}, class_weights, watch
@@ -308,6 +296,61 @@ def search(
     )
 
 
+def split(config, dataset: data.Dataset, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of the omega half and of the alpha half of the training images.
+
+    Raises:
+      UserError: a half is smaller than a batch.
+    """
+    omega_half, alpha_half = data.halves(dataset.train_labels, seed, dataset.train_groups)
+    if config.batch_size > min(len(omega_half), len(alpha_half)):
+        raise UserError(
+            f"config.search.batch_size is {config.batch_size}, but the groups of config.data.group "
+            f"split the training images into {len(omega_half)} and {len(alpha_half)}: choose a "
+            "batch size of at most the smaller, or smaller groups"
+        )
+    return omega_half, alpha_half
+
+
+class Trial(NamedTuple):
+    """How long the steps of a stage take, measured before any candidate has left.
+
+    compiling: seconds until the programs were there; short if the cache had them.
+    steps: {whether the alphas learn in a step: (seconds of such a step, number of such steps)}.
+    measuring: seconds of measuring the accuracies at the end of an epoch.
+    epochs: number of epochs.
+    """
+
+    compiling: float
+    steps: dict[bool, tuple[float, int]]
+    measuring: float
+    epochs: int
+
+    @property
+    def seconds(self) -> float:
+        """Of the whole stage without compiling, if no candidate left."""
+        stepping = sum(seconds * count for seconds, count in self.steps.values())
+        return stepping + self.epochs * self.measuring
+
+
+def try_steps(
+    config, dataset: data.Dataset, seed: int, session: loop.Session, class_weights=None
+) -> list[Trial]:
+    """Compiles the programs of a search as `search` does, and times a few steps of each stage."""
+    held = _hold(dataset, *split(config, dataset, seed), seed)
+    return [
+        _Stage(config, dataset, parts, held, seed, session, []).try_steps(class_weights)
+        for parts in stages(config, dataset)
+    ]
+
+
+def _hold(dataset, omega_half, alpha_half, seed) -> "_Images":
+    # Shuffled for measurement, since sources return their images class by class.
+    shuffled = np.random.default_rng([seed, 3]).permutation(alpha_half)
+    images, labels = jnp.asarray(dataset.train_images), jnp.asarray(dataset.train_labels)
+    return _Images(images, labels, omega_half, shuffled)
+
+
 class _Images(NamedTuple):
     """The training images on the device, and which of them train what.
 
@@ -325,6 +368,8 @@ class _Stage:
     """A search, or one stage of it: its parts, and the functions that the host calls."""
 
     def __init__(self, config, dataset, parts, held, seed, session, warned):
+        if parts.strategy.updates.joint:
+            held = held._replace(omega=np.arange(len(dataset.train_labels)))
         self.config, self.dataset, self.held, self.seed = config, dataset, held, seed
         self.space, self.strategy = parts.space, parts.strategy
         self.network, self.optimizers = parts.network, parts.optimizers
@@ -357,6 +402,7 @@ class _Stage:
         key = jax.random.fold_in(key, number) if number else key
         shape = self.dataset.preparation.shape
         state = init_state(self.network, self.strategy, self.optimizers, key, shape)
+        noted = prunings.Prunings(jax.device_get(state.arch.masks))
         compiler = Compiler()
         planned = self.planned_step(class_weights, compiler)
 
@@ -395,12 +441,55 @@ class _Stage:
                     identity=identity,
                     index=index,
                     stage=number,
+                    note=noted.note,
                     watch=_prune_watch(self.session.callbacks.on_prune, self.space),
                     begin=begin,
                     after_epoch=planned.consider,
                 )
         finally:
             compiler.close()
+
+    def try_steps(self, class_weights) -> Trial:
+        """See the function `try_steps`."""
+        watch, compiler, key = loop.Stopwatch(), Compiler(), jax.random.key(self.seed)
+        shape, size = self.dataset.preparation.shape, self.config.batch_size
+        state = init_state(self.network, self.strategy, self.optimizers, key, shape)
+        planned = self.planned_step(class_weights, compiler)
+        batches = self.held.omega[:size], self.held.alpha[:size]
+        try:
+            planned.follow(loop.Progress())
+            planned.prepare(state)
+            self.prepare(state, compiler)
+            planned.wait()
+            compiling, steps = watch.seconds, {}
+
+            def step(number):
+                nonlocal state
+                planned.go_to(number)
+                state, metrics = planned(state.replace(step=jnp.int32(number)), *batches)
+                return metrics
+
+            for learns, (first, count) in planned.kinds().items():
+                once = partial(step, first)
+                jax.block_until_ready(once())
+                steps[learns] = timing.seconds_of(once, budget=3.0, least=2), count
+            return Trial(compiling, steps, self._measuring(state), self.epochs)
+        finally:
+            compiler.close()
+
+    def _measuring(self, state) -> float:
+        """Seconds of measuring the accuracies after an epoch, extrapolated from a batch of each."""
+        size, images = self.config.eval_batch_size, len(self.held.alpha)
+        arguments = state.params, state.batch_stats, _final_mixtures(self.strategy, state)
+        batches = [(self.accuracy, -(-images // size))]
+        if self.watched:  # of the supernet and of the derived cells
+            batches.append((self.accuracy_by_batch, 2 * -(-min(self.watched, images) // size)))
+        total = 0.0
+        for accuracy, count in batches:
+            one = partial(accuracy, *arguments, limit=size)
+            one()
+            total += count * timing.seconds_of(one, budget=1.0)
+        return total
 
     def planned_step(self, class_weights, compiler) -> PlannedStep:
         """Builds the step of this stage, on its images."""
@@ -437,6 +526,7 @@ class _Stage:
             cell: np.asarray(mix.weights, np.float64).round(4).tolist()
             for cell, mix in weighed(state.arch, mixtures).items()
         }
+        record["pruned"] = prunings.of_epoch(progress)
         inputs, key = EDGES[self.config.edges], jax.random.key(self.seed)
         genotype = self.strategy.derive(state.arch, inputs, key, self._shared(state))
         record |= {f"skips_{cell}": count for cell, count in derive.skips(genotype).items()}

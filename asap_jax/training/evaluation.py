@@ -11,6 +11,7 @@ from jax import lax
 
 from asap_jax.data.augment import normalise
 from asap_jax.data.batches import evaluation_batches
+from asap_jax.host import timing
 from asap_jax.host.compiling import Compiler, Prepared
 
 
@@ -155,8 +156,23 @@ class Questions:
             total = self._add(total, arguments, *self._set, *batch)
         return jax.device_get(total)
 
+    def latency(self, *arguments) -> dict:
+        """The time of one batch, see `latency_of`; call it after the answers, warmed up by them."""
+        batch = next(self._batches())
+
+        def call():
+            return self._add(no_answers(self._classes), arguments, *self._set, *batch)
+
+        return latency_of(call, self._batch_size)
+
     def _batches(self):
         return evaluation_batches(len(self._set[1]), self._batch_size)
+
+
+def latency_of(call: Callable, batch_size: int) -> dict:
+    """{"batch", "seconds" of a batch, "images_per_second"}, with images and weights in place."""
+    seconds = timing.seconds_of(call, budget=0.5)
+    return {"batch": batch_size, "seconds": seconds, "images_per_second": batch_size / seconds}
 
 
 def adding_answers(logits: Callable, mean, std) -> Callable:
@@ -172,28 +188,41 @@ def adding_answers(logits: Callable, mean, std) -> Callable:
     return add
 
 
-def streamed_answers(logits: Callable, batches: Iterable, mean, std, classes: int) -> Callable:
-    """Builds answers(*arguments) -> Answers of logits(*arguments, batch), counted on the device.
+class StreamedQuestions:
+    """questions(*arguments) -> `Answers` of logits(*arguments, batch), counted on the device."""
 
-    Args:
-      logits, classes: see `Questions`.
-      batches: (images [B, H, W, C] uint8, labels [B], valid [B] bool), all of the same size;
-        iterated once.
-      mean, std: [C], for normalization.
-    """
+    def __init__(self, logits: Callable, batches: Callable[[], Iterable], mean, std, classes: int):
+        """Initializes the measurement.
 
-    @partial(jax.jit, donate_argnums=0)
-    def add(before, arguments, images, labels, valid):
-        scores = logits(*arguments, normalise(images, mean, std))
-        return add_answers(before, scores, labels, valid)
+        Args:
+          logits, classes: see `Questions`.
+          batches: () -> (images [B, H, W, C] uint8, labels [B], valid [B] bool), all of the same
+            size.
+          mean, std: [C], for normalization.
+        """
+        self._batches, self._classes, self._last = batches, classes, None
 
-    def answers(*arguments) -> Answers:
-        total = no_answers(classes)
-        for images, labels, valid in batches:
-            total = add(total, arguments, images, labels, valid)
+        @partial(jax.jit, donate_argnums=0)
+        def add(before, arguments, images, labels, valid):
+            scores = logits(*arguments, normalise(images, mean, std))
+            return add_answers(before, scores, labels, valid)
+
+        self._add = add
+
+    def __call__(self, *arguments) -> Answers:
+        total = no_answers(self._classes)
+        for batch in self._batches():
+            total = self._add(total, arguments, *batch)
+            self._last = batch
         return jax.device_get(total)
 
-    return answers
+    def latency(self, *arguments) -> dict:
+        """The time of the last batch that was answered, without reading it; see `latency_of`."""
+
+        def call():
+            return self._add(no_answers(self._classes), arguments, *self._last)
+
+        return latency_of(call, len(self._last[1]))
 
 
 def most_confused(confusion, class_names, pairs: int = 3) -> str:
@@ -205,6 +234,14 @@ def most_confused(confusion, class_names, pairs: int = 3) -> str:
         f"{names[i]} as {names[j]} {mistakes[i, j]}" for i, j in worst[:pairs] if mistakes[i, j]
     ]
     return ", ".join(told) or "nothing"
+
+
+def speed_rows(latency: dict | None) -> list[tuple[str, str]]:
+    """The table row for `latency_of`; none if it was not measured."""
+    if not latency:
+        return []
+    each = f"{1000 * latency['seconds']:.3g} ms a batch of {latency['batch']}"
+    return [("images per second", f"{latency['images_per_second']:,.0f} ({each})")]
 
 
 def rows(record: dict) -> list[tuple[str, str]]:

@@ -1,5 +1,6 @@
 """The host side of training a derived network; the math is in `train_step`."""
 
+import contextlib
 from functools import partial
 from typing import NamedTuple
 
@@ -10,7 +11,7 @@ import optax
 
 from asap_jax import data
 from asap_jax.data.augment import Augmentation
-from asap_jax.host import backend, checkpoint, compile_cache, loop, memory, precisions
+from asap_jax.host import backend, checkpoint, compile_cache, loop, memory, precisions, timing
 from asap_jax.host.compiling import Compiler
 from asap_jax.host.errors import UserError
 from asap_jax.layers.ops import Context
@@ -18,7 +19,7 @@ from asap_jax.methods import schedules
 from asap_jax.networks.genotypes import Genotype
 from asap_jax.networks.models import STAGES, EvalNetwork
 from asap_jax.training import feed, optim
-from asap_jax.training.evaluation import Answers, Questions, streamed_answers
+from asap_jax.training.evaluation import Answers, Questions, StreamedQuestions
 from asap_jax.training.train_step import TrainStep, from_variables, init_state, step_keys
 
 # Training steps from which cuDNN's depthwise kernels pay off: in a network of 20 cells they take
@@ -34,6 +35,7 @@ class TrainOutcome(NamedTuple):
     network: the Flax module.
     variables: {"params", "batch_stats"}, or their moving average if configured.
     ended: "stopped" if a callback ended it, else "".
+    latency: of the network on this device, see `evaluation.latency_of`.
     """
 
     answers: Answers
@@ -42,6 +44,7 @@ class TrainOutcome(NamedTuple):
     network: EvalNetwork
     variables: dict
     ended: str
+    latency: dict
 
 
 def make_network(config, genotype: Genotype, num_classes: int) -> EvalNetwork:
@@ -208,18 +211,9 @@ def train(
         None. Its classifiers are replaced by new ones.
     """
     watch = loop.Stopwatch()
-    steps = dataset.train_count // config.batch_size
-    network = make_network(config, genotype, len(dataset.class_names))
-    optimizer = make_optimizer(config, steps)
-    shape, average = dataset.preparation.shape, config.average > 0
-    state = init_state(network, optimizer, jax.random.key(seed), shape, average)
-    if start is not None:
-        fresh = {"params": state.params, "batch_stats": state.batch_stats}
-        state = from_variables(_transplanted(start, fresh), optimizer, state.key, average)
-    source = _streamed if isinstance(dataset, data.Stream) else _resident
-    step = make_step(config, network, optimizer, steps, class_weights)
-    step = augmented(step, make_augmentation(config, dataset))
-    step, batches = source(config, dataset, seed, step)
+    network, state, step, batches, steps = _begin(
+        config, genotype, dataset, seed, class_weights, start
+    )
 
     def summary(state, progress, last):
         return {key: progress.mean(key) for key in ("train_loss", "train_accuracy")}
@@ -240,7 +234,7 @@ def train(
                 identity=identity or {},
                 index=index,
             )
-        answers = test(state.variables)
+        answers, latency = test(state.variables), test.latency(state.variables)
     finally:
         compiler.close()
     return TrainOutcome(
@@ -250,7 +244,61 @@ def train(
         network,
         state.variables,
         progress.ended,
+        latency,
     )
+
+
+def _begin(config, genotype, dataset, seed, class_weights, start):
+    """(network, initial state, jitted step, batches for `loop.run`, steps per epoch)."""
+    steps = dataset.train_count // config.batch_size
+    network = make_network(config, genotype, len(dataset.class_names))
+    optimizer = make_optimizer(config, steps)
+    shape, average = dataset.preparation.shape, config.average > 0
+    state = init_state(network, optimizer, jax.random.key(seed), shape, average)
+    if start is not None:
+        fresh = {"params": state.params, "batch_stats": state.batch_stats}
+        state = from_variables(_transplanted(start, fresh), optimizer, state.key, average)
+    source = _streamed if isinstance(dataset, data.Stream) else _resident
+    step = make_step(config, network, optimizer, steps, class_weights)
+    step = augmented(step, make_augmentation(config, dataset))
+    return network, state, *source(config, dataset, seed, step), steps
+
+
+class Trial(NamedTuple):
+    """How long the steps of a training take.
+
+    compiling: seconds of the first step, which compiles its program or takes it from the cache.
+    step: seconds of a step.
+    steps: number of steps of the whole training.
+    """
+
+    compiling: float
+    step: float
+    steps: int
+
+    @property
+    def seconds(self) -> float:
+        """Of the whole training, without compiling and the test."""
+        return self.step * self.steps
+
+
+def try_steps(
+    config, genotype: Genotype, dataset: data.Dataset | data.Stream, seed: int, class_weights=None
+) -> Trial:
+    """Compiles the step as `train` does, and times a few; of a stream all on one batch."""
+    watch = loop.Stopwatch()
+    _, state, step, batches, steps = _begin(config, genotype, dataset, seed, class_weights, None)
+    with contextlib.closing(batches(0, 0)) as coming:
+        batch = next(coming)
+
+    def once():
+        nonlocal state
+        state, metrics = step(state, *batch)
+        return metrics
+
+    jax.block_until_ready(once())
+    compiling = watch.seconds
+    return Trial(compiling, timing.seconds_of(once, budget=3.0, least=2), steps * config.epochs)
 
 
 def variable_shapes(network: EvalNetwork, image_shape) -> dict:
@@ -325,13 +373,13 @@ def jit_streamed(step, precision: str):
 
 
 def _make_test(config, network, dataset, variables, compiler):
-    """Builds test(variables) -> Answers; compiles during training if the images are in memory."""
+    """Builds the test of variables; compiles during training if the images are in memory."""
     logits = precisions.computed_in(config.precision, evaluation_logits(network))
     size, classes = config.eval_batch_size, len(dataset.class_names)
     told = (dataset.mean, dataset.std)
     if isinstance(dataset, data.Stream):
         batches = partial(dataset.test_batches, min(size, dataset.test_count))
-        return lambda variables: streamed_answers(logits, batches(), *told, classes)(variables)
+        return StreamedQuestions(logits, batches, *told, classes)
     test = Questions(logits, dataset.test_images, dataset.test_labels, *told, size, classes)
     test.prepare(compiler, variables)
     return test

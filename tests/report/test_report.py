@@ -15,7 +15,7 @@ from asap_jax.data.augment import Augmentation
 from asap_jax.host import workdir
 from asap_jax.host.errors import UserError
 from asap_jax.host.workdir import claim
-from asap_jax.report import charts, page, pictures
+from asap_jax.report import charts, comparison, page, pictures
 from asap_jax.report.cells import draw_cells
 from asap_jax.searching.search_loop import make_space
 
@@ -90,6 +90,7 @@ def finish(folder):
         "device": "cpu",
         "precision": {"search": "float32", "train": "float32"},
         "gap": {"top2": {"gap": 0.125}},
+        "latency": {"batch": 4, "seconds": 0.002, "images_per_second": 2000.0},
         "class_accuracy": {names[0]: 1.0, names[1]: None},
         "confusion": [[3, 0], [1, 0]],
         "versions": {"jax": "0"},
@@ -123,6 +124,7 @@ def test_the_page_of_a_finished_run(folder):
     words = " ".join(seen.words)
     for expected in ("75.00 %", "12,345", "1 min 1 s", "1 h 2 min", "+12.50 points"):
         assert expected in words
+    assert "2,000 (batch of 4 in 2 ms)" in words
     assert "cat & dog" in words and "<b>bird</b>" in words
     assert "'--workdir=a b'" in words
     assert len(seen.sources) == 4 + 3  # samples; all but the first are mistakes
@@ -247,3 +249,83 @@ def test_every_column_of_the_numbers_is_there(folder):
             "\n" + json.dumps({"phase": "search", "run": 0, "stage": 1, "epoch": 1}) + "\n"
         )
     assert "<th>stage</th>" in page.render(folder)
+
+
+def with_prunings(folder):
+    """As newer runs note them: all but the last candidate of edge 0 leave, two in one step."""
+    lines = [json.loads(line) for line in (folder / "weights.jsonl").read_text().splitlines()]
+    last = SPACE.shape[1] - 1
+    steps = {1: [[4, "normal", 0, 0]], 3: [[2, "normal", 0, c] for c in range(1, last)]}
+    text = [json.dumps(line | {"pruned": steps.get(line["epoch"], [])}) for line in lines]
+    (folder / "weights.jsonl").write_text("\n".join(text) + "\n")
+
+
+def test_each_pruning_is_told_with_its_step(folder):
+    with_prunings(folder)
+    words = " ".join(Page(page.render(folder)).words)
+    assert f"{SPACE.candidates[0]}, epoch 1, step 4" in words
+    assert f"{SPACE.candidates[1]}, epoch 3, step 2" in words
+    assert words.count("decided in epoch 3, step 2") == 1
+    assert len(re.findall(r"\d pruned", words)) == 1  # one edge unfolds
+    assert "decided after" not in words
+
+
+def test_a_run_that_noted_no_steps_tells_the_epochs(folder):
+    words = " ".join(Page(page.render(folder)).words)
+    assert f"{SPACE.candidates[0]}, epoch 3 " in words
+    assert "step" not in words.partition("How the edges were decided")[2].partition("Search")[0]
+
+
+def test_a_weight_that_is_rounded_to_nothing_is_no_pruning(folder):
+    """Where the prunings are noted and there are none, as in DARTS."""
+    lines = [json.loads(line) for line in (folder / "weights.jsonl").read_text().splitlines()]
+    text = [json.dumps(line | {"pruned": []}) for line in lines]
+    (folder / "weights.jsonl").write_text("\n".join(text) + "\n")
+    words = " ".join(Page(page.render(folder)).words)
+    assert "decided in" not in words and "decided after" not in words
+
+
+def compared(folder):
+    """(cases, page) of two cases with three runs, only one of which has a page of its own."""
+    for name, theta in (("a-0", 0.4), ("a-1", 0.4), ("b & c-0", 0.2)):
+        config = json.loads(CONFIG.to_json())
+        config["search"]["strategy"]["threshold"] = theta
+        claim(folder / name, config)
+    (folder / "a-1" / "report.html").write_text("")
+    cases = {
+        "a": [comparison.Run(0, 90.0, folder / "a-0"), comparison.Run(1, 94.0, folder / "a-1")],
+        "b & c": [comparison.Run(0, 50.0, folder / "b & c-0")],
+    }
+    rows = [["a", "92.00 +- 2.83"], ["b & c", "50.00"]]
+    path = comparison.write(
+        folder / "report.html", "two", "accuracy, %", ["case", "accuracy"], rows, cases
+    )
+    return path, Page(path.read_text())
+
+
+def test_a_comparison(tmp_path):
+    _, seen = compared(tmp_path)
+    words = " ".join(seen.words)
+    assert "92.00 +- 2.83" in words and "b & c" in words
+    assert "92.00 ± 2.83" in words  # of the seeds themselves
+    assert "from 50.00 at the left to 94.00 at the right" in words
+    assert [link for link in seen.links if not link.startswith(("#", "data:"))] == [
+        "a-1/report.html"
+    ]
+    assert "search.strategy.threshold : 0.2 (there 0.4)" in words
+
+
+def test_a_comparison_needs_nothing_else(tmp_path):
+    path, seen = compared(tmp_path)
+    text = path.read_text()
+    assert not seen.sources and "<script" not in text
+    assert {link[1:] for link in seen.links if link.startswith("#")} <= seen.ids
+
+
+@pytest.mark.parametrize("values", [[3.0], [3.0, 3.0], [1.0, 2.0, 5.0]])
+def test_a_strip_has_a_dot_for_each_seed(values):
+    strip = charts.dot_strip("a < b", values, min(values), max(values))
+    Page(strip)
+    assert strip.count("<circle") == len(values)
+    assert ('class="band"' in strip) == (len(values) > 1)
+    assert "nan" not in strip

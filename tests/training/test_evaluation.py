@@ -50,6 +50,32 @@ def test_a_whole_set_in_batches(batch_size):
     ranks = (scores > scores[np.arange(64), labels][:, None]).sum(-1)
     assert answers.record(range(8))["top_5_accuracy"] == (ranks < 5).mean()
     assert 0 < answers.accuracy < answers.record(range(8))["top_5_accuracy"] < 1
+    latency = answer.latency(jnp.asarray(weights))
+    assert latency["batch"] == min(batch_size, 64)
+    assert latency["images_per_second"] == pytest.approx(latency["batch"] / latency["seconds"])
+    np.testing.assert_array_equal(answer(jnp.asarray(weights)).confusion, want)  # as before
+
+
+def test_a_stream_is_answered_and_timed_like_images_in_memory():
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (6, 2, 2, 3)).astype(np.uint8)
+    labels = np.array([0, 1, 2, 0, 1, 2], np.int32)
+    valid = np.array([[True, True, True], [True, True, False]])
+    weights = jnp.asarray(rng.normal(size=(12, 3)), jnp.float32)
+
+    def batches():
+        yield from ((images[i : i + 3], labels[i : i + 3], valid[i // 3]) for i in (0, 3))
+
+    statistics = (0.5,) * 3, (0.3,) * 3
+    stream = evaluation.StreamedQuestions(
+        lambda weights, x: x.reshape(-1, 12) @ weights, batches, *statistics, 3
+    )
+    scores = ((images[:5] / 255 - 0.5) / 0.3).reshape(5, 12) @ np.asarray(weights)
+    want = np.zeros((3, 3), int)
+    np.add.at(want, (labels[:5], scores.argmax(-1)), 1)
+    np.testing.assert_array_equal(stream(weights).confusion, want)
+    latency = stream.latency(weights)
+    assert latency["batch"] == 3 and latency["seconds"] > 0
 
 
 def test_equal_scores_go_to_the_lower_index():
