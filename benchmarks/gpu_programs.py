@@ -39,8 +39,8 @@ from asap_jax.methods import STRATEGIES
 from asap_jax.networks import plans
 from asap_jax.networks.plans import PLANS
 from asap_jax.runs import trained
-from asap_jax.searching import planned_step, search_loop, search_step
-from asap_jax.searching.passes import Parts, Pass, in_turn
+from asap_jax.searching import planned_step, search_loop, search_step, stages
+from asap_jax.searching.passes import Pass, SplitState, in_turn
 from asap_jax.training import evaluation, train_loop, train_step
 from asap_jax.training.losses import cross_entropy
 
@@ -167,12 +167,12 @@ class Search(NamedTuple):
 
     config: Any
     dataset: Dataset
-    parts: search_loop.Parts
+    stage: stages.Stage
     state: search_step.SearchState
 
     @property
     def network(self):
-        return self.parts.network
+        return self.stage.network
 
 
 def searched(
@@ -203,9 +203,9 @@ def searched(
     dataset = dataset_of(50_000, min(32, size.side))
     nodes = size.nodes and size.nodes + bool(space)
     with mock.patch.dict(SPACES, {config.space: sized(config.space, nodes)}):
-        parts = search_loop.stages(config, dataset)[stage]
-    state = jax.eval_shape(lambda key: first_state(parts, dataset, key), a_key())
-    return Search(config, dataset, parts, state)
+        chosen = stages.sequence(config, dataset)[stage]
+    state = jax.eval_shape(lambda key: first_state(chosen, dataset, key), a_key())
+    return Search(config, dataset, chosen, state)
 
 
 def sized(name: str, nodes: int) -> SearchSpace:
@@ -215,9 +215,9 @@ def sized(name: str, nodes: int) -> SearchSpace:
     return dataclasses.replace(SPACES[name], nodes=nodes, edges=()) if nodes else SPACES[name]
 
 
-def first_state(parts, dataset, key):
+def first_state(stage, dataset, key):
     shape = dataset.preparation.shape
-    return search_step.init_state(parts.network, parts.strategy, parts.optimizers, key, shape)
+    return search_step.init_state(stage.network, stage.strategy, stage.optimizers, key, shape)
 
 
 def search(
@@ -237,10 +237,10 @@ def search(
         passes in one program.
     """
     found = searched(size, precision, **options)
-    parts, plan = found.parts, found.network.plan
+    stage, plan = found.stage, found.network.plan
     if live != "full":
-        plan = plans.Plan("unrolled", plans.freeze(masks_of(parts.space, live)))
-    step = parts.step(found.config)
+        plan = plans.Plan("unrolled", plans.freeze(masks_of(stage.space, live)))
+    step = stage.step(found.config)
     passes = planned_step.passes_by_plan(step, plan)[learns]
     chosen = [each for each in passes if part in (None, each.name)]
     changes = tuple(dict.fromkeys(name for each in chosen for name in each.changes))
@@ -248,9 +248,8 @@ def search(
     batch = integers(found.config.batch_size)
     turns = (2, 2) if step.takes_turns else (0, 1)
     over = jax.ShapeDtypeStruct((), bool)
-    parts = Parts.of(found.state, whole)
-    operands = (*parts, over, *on_device(found.dataset), batch, batch)
-    augmentation = search_loop.make_augmentation(found.config, found.dataset)
+    operands = (*SplitState.of(found.state, whole), over, *on_device(found.dataset), batch, batch)
+    augmentation = stages.make_augmentation(found.config, found.dataset)
     jitted = planned_step.jit_pass(whole, augmentation, found.config.precision)
     return Program(jitted, operands, turns)
 
@@ -263,7 +262,7 @@ def on_device(dataset):
 def search_state(size: Size, precision: str) -> Program:
     """The initial state of a search."""
     found = searched(size)
-    return Program(without_callback(partial(first_state, found.parts, found.dataset)), (a_key(),))
+    return Program(without_callback(partial(first_state, found.stage, found.dataset)), (a_key(),))
 
 
 def eigenvalue(size: Size, precision: str) -> Program:
@@ -271,11 +270,11 @@ def eigenvalue(size: Size, precision: str) -> Program:
     found = searched(size, precision, plan="unrolled")
     batch, count = found.config.batch_size, found.dataset.train_count
     function = search_loop._eigenvalue(
-        found.network, found.parts.strategy, found.dataset, batch, seed=0
+        found.network, found.stage.strategy, found.dataset, batch, seed=0
     )
     half = integers(count // 2)
-    held = search_loop._Images(*on_device(found.dataset), half, half)
-    return Program(jax.jit(function), (found.state, held), (2, 30))
+    halves = search_loop._Halves(*on_device(found.dataset), half, half)
+    return Program(jax.jit(function), (found.state, halves), (2, 30))
 
 
 def mixtures_of(strategy, state):
@@ -288,7 +287,7 @@ def accuracy(size: Size, precision: str, plan: str, by_batch: bool = False) -> P
     logits = search_loop._supernet_logits(found.network, by_batch)
     logits = precisions.computed_in(precision, logits)
     right = evaluation.right_answers(logits, found.dataset.mean, found.dataset.std)
-    mixtures = mixtures_of(found.parts.strategy, found.state)
+    mixtures = mixtures_of(found.stage.strategy, found.state)
     batch = min(found.config.eval_batch_size, found.dataset.train_count // 2)
     rest = integers(batch), of_shape(batch, dtype=bool)
     weights = (found.state.params, found.state.batch_stats, mixtures)
@@ -301,7 +300,7 @@ def mixtures(size: Size, precision: str) -> Program:
 
     def all_of_them(states):
         return {
-            name: search_loop._final_mixtures(each[name].parts.strategy, state)
+            name: search_loop._final_mixtures(each[name].stage.strategy, state)
             for name, state in states.items()
         }
 
@@ -444,7 +443,7 @@ def apply_supernet(size: Size, precision: str, plan: str) -> Program:
         return cross_entropy(logits, labels)
 
     state, shape = found.state, found.dataset.preparation.shape
-    mixtures = mixtures_of(found.parts.strategy, state)
+    mixtures = mixtures_of(found.stage.strategy, state)
     operands = (state.params, mixtures, state.batch_stats, of_shape(96, *shape), integers(96))
     return Program(jax.jit(jax.grad(loss, (0, 1), allow_int=True)), operands)
 

@@ -26,11 +26,11 @@ def real(options) -> dict:
     import asap_jax
     from asap_jax.configs import presets
     from asap_jax.host import compile_cache
-    from asap_jax.searching import search_loop
+    from asap_jax.searching import stages
 
     compile_cache.enable()
     config = presets.get_config(options.config)
-    space = search_loop.make_space(config.search)
+    space = stages.make_space(config.search)
     masks = {cell: np.ones(space.shape, int) for cell in space.cell_types}
     begun_with = {cell: mask.tolist() for cell, mask in masks.items()}
     epochs = []

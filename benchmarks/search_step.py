@@ -42,7 +42,7 @@ def ours(options):
     from asap_jax.networks import plans
     from asap_jax.networks.models import Supernet
     from asap_jax.networks.spaces import ASAP
-    from asap_jax.searching.passes import Parts, Pass, in_turn, of_programs, program
+    from asap_jax.searching.passes import Pass, SplitState, in_turn, of_programs, program
     from asap_jax.searching.search_step import Optimizers, SearchStep, init_state
     from asap_jax.training import optim
     from asap_jax.training.feed import Batch
@@ -77,7 +77,7 @@ def ours(options):
             donate_argnums=0,
             compiler_options=compiler_options(options),
         )
-        parted = Parts.of(state, each)
+        parted = SplitState.of(state, each)
         programs[each.name] = jitted, (*parted, np.bool_(False), *batches)
     took, compiled = build(programs)
     step_function = of_programs([(each, compiled[each.name]) for each in passes])

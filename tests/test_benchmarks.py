@@ -18,7 +18,7 @@ from tiny import flags, tiny
 
 from asap_jax import GENOTYPES, EvalNetwork
 from asap_jax.configs import command_line, presets
-from asap_jax.searching import search_loop
+from asap_jax.searching import stages
 
 BENCHMARKS = ROOT / "benchmarks"
 SMALL = ("--channels=4", "--cells=1", "--size=8", "--batch=4", "--repeats=2")
@@ -327,7 +327,7 @@ def test_each_ablation_is_a_config_of_its_own(monkeypatch, tmp_path):
         monkeypatch.setattr(sys, "argv", ["main", *map(command_line.packaged, arguments)])
         values(sys.argv)  # overridable keys are looked up there
         config = values.config
-        search_loop.make_strategy(config.search, search_loop.make_space(config.search), 4)
+        stages.make_strategy(config.search, stages.make_space(config.search), 4)
         seen[name] = config.to_json()
         assert config.train.channels == 4  # the options passed to each run
     assert len(set(seen.values())) == len(seen) == 12

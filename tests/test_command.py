@@ -24,7 +24,7 @@ from asap_jax.host import checkpoint, run_log, workdir
 from asap_jax.host.errors import UserError
 from asap_jax.report.cells import draw_cells
 from asap_jax.runs import inputs, job, resolve
-from asap_jax.searching import search_loop
+from asap_jax.searching import stages
 
 CONFIG = f"--config={ROOT / 'configs' / 'search.py'}"
 
@@ -427,7 +427,7 @@ def test_presets():
     paper = presets.get_config()
     assert (paper.search.channels, paper.search.cells, paper.search.epochs) == (16, 8, 50)
     assert paper.search.batch_size == 96
-    strategy = search_loop.make_strategy(paper.search, search_loop.make_space(paper.search), 260)
+    strategy = stages.make_strategy(paper.search, stages.make_space(paper.search), 260)
     readings = jax.device_get(strategy.readings(jnp.int32(49 * 260)))
     assert readings["temperature"] == pytest.approx(1.3 * 0.95**50, rel=1e-5)
     assert readings["threshold"] == pytest.approx(0.4 / 7, rel=1e-6)

@@ -32,7 +32,7 @@ from asap_jax.layers import ops
 from asap_jax.methods import METHODS
 from asap_jax.networks import spaces
 from asap_jax.runs import job, resolve, trained
-from asap_jax.searching import search_loop
+from asap_jax.searching import stages
 from asap_jax.training import evaluation, train_loop
 
 # (page, beginning of the block): why nothing of it is checked.
@@ -48,6 +48,7 @@ UNCHECKED = {
 UNPARSED = {
     "pip install --no-deps jax-cuda12-plugin==VERSION": "packages that are not ours",
     "mkdocs serve": "serves until it is stopped; .ci/run builds the site",
+    "tensorboard --logdir": "serves until it is stopped; tests/host reads its files",
 }
 # Code within a line that looks like an option, but stands for any, or is no option of ours.
 UNKNOWN_OPTIONS = {
@@ -59,7 +60,7 @@ UNKNOWN_OPTIONS = {
     "--": "of the tables in the block above it",
     "--xla_gpu_autotune_level=0": "XLA's",
 }
-PROGRAMS = ("python", "asap-jax", "pip", "pytest", "ruff", "mkdocs")
+PROGRAMS = ("python", "asap-jax", "pip", "pytest", "ruff", "mkdocs", "tensorboard")
 BLOCKS = snippets.blocks()
 
 
@@ -200,7 +201,9 @@ def test_options_and_keys_within_lines():
             elif name == "--mode":
                 assert value in (*job.MODES, ""), f"{snippet.place}: no mode {value}"
             elif option:
-                assert name in ("--workdir", "--data", "--split", "--config"), snippet.place
+                assert name in ("--workdir", "--data", "--split", "--config", "--dry_run"), (
+                    snippet.place
+                )
             elif re.fullmatch(r"(asap|asap_jax)(\.[A-Za-z_]\w*)+(\(.*\))?", word):
                 assert is_name(word.partition("(")[0]), f"{snippet.place}: no name {word}"
             else:
@@ -291,7 +294,7 @@ def folder(network, tmp_path_factory):
     picture.save(here / "new.png")
     for name in ("cat", "dog"):
         (here / "photographs" / name).mkdir(parents=True)
-        for i in range(40):
+        for i in range(64):
             picture.rotate(90 * i).save(here / "photographs" / name / f"{i}.png")
     cell = "|skip_connect~0|+|none~0|nor_conv_3x3~1|+|nor_conv_1x1~0|none~1|skip_connect~2|"
     (here / "nasbench201.csv").write_text(f"architecture,accuracy\n{cell},90.0\n")
@@ -303,10 +306,10 @@ def rehearsed(network, folder, monkeypatch):
     """Runs are checked in place of run, and give the network above."""
 
     def run(config, place, *, mode="", dataset=None, callbacks=None, quiet=False):
-        space = search_loop.make_space(config.search)
+        space = stages.make_space(config.search)
         config.check_memory = config.search.space not in BUILT_IN  # traces the operations
         done = resolve.resolve(config, place, mode, dataset)
-        search_loop.make_strategy(config.search, space, 4)
+        stages.make_strategy(config.search, space, 4)
         for each in filter(None, callbacks):
             each({"entropy": 0.5, "pruned": []})
         if place is not None:
@@ -322,7 +325,7 @@ def rehearsed(network, folder, monkeypatch):
         answers = evaluation.add_answers(
             evaluation.no_answers(classes), np.eye(classes), np.arange(classes)
         )
-        return train_loop.TrainOutcome(answers, config.epochs, 1.0, module, variables, "")
+        return train_loop.TrainOutcome(answers, config.epochs, 1.0, module, variables, "", {})
 
     monkeypatch.chdir(folder)
     monkeypatch.setattr(asap_jax.api.job, "run", run)

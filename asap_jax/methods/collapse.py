@@ -92,25 +92,25 @@ def warnings(genotype: Genotype, record: Mapping, back: int | None, final: bool)
       back: the current result of `points_back_to`.
       final: the search ends here; before that, most methods' mixtures are far from their cells.
     """
-    said = {}
+    texts = {}
     count = sum(len(node) for node in genotype.normal)
     skips = derive.skips(genotype)["normal"]
     if count and skips >= SKIP_SHARE * count:
-        said["skips"] = (
+        texts["skips"] = (
             f"{skips} of the {count} operations of the normal cell are skip connections, as in a "
             "search that collapsed: compare the trained cell with one of the strategy `random`"
         )
     if final and record.get("gap", 0) > GAP:
-        said["gap"] = (
+        texts["gap"] = (
             f"the derived cells alone, with the supernet's weights, fall "
             f"{100 * record['gap']:.0f} points short of the supernet: what was left out of them, "
             "other candidates or whole edges, carried much of its accuracy, which says little "
             "about theirs"
         )
     if back is not None:
-        said["eigenvalue"] = (
+        texts["eigenvalue"] = (
             f"the dominant eigenvalue of the alphas' Hessian grew by more than {GROWTH} within "
             f"{BACK} measurements (RobustDARTS would stop here, with the cells of epoch "
             f"{back + 1}): the solution sharpens, and may not survive derivation"
         )
-    return said
+    return texts

@@ -24,7 +24,7 @@ from asap_jax.host.errors import UserError
 from asap_jax.host.timing import duration
 from asap_jax.networks.spaces import SPACES
 from asap_jax.report import charts, pictures
-from asap_jax.searching.search_loop import make_space
+from asap_jax.searching.stages import make_space
 
 SAMPLES, MISTAKES = 24, 12
 _CELLS = {"normal": "Normal cell", "reduce": "Reduction cell"}

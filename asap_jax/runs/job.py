@@ -31,7 +31,7 @@ from asap_jax.report import page
 from asap_jax.report.cells import draw_cells
 from asap_jax.runs import trained
 from asap_jax.runs.resolve import Job, check_training_memory, resolve
-from asap_jax.searching import search_loop
+from asap_jax.searching import search_loop, stages
 from asap_jax.training import evaluation, train_loop
 
 LIBRARIES = ("asap_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -165,7 +165,7 @@ class _Run:
     @property
     def search_identity(self) -> dict:
         """Includes the space itself, since its name may mean another one in another program."""
-        space = search_loop.make_space(self.config.search)
+        space = stages.make_space(self.config.search)
         edges = [list(edge) for edge in space.edges]
         described = {"skeleton": space.skeleton, "edges": edges, "candidates": [*space.candidates]}
         return self.job.identity | {"space": described}

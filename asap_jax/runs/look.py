@@ -18,7 +18,7 @@ from asap_jax.networks.genotypes import Genotype
 from asap_jax.report import pictures
 from asap_jax.report.classes import draw_classes
 from asap_jax.runs.resolve import Job, check_search_memory, check_training_memory, resolve
-from asap_jax.searching import search_loop
+from asap_jax.searching import search_loop, stages
 from asap_jax.training import train_loop
 
 CLASSES, IMAGES = 10, 3  # drawn, and images of each
@@ -95,7 +95,7 @@ def look(
 
 def random_cells(config: ConfigDict) -> Genotype:
     """Cells with a random candidate on random edges, in place of those that a search finds."""
-    space, rng = search_loop.make_space(config.search), np.random.default_rng(config.seed)
+    space, rng = stages.make_space(config.search), np.random.default_rng(config.seed)
     weights = {cell: rng.random(space.shape) for cell in space.cell_types}
     masks = {cell: np.ones(space.shape, bool) for cell in space.cell_types}
     return derive.of_weights(weights, masks, space, derive.EDGES[config.search.edges])
@@ -126,7 +126,7 @@ def _of_data(job: Job) -> dict:
     groups = dataset.train.groups if streamed else dataset.train_groups
     halves = None
     if job.searches:
-        halves = [len(h) for h in search_loop.split(job.config.search, dataset, job.config.seed)]
+        halves = [len(h) for h in stages.split(job.config.search, dataset, job.config.seed)]
     return {
         "classes": classes,
         "image": list(dataset.preparation.shape),
@@ -141,10 +141,10 @@ def _of_data(job: Job) -> dict:
 def _steps(job: Job) -> dict:
     config, steps = job.config, {}
     if job.searches:
-        stages = search_loop.stages(config.search, job.dataset)
+        sequence = stages.sequence(config.search, job.dataset)
         steps["search"] = {
-            "epochs": sum(stage.epochs for stage in stages),
-            "steps_per_epoch": stages[0].steps,
+            "epochs": sum(stage.epochs for stage in sequence),
+            "steps_per_epoch": sequence[0].steps,
             "times": config.searches,
         }
     if job.searches and config.searches > 1:
@@ -165,7 +165,7 @@ def _steps(job: Job) -> dict:
 def _memory(job: Job, cells) -> dict[str, memory.Estimate]:
     needed = {}
     if job.searches:
-        needed["search"] = search_loop.estimate(job.config.search, job.dataset)
+        needed["search"] = stages.estimate(job.config.search, job.dataset)
     if job.trains:
         needed["train"] = train_loop.estimate(job.config.train, cells, job.dataset)
     return needed
@@ -246,7 +246,7 @@ def _time(job: Job, cells, log) -> tuple[dict, list[tuple[str, str]]]:
         compiling += sum(trial.compiling for trial in trials)
         seconds["search"] = config.searches * sum(trial.seconds for trial in trials)
         step = ", then ".join(map(_step_told, trials))
-        prunes = search_loop.build(config.search, job.dataset).strategy.prune
+        prunes = stages.build(config.search, job.dataset).strategy.prune
         bound = prunes is not Strategy._field_defaults["prune"]
         why = "; less, since candidates leave on the way" if bound else ""
         told = f"{'at most' if bound else 'about'} {duration(seconds['search'])}"
@@ -299,7 +299,7 @@ def _draw(job: Job) -> str | None:
     images, labels = images[kept], labels[kept]
     blocks = {"as they are": images}
     titles = {"search": "in the search", "train": "in the training"}
-    makers = {"search": search_loop.make_augmentation, "train": train_loop.make_augmentation}
+    makers = {"search": stages.make_augmentation, "train": train_loop.make_augmentation}
     for number, (part, wanted) in enumerate((("search", job.searches), ("train", job.trains))):
         if wanted:
             augmentation = makers[part](config[part], dataset)

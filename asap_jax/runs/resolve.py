@@ -21,7 +21,7 @@ from asap_jax.host.errors import UserError
 from asap_jax.networks.genotypes import Genotype
 from asap_jax.runs import trained
 from asap_jax.runs.inputs import check_size, find_genotype, load_data
-from asap_jax.searching import search_loop
+from asap_jax.searching import stages
 from asap_jax.training import train_loop
 
 
@@ -120,7 +120,7 @@ def resolve(config: ConfigDict, folder: str | Path | None, mode: str = "", datas
         config, dataset = _in_batches_that_there_are(config, dataset)
     _check_data(config, dataset, mode, genotype)
     if config.check_memory and mode != "train":
-        check_search_memory(search_loop.estimate(config.search, dataset))
+        check_search_memory(stages.estimate(config.search, dataset))
     if config.check_memory and genotype is not None:
         check_training_memory(train_loop.estimate(config.train, genotype, dataset))
     described, weights = json.loads(config.to_json()), None
@@ -230,13 +230,13 @@ def _check_data(config, dataset, mode, given) -> None:
     """Raises UserError if a stage of the run cannot use the data."""
     check_size(config, dataset, mode)
     if mode != "train":
-        search_loop.check(config.search, dataset)
+        stages.check(config.search, dataset)
     if mode != "search":
         train_loop.check(config.train, dataset)
     if given is not None:
         train_loop.check_cells(config.train, given.skeleton)
     elif not mode or config.searches > 1:
-        train_loop.check_cells(config.train, search_loop.make_space(config.search).skeleton)
+        train_loop.check_cells(config.train, stages.make_space(config.search).skeleton)
     if mode != "train" and config.searches > 1:
         half = len(dataset.train_labels) // 2
         if config.train.batch_size > half:

@@ -38,7 +38,7 @@ def in_turn(passes) -> Callable[..., tuple[Any, dict]]:
     return step
 
 
-class Parts(NamedTuple):
+class SplitState(NamedTuple):
     """A state split for a pass: the fields that it changes, which are donated, and the rest.
 
     changing: {field: value}.
@@ -49,7 +49,7 @@ class Parts(NamedTuple):
     resting: Any
 
     @classmethod
-    def of(cls, state, each: Pass) -> "Parts":
+    def of(cls, state, each: Pass) -> "SplitState":
         changing = {name: getattr(state, name) for name in each.changes}
         return cls(changing, state.replace(**dict.fromkeys(each.changes)))
 
@@ -59,7 +59,7 @@ class Parts(NamedTuple):
 
 
 def program(each: Pass) -> Callable:
-    """A pass as a program: (*Parts, over, *operands) -> ({field: value} changed, metrics).
+    """A pass as a program: (*SplitState, over, *operands) -> ({field: value} changed, metrics).
 
     It returns only what it changes, since a program copies whatever it passes through. Where the
     bool scalar `over` is true, the state stays unchanged: a finished search may run one more step
@@ -67,7 +67,7 @@ def program(each: Pass) -> Callable:
     """
 
     def run(changing, resting, over, *operands):
-        after, metrics = each.run(Parts(changing, resting).state, *operands)
+        after, metrics = each.run(SplitState(changing, resting).state, *operands)
         changed = {name: getattr(after, name) for name in changing}
         return jax.tree.map(lambda new, old: jnp.where(over, old, new), changed, changing), metrics
 
@@ -79,9 +79,9 @@ def of_programs(passes) -> Callable[..., tuple[Any, dict]]:
 
     def whole(each, run):
         def after(state, *operands):
-            parts = Parts.of(state, each)
+            parts = SplitState.of(state, each)
             changed, metrics = run(*parts, *operands)
-            return Parts(changed, parts.resting).state, metrics
+            return SplitState(changed, parts.resting).state, metrics
 
         return each._replace(run=after)
 

@@ -15,7 +15,7 @@ from asap_jax.host import compile_cache, precisions
 from asap_jax.host.compiling import Compiler, shapes_of
 from asap_jax.networks import plans
 from asap_jax.searching import prunings
-from asap_jax.searching.passes import Parts, Pass, in_turn, of_programs, program
+from asap_jax.searching.passes import Pass, SplitState, in_turn, of_programs, program
 from asap_jax.searching.search_step import SearchState, SearchStep, step_keys
 from asap_jax.training import feed
 
@@ -115,7 +115,7 @@ class PlannedStep:
         return {
             name: self._compiler.submit(
                 jit_pass(each, self._augmentation, self._precision),
-                *Parts.of(state, each),
+                *SplitState.of(state, each),
                 *operands,
             )
             for name, each in wanted.items()

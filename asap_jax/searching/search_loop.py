@@ -1,6 +1,5 @@
 """The host side of a search: data, accuracy, derivation; the math is in `search_step`."""
 
-import dataclasses
 import math
 from functools import partial
 from typing import NamedTuple
@@ -10,25 +9,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from asap_jax import data
-from asap_jax.data.augment import Augmentation, normalise
-from asap_jax.host import errors, loop, memory, precisions, timing
+from asap_jax.data.augment import normalise
+from asap_jax.host import loop, precisions, timing
 from asap_jax.host.compiling import Compiler
-from asap_jax.host.errors import UserError
 from asap_jax.layers.ops import Context
-from asap_jax.methods import STRATEGIES, Strategy, collapse, derive, schedules
+from asap_jax.methods import collapse, derive
 from asap_jax.methods.derive import EDGES
-from asap_jax.networks import plans
 from asap_jax.networks.genotypes import Genotype
 from asap_jax.networks.mixture import one_hot_mixture
-from asap_jax.networks.models import STAGES, Supernet
-from asap_jax.networks.nasbench201 import NASBench201
-from asap_jax.networks.spaces import SPACES, SearchSpace
-from asap_jax.searching import costs, prunings
+from asap_jax.searching import prunings, stages
 from asap_jax.searching.planned_step import PlannedStep
-from asap_jax.searching.search_step import Optimizers, SearchStep, init_state, step_keys
-from asap_jax.training import optim
+from asap_jax.searching.search_step import init_state, step_keys
 from asap_jax.training.evaluation import Accuracy
-from asap_jax.training.feed import Batch
 from asap_jax.training.losses import cross_entropy
 
 
@@ -56,198 +48,6 @@ class SearchOutcome(NamedTuple):
     benchmark: dict[str, float]
 
 
-def make_space(config) -> SearchSpace:
-    """The named space, with the config's own list of candidates if there is one."""
-    space = SPACES[config.space]
-    if config.candidates:
-        with errors.of("config.search.candidates"):
-            space = dataclasses.replace(space, candidates=tuple(config.candidates))
-    return space
-
-
-def make_strategy(config, space: SearchSpace, steps_per_epoch: int) -> Strategy:
-    """The configured strategy; raises UserError for options it cannot use."""
-    options = config.strategy.to_dict()
-    name = options.pop("name")
-    try:
-        with errors.of("config.search.strategy"):
-            return STRATEGIES[name](space, config.epochs, steps_per_epoch, **options)
-    except TypeError as error:  # options of another strategy
-        raise UserError(
-            f"config.search.strategy: {error}; to change the strategy name it in the preset, as in "
-            f"--config=search:digits,{name}"
-        ) from error
-
-
-def _constraint(config, network: Supernet, image_shape) -> costs.Constraint | None:
-    """The configured constraint on the expected cost, or None if its weight is 0."""
-    if not config.cost_weight:
-        return None
-    return costs.Constraint(config.cost_weight, costs.expected_log_cost(network, image_shape))
-
-
-def check(config, dataset: data.Dataset) -> None:
-    """Raises UserError if data, space and strategy do not fit together."""
-    half = len(dataset.train_labels) // 2
-    if config.batch_size > half:
-        raise UserError(
-            f"config.search.batch_size is {config.batch_size}, but each half of the "
-            f"{len(dataset.train_labels)} training images holds only {half}: choose a batch size "
-            f"of at most {half}"
-        )
-    for stage in stages(config, dataset):
-        network = stage.network
-        if config.drop_path and _drops_skips(stage.strategy):
-            raise UserError(
-                f"config.search.drop_path is {config.drop_path}, but the strategy "
-                f"{config.strategy.name} has dropout of its own "
-                "(config.search.strategy.skip_dropout): set drop_path to 0"
-            )
-        if config.early_stop and stage.strategy.distribution is None:
-            raise UserError(
-                f"config.search.early_stop is True, but the strategy {config.strategy.name} has no "
-                "distribution whose eigenvalue could tell when to stop: set it to False"
-            )
-        if config.cost_weight and not stage.strategy.updates.has_alphas:
-            raise UserError(
-                f"config.search.cost_weight is {config.cost_weight}, but the strategy "
-                f"{config.strategy.name} has no alphas that could learn from a cost: set it to 0"
-            )
-        if network.channels % network.partial_channels:
-            raise UserError(
-                f"config.search.channels is {network.channels}, which config.search.strategy."
-                f"partial_channels={network.partial_channels} does not divide: choose a multiple"
-            )
-        if stage.space.skeleton == "nasbench201" and network.cells % STAGES:
-            raise UserError(
-                f"the supernet has {network.cells} cells (config.search.cells={config.cells}"
-                f"{', and of the strategy extra_cells' * (network.cells > config.cells)}), but the "
-                f"space {config.space!r} stacks them in {STAGES} stages: choose a multiple of that"
-            )
-    if config.benchmark:
-        _benchmark(config)
-
-
-def _drops_skips(strategy: Strategy) -> bool:
-    """Whether the strategy's mixtures drop the values of identities, as P-DARTS' do."""
-    key = jax.random.key(0)
-    mixtures = jax.eval_shape(lambda: strategy.mixture(strategy.init(key), jnp.int32(0), key))
-    return any(mixture.skip_dropout is not None for mixture in mixtures.values())
-
-
-def _benchmark(config) -> NASBench201 | None:
-    """The table that `config.benchmark` names, or None."""
-    if not config.benchmark:
-        return None
-    if make_space(config).skeleton != "nasbench201":
-        raise UserError(
-            f"config.search.benchmark={config.benchmark} knows the cells of the space nasbench201, "
-            f"and the search goes through {config.space!r}: leave one of them out"
-        )
-    with errors.of("config.search.benchmark"):
-        return NASBench201(config.benchmark)
-
-
-class Parts(NamedTuple):
-    """The components of a search, or of a stage of it, before it has a state.
-
-    epochs, steps: number of epochs, and of steps per epoch.
-    constraint: on the cells' expected cost, or None.
-    """
-
-    space: SearchSpace
-    strategy: Strategy
-    network: Supernet
-    optimizers: Optimizers
-    epochs: int
-    steps: int
-    constraint: costs.Constraint | None
-
-    def step(self, config, class_weights=None) -> SearchStep:
-        """Builds the search step from `config` (the `search` part)."""
-        return SearchStep(
-            self.network,
-            self.strategy,
-            self.optimizers,
-            class_weights=class_weights,
-            dtype=precisions.map_dtype(config.precision),
-            constraint=self.constraint,
-            drop_path=config.drop_path,
-        )
-
-
-def build(config, dataset: data.Dataset, strategy: Strategy | None = None) -> Parts:
-    """Builds the parts of the search, or of the stage that `strategy` belongs to."""
-    images = len(dataset.train_labels)
-    steps = (images - images // 2) // config.batch_size
-    space = make_space(config)
-    given = strategy
-    strategy = given or make_strategy(config, space, steps)
-    if strategy.updates.joint:  # one loss trains everything, so no half is held back
-        steps = images // config.batch_size
-        strategy = given or make_strategy(config, space, steps)
-    epochs, omega = strategy.epochs or config.epochs, config.omega
-    rate = schedules.cosine_by_epoch(omega.learning_rate, omega.final_learning_rate, epochs, steps)
-    network = Supernet(
-        space,
-        len(dataset.class_names),
-        config.channels,
-        config.cells + strategy.extra_cells,
-        strategy.partial_channels,
-        plans.Plan(plans.choose(config.plan)),
-    )
-    return Parts(
-        space,
-        strategy,
-        network,
-        Optimizers(
-            optim.sgd(rate, omega.momentum, omega.weight_decay, omega.clip, omega.nesterov),
-            strategy.alpha_optimizer or optim.adam(**config.alpha),
-            optim.virtual_sgd(rate, omega.momentum, omega.weight_decay),
-        ),
-        epochs,
-        steps,
-        _constraint(config, network, dataset.preparation.shape),
-    )
-
-
-def make_augmentation(config, dataset: data.Dataset) -> Augmentation:
-    """The augmentation of a search's training images."""
-    options = config.augmentation
-    return Augmentation(dataset.mean, dataset.std, options.pad, options.flip)
-
-
-def stages(config, dataset: data.Dataset) -> list[Parts]:
-    """The parts of every stage, each as if the previous one had learned nothing."""
-    found = [build(config, dataset)]
-    while (strategy := found[-1].strategy).next_stage is not None:
-        arch = strategy.init(jax.random.key(0))
-        found.append(build(config, dataset, strategy.next_stage(arch)))
-    return found
-
-
-def estimate(config, dataset: data.Dataset) -> memory.Estimate:
-    """Estimates the memory of a search step, the largest over all stages."""
-    estimates = [_stage_estimate(config, dataset, parts) for parts in stages(config, dataset)]
-    return max(estimates, key=lambda estimate: estimate.total)
-
-
-def _stage_estimate(config, dataset, parts) -> memory.Estimate:
-    shape, key, step = dataset.preparation.shape, jax.random.key(0), parts.step(config)
-    state = jax.eval_shape(
-        lambda: init_state(parts.network, parts.strategy, parts.optimizers, key, shape)
-    )
-    begun = state.replace(step=jnp.int32(0), arch=parts.strategy.init(key))
-
-    def loss(params):
-        images = jnp.zeros((config.batch_size, *shape))
-        batch = Batch(images, jnp.zeros(len(images), jnp.int32))
-        stats = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), state.batch_stats)
-        return step.loss(begun)(params, begun.arch.alphas, stats, batch, key)[0]
-
-    return memory.estimate(loss, state.params, state, dataset.train_images.nbytes)
-
-
 def search(
     config,
     dataset: data.Dataset,
@@ -270,21 +70,22 @@ def search(
       class_weights: [classes], weights of both losses, or None.
     """
     watch = loop.Stopwatch()
-    held = _hold(dataset, *split(config, dataset, seed), seed)
+    halves = _halves_on_device(dataset, *stages.split(config, dataset, seed), seed)
     strategy, epochs, seconds, number, warned = None, 0, 0.0, 0, []
-    total = len(stages(config, dataset))
+    total = len(stages.sequence(config, dataset))
     while True:
-        parts = build(config, dataset, strategy)
-        stage = _Stage(config, dataset, parts, held, seed, session, warned)
-        state, progress = stage.run(
+        running = _StageRun(
+            config, dataset, stages.build(config, dataset, strategy), halves, seed, session, warned
+        )
+        state, progress = running.run(
             number, total, epochs, index, identity or {}, class_weights, watch
         )
         warned = progress.history.get("warned", warned)
         epochs, seconds = epochs + progress.epoch, seconds + progress.seconds
-        if stage.strategy.next_stage is None or progress.ended == "stopped":
+        if running.strategy.next_stage is None or progress.ended == "stopped":
             break
-        strategy, number = stage.strategy.next_stage(state.arch), number + 1
-    derived, gaps = stage.end(state, progress)
+        strategy, number = running.strategy.next_stage(state.arch), number + 1
+    derived, gaps = running.end(state, progress)
     return SearchOutcome(
         derived[config.edges],
         gaps,
@@ -292,24 +93,8 @@ def search(
         seconds + watch.seconds,
         int(sum(mask.sum() for mask in state.arch.masks.values())),
         progress.ended,
-        stage.benchmark.get(derived[config.edges], {}) if stage.benchmark else {},
+        running.benchmark.get(derived[config.edges], {}) if running.benchmark else {},
     )
-
-
-def split(config, dataset: data.Dataset, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of the omega half and of the alpha half of the training images.
-
-    Raises:
-      UserError: a half is smaller than a batch.
-    """
-    omega_half, alpha_half = data.halves(dataset.train_labels, seed, dataset.train_groups)
-    if config.batch_size > min(len(omega_half), len(alpha_half)):
-        raise UserError(
-            f"config.search.batch_size is {config.batch_size}, but the groups of config.data.group "
-            f"split the training images into {len(omega_half)} and {len(alpha_half)}: choose a "
-            "batch size of at most the smaller, or smaller groups"
-        )
-    return omega_half, alpha_half
 
 
 class Trial(NamedTuple):
@@ -337,21 +122,21 @@ def try_steps(
     config, dataset: data.Dataset, seed: int, session: loop.Session, class_weights=None
 ) -> list[Trial]:
     """Compiles the programs of a search as `search` does, and times a few steps of each stage."""
-    held = _hold(dataset, *split(config, dataset, seed), seed)
+    halves = _halves_on_device(dataset, *stages.split(config, dataset, seed), seed)
     return [
-        _Stage(config, dataset, parts, held, seed, session, []).try_steps(class_weights)
-        for parts in stages(config, dataset)
+        _StageRun(config, dataset, stage, halves, seed, session, []).try_steps(class_weights)
+        for stage in stages.sequence(config, dataset)
     ]
 
 
-def _hold(dataset, omega_half, alpha_half, seed) -> "_Images":
+def _halves_on_device(dataset, omega_half, alpha_half, seed) -> "_Halves":
     # Shuffled for measurement, since sources return their images class by class.
     shuffled = np.random.default_rng([seed, 3]).permutation(alpha_half)
     images, labels = jnp.asarray(dataset.train_images), jnp.asarray(dataset.train_labels)
-    return _Images(images, labels, omega_half, shuffled)
+    return _Halves(images, labels, omega_half, shuffled)
 
 
-class _Images(NamedTuple):
+class _Halves(NamedTuple):
     """The training images on the device, and which of them train what.
 
     omega, alpha: indices of the halves; alpha is shuffled. Where one loss trains both, omega holds
@@ -364,27 +149,27 @@ class _Images(NamedTuple):
     alpha: np.ndarray
 
 
-class _Stage:
-    """A search, or one stage of it: its parts, and the functions that the host calls."""
+class _StageRun:
+    """A stage in progress: its parts, and the functions that the host calls."""
 
-    def __init__(self, config, dataset, parts, held, seed, session, warned):
-        if parts.strategy.updates.joint:
-            held = held._replace(omega=np.arange(len(dataset.train_labels)))
-        self.config, self.dataset, self.held, self.seed = config, dataset, held, seed
-        self.space, self.strategy = parts.space, parts.strategy
-        self.network, self.optimizers = parts.network, parts.optimizers
-        self.epochs, self.steps, self.parts = parts.epochs, parts.steps, parts
-        self.session, self.benchmark, self.warned = session, _benchmark(config), warned
+    def __init__(self, config, dataset, stage, halves, seed, session, warned):
+        if stage.strategy.updates.joint:
+            halves = halves._replace(omega=np.arange(len(dataset.train_labels)))
+        self.config, self.dataset, self.halves, self.seed = config, dataset, halves, seed
+        self.space, self.strategy = stage.space, stage.strategy
+        self.network, self.optimizers = stage.network, stage.optimizers
+        self.epochs, self.steps, self.stage = stage.epochs, stage.steps, stage
+        self.session, self.benchmark, self.warned = session, stages.benchmark_table(config), warned
         # Under the stage's own plan for all candidates: one compilation serves every mask.
         self.accuracy, self.accuracy_by_batch = (
             Accuracy(
                 precisions.computed_in(config.precision, _supernet_logits(self.network, by_batch)),
-                held.images,
-                held.labels,
+                halves.images,
+                halves.labels,
                 dataset.mean,
                 dataset.std,
                 config.eval_batch_size,
-                held.alpha,
+                halves.alpha,
             )
             for by_batch in (False, True)
         )
@@ -397,7 +182,7 @@ class _Stage:
 
         The loop keeps its own time; the stopwatch `watch` is paused meanwhile.
         """
-        config, held = self.config, self.held
+        config, halves = self.config, self.halves
         key = jax.random.key(self.seed)
         key = jax.random.fold_in(key, number) if number else key
         shape = self.dataset.preparation.shape
@@ -408,8 +193,8 @@ class _Stage:
 
         def order(epoch):
             size, epoch = config.batch_size, before + epoch
-            omega_order = data.epoch_order(held.omega, size, (self.seed, 0), epoch)
-            alpha_order = data.epoch_order(held.alpha, size, (self.seed, 1), epoch)
+            omega_order = data.epoch_order(halves.omega, size, (self.seed, 0), epoch)
+            alpha_order = data.epoch_order(halves.alpha, size, (self.seed, 1), epoch)
             # The halves differ in size, by one image without groups: the shorter one wraps around.
             # (Where one loss trains everything, the alpha batches are not used.)
             return [
@@ -455,7 +240,7 @@ class _Stage:
         shape, size = self.dataset.preparation.shape, self.config.batch_size
         state = init_state(self.network, self.strategy, self.optimizers, key, shape)
         planned = self.planned_step(class_weights, compiler)
-        batches = self.held.omega[:size], self.held.alpha[:size]
+        batches = self.halves.omega[:size], self.halves.alpha[:size]
         try:
             planned.follow(loop.Progress())
             planned.prepare(state)
@@ -479,7 +264,7 @@ class _Stage:
 
     def _measuring(self, state) -> float:
         """Seconds of measuring the accuracies after an epoch, extrapolated from a batch of each."""
-        size, images = self.config.eval_batch_size, len(self.held.alpha)
+        size, images = self.config.eval_batch_size, len(self.halves.alpha)
         arguments = state.params, state.batch_stats, _final_mixtures(self.strategy, state)
         batches = [(self.accuracy, -(-images // size))]
         if self.watched:  # of the supernet and of the derived cells
@@ -495,10 +280,10 @@ class _Stage:
         """Builds the step of this stage, on its images."""
         config = self.config
         return PlannedStep(
-            self.parts.step(config, class_weights),
-            make_augmentation(config, self.dataset),
-            self.held.images,
-            self.held.labels,
+            self.stage.step(config, class_weights),
+            stages.make_augmentation(config, self.dataset),
+            self.halves.images,
+            self.halves.labels,
             batch_size=config.batch_size,
             epochs=self.epochs,
             steps_per_epoch=self.steps,
@@ -539,22 +324,22 @@ class _Stage:
             record["gap"] = record["supernet_accuracy"] - record["derived_accuracy"]
         history, back = progress.history, None
         if self._measures(state, progress):
-            record["eigenvalue"] = float(self.eigenvalue(state, self.held))
+            record["eigenvalue"] = float(self.eigenvalue(state, self.halves))
             back = self._note_eigenvalue(state, progress, record["eigenvalue"])
         if (name := genotype.architecture_string()) is not None:
             record["architecture"] = name
-        said = {}
+        texts = {}
         if self.strategy.learns(state.step - 1):  # before that, the cells mean nothing
             ends = progress.ended or progress.epoch + 1 == self.epochs
             final = ends and self.strategy.next_stage is None
-            said = collapse.warnings(genotype, record, back, final)
+            texts = collapse.warnings(genotype, record, back, final)
             if back is not None and self.config.early_stop and not ends:
                 progress.ended, history["returned"] = "stopped", [back]
         if self.benchmark is not None and name is not None:
             record["benchmark"] = self.benchmark.get(name, {})
             if name not in self.benchmark:
-                said["benchmark"] = f"the cell {name} is not in {self.benchmark.path}"
-        for sign, words in said.items():
+                texts["benchmark"] = f"the cell {name} is not in {self.benchmark.path}"
+        for sign, words in texts.items():
             if sign not in history.setdefault("warned", list(self.warned)):
                 history["warned"].append(sign)
                 self.session.log.warn(words)
@@ -657,15 +442,15 @@ def _supernet_logits(network, by_batch):
 
 
 def _eigenvalue(network, strategy, dataset, batch_size, seed):
-    """Builds eigenvalue(state, held): the dominant eigenvalue of the alphas' Hessian.
+    """Builds eigenvalue(state, halves): the dominant eigenvalue of the alphas' Hessian.
 
     Measured on the first alpha batch, for the loss under the method's distribution: with a sampled
     mixture, the eigenvalue would be as random as the sample.
     """
 
-    def eigenvalue(state, held):
-        rows = held.alpha[:batch_size]
-        images = normalise(held.images[rows], dataset.mean, dataset.std)
+    def eigenvalue(state, halves):
+        rows = halves.alpha[:batch_size]
+        images = normalise(halves.images[rows], dataset.mean, dataset.std)
         last, key = state.step - 1, jax.random.key(seed)
 
         def loss(alphas):
@@ -676,7 +461,7 @@ def _eigenvalue(network, strategy, dataset, batch_size, seed):
             logits, _ = network.apply(
                 variables, images, _at_rest(mixtures), context, mutable=["batch_stats"]
             )
-            return cross_entropy(logits, held.labels[rows])
+            return cross_entropy(logits, halves.labels[rows])
 
         return collapse.dominant_eigenvalue(loss, state.arch.alphas, key)[0]
 

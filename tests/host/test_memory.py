@@ -9,7 +9,7 @@ from asap_jax import GENOTYPES, data
 from asap_jax.host import memory
 from asap_jax.host.errors import UserError
 from asap_jax.runs import inputs, job
-from asap_jax.searching import search_loop
+from asap_jax.searching import stages
 from asap_jax.searching.search_step import init_state, make_search_step
 from asap_jax.training import train_loop
 from asap_jax.training.feed import Batch
@@ -55,9 +55,9 @@ def test_training_estimate_is_near_the_compilers(dataset):
 
 def test_search_estimate_is_near_the_compilers(dataset):
     config = tiny().search
-    needed = search_loop.estimate(config, dataset)
-    parts, shape = search_loop.build(config, dataset), dataset.preparation.shape
-    strategy, network, optimizers = parts.strategy, parts.network, parts.optimizers
+    needed = stages.estimate(config, dataset)
+    stage, shape = stages.build(config, dataset), dataset.preparation.shape
+    strategy, network, optimizers = stage.strategy, stage.network, stage.optimizers
     state = jax.eval_shape(
         lambda: init_state(network, strategy, optimizers, jax.random.key(0), shape)
     )

@@ -119,7 +119,7 @@ def test_a_search_stops_at_the_sign_with_the_cells_it_points_back_to(monkeypatch
     values = iter([1.0] * 6 + [1.4] * 20)
     told = lambda *parts: lambda state, held: jnp.float32(0)  # noqa: E731
     monkeypatch.setattr(search_loop, "_eigenvalue", told)
-    note = search_loop._Stage._note_eigenvalue
+    note = search_loop._StageRun._note_eigenvalue
     cells = []
 
     def by_hand(stage, state, progress, value):
@@ -127,7 +127,7 @@ def test_a_search_stops_at_the_sign_with_the_cells_it_points_back_to(monkeypatch
         cells.append((progress.epoch, progress.history["eigenvalue_cells"][-1]))
         return back
 
-    monkeypatch.setattr(search_loop._Stage, "_note_eigenvalue", by_hand)
+    monkeypatch.setattr(search_loop._StageRun, "_note_eigenvalue", by_hand)
     seen = []
     found = asap_jax.search(config, on_epoch=seen.append)
     grace = sum("eigenvalue" not in record for record in seen)

@@ -13,7 +13,7 @@ from asap_jax.methods.relaxation import gumbel_softmax
 from asap_jax.networks.mixture import one_hot_mixture
 from asap_jax.networks.spaces import ASAP, DARTS, NASBENCH201
 from asap_jax.runs import inputs
-from asap_jax.searching import search_loop
+from asap_jax.searching import stages
 from asap_jax.training import optim
 
 SPACE = SearchSpace(("dil_conv_3x3", "max_pool_3x3", "skip_connect"), nodes=2)
@@ -148,12 +148,12 @@ def test_snas_learns_from_all_training_images():
     """12 batches of 30 cover the 360 images; ASAP's half has 6."""
     config = presets.get_config("tiny,snas")
     dataset = inputs.load_data(config)
-    parts = search_loop.build(config.search, dataset)
-    assert parts.steps == 12
+    stage = stages.build(config.search, dataset)
+    assert stage.steps == 12
     # The temperature follows these epochs.
-    readings = [parts.strategy.readings(jnp.int32(step))["temperature"] for step in (0, 11, 12)]
+    readings = [stage.strategy.readings(jnp.int32(step))["temperature"] for step in (0, 11, 12)]
     assert readings[0] == readings[1] > readings[2]
-    assert search_loop.build(presets.get_config("tiny").search, dataset).steps == 6
+    assert stages.build(presets.get_config("tiny").search, dataset).steps == 6
 
 
 def test_snas_keeps_all_edges_but_those_that_choose_none():

@@ -17,7 +17,7 @@ from asap_jax.host.errors import UserError
 from asap_jax.host.workdir import claim
 from asap_jax.report import charts, comparison, page, pictures
 from asap_jax.report.cells import draw_cells
-from asap_jax.searching.search_loop import make_space
+from asap_jax.searching.stages import make_space
 
 VOID = {"meta", "link", "img", "br"}
 CONFIG = presets.get_config("tiny")

@@ -15,7 +15,7 @@ from asap_jax.configs import presets
 from asap_jax.host import timing, workdir
 from asap_jax.host.errors import UserError
 from asap_jax.runs import look as looking
-from asap_jax.searching import search_loop
+from asap_jax.searching import search_loop, stages
 from asap_jax.training import train_loop
 
 
@@ -30,7 +30,7 @@ def test_what_is_told_is_what_a_run_does(tmp_path, capsys):
     assert told["halves"] == [TRAIN // 2, TRAIN // 2]
     assert told["steps"]["search"] == {"epochs": 8, "steps_per_epoch": 4, "times": 1}
     assert told["steps"]["train"] == {"epochs": 2, "steps_per_epoch": 4, "times": 1}
-    assert told["memory"]["search"] == search_loop.estimate(config.search, dataset)._asdict()
+    assert told["memory"]["search"] == stages.estimate(config.search, dataset)._asdict()
     assert told["groups"] is None and told["seconds"] == {}
     printed = capsys.readouterr().out
     for words in ("8 epochs of 4 steps, 32 in all", "8x8, grey", "balance", "random cells"):
@@ -93,13 +93,13 @@ def test_steps_without_learning_alphas_are_timed_apart(monkeypatch):
         config.search, {"strategy": {"name": "pc_darts", "partial_channels": 2, "grace": 0.5}}
     )
     dataset = data.load("digits", train_examples=TRAIN, test_examples=TEST)
-    parts = search_loop.build(config.search, dataset)
-    learns = np.array([bool(parts.strategy.learns(step)) for step in range(8 * 4)])
+    stage = stages.build(config.search, dataset)
+    learns = np.array([bool(stage.strategy.learns(step)) for step in range(8 * 4)])
     assert 0 < learns.sum() < len(learns)
     from asap_jax.searching.planned_step import PlannedStep
 
     planned = PlannedStep(
-        parts.step(config.search), None, None, None, batch_size=20, epochs=8, steps_per_epoch=4,
+        stage.step(config.search), None, None, None, batch_size=20, epochs=8, steps_per_epoch=4,
         precision="auto", compiler=None, say=print,
     )  # fmt: skip
     assert planned.kinds() == {

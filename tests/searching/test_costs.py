@@ -12,7 +12,7 @@ from asap_jax.host.errors import UserError
 from asap_jax.networks.mixture import Dropout, Mixture
 from asap_jax.networks.spaces import DARTS, NASBENCH201
 from asap_jax.runs import inputs
-from asap_jax.searching import costs, search_loop
+from asap_jax.searching import costs, stages
 from asap_jax.searching.search_step import Optimizers, init_state, make_search_step, step_keys
 from asap_jax.training import optim
 from asap_jax.training.feed import Batch
@@ -153,4 +153,4 @@ def test_what_a_method_has_no_use_for_is_refused(name, key, value, message):
     config = presets.get_config(f"tiny,{name}")
     config.search[key] = value
     with pytest.raises(UserError, match=message):
-        search_loop.check(config.search, inputs.load_data(config))
+        stages.check(config.search, inputs.load_data(config))

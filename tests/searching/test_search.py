@@ -18,7 +18,7 @@ from asap_jax.methods import derive
 from asap_jax.methods.relaxation import masked_softmax
 from asap_jax.networks.mixture import one_hot_mixture
 from asap_jax.networks.models import live_parameters
-from asap_jax.searching.passes import Parts, of_programs, program
+from asap_jax.searching.passes import SplitState, of_programs, program
 from asap_jax.searching.search_step import (
     Optimizers,
     SearchStep,
@@ -281,8 +281,8 @@ def test_passes_as_programs_are_the_step_and_change_nothing_once_it_is_over():
     assert [each.name for each in passes] == ["omega", "alpha", "close"]
     programs = [(each, jax.jit(program(each))) for each in passes]
     for each, run in programs:
-        changed, _ = run(*Parts.of(state, each), np.bool_(True), *BATCHES[:2])
-        jax.tree.map(np.testing.assert_array_equal, changed, Parts.of(state, each).changing)
+        changed, _ = run(*SplitState.of(state, each), np.bool_(True), *BATCHES[:2])
+        jax.tree.map(np.testing.assert_array_equal, changed, SplitState.of(state, each).changing)
     got, metrics = of_programs(programs)(state, np.bool_(False), *BATCHES[:2])
     want, expected = jax.jit(make_search_step(NETWORK, strategy, OPTIMIZERS))(state, *BATCHES[:2])
     assert int(got.step) == STEPS + 1

@@ -27,8 +27,8 @@ from asap_jax.host import workdir
 from asap_jax.host.errors import UserError
 from asap_jax.networks.genotypes import GENOTYPES, is_text
 from asap_jax.report import page
-from asap_jax.runs import inputs, inspection, job, resolve, trained
-from asap_jax.searching import search_loop
+from asap_jax.runs import inputs, inspection, job, look, resolve, trained, watch
+from asap_jax.searching import stages
 
 ROOT = Path(__file__).parents[2]
 TABLES = ("ablations.py", "methods.py", "transfer.py")
@@ -48,8 +48,8 @@ def check_run(config, folder, mode="", command=()) -> None:
     rules.check(config)
     mode = mode or config.mode
     resolve._check_mode(config, mode)
-    space = search_loop.make_space(config.search)
-    search_loop.make_strategy(config.search, space, 4)
+    space = stages.make_space(config.search)
+    stages.make_strategy(config.search, space, 4)
     check_source(config.data.source)
     cells = config.genotype
     if cells in GENOTYPES or (is_text(cells) and "..." not in cells):
@@ -75,6 +75,8 @@ def run_command(arguments) -> None:
     job.run = check_run
     inspection.describe = lambda config, folder: check_run(config, folder, "train")
     inspection.evaluate = check_evaluation
+    look.look = check_run
+    watch.watch = lambda folder: True
     page.write = lambda folder: folder
     trained.load = lambda folder: _Network()
     workdir.read_config = lambda folder: {}

@@ -1,0 +1,233 @@
+"""What a search is made of, built and checked from config and data: its stages, before they run.
+
+A method has one stage, P-DARTS three: each has its own supernet, optimizers and epochs.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from asap_jax import data
+from asap_jax.data.augment import Augmentation
+from asap_jax.host import errors, memory, precisions
+from asap_jax.host.errors import UserError
+from asap_jax.methods import STRATEGIES, Strategy, schedules
+from asap_jax.networks import plans
+from asap_jax.networks.models import STAGES, Supernet
+from asap_jax.networks.nasbench201 import NASBench201
+from asap_jax.networks.spaces import SPACES, SearchSpace
+from asap_jax.searching import costs
+from asap_jax.searching.search_step import Optimizers, SearchStep, init_state
+from asap_jax.training import optim
+from asap_jax.training.feed import Batch
+
+
+def make_space(config) -> SearchSpace:
+    """The named space, with the config's own list of candidates if there is one."""
+    space = SPACES[config.space]
+    if config.candidates:
+        with errors.of("config.search.candidates"):
+            space = dataclasses.replace(space, candidates=tuple(config.candidates))
+    return space
+
+
+def make_strategy(config, space: SearchSpace, steps_per_epoch: int) -> Strategy:
+    """The configured strategy; raises UserError for options it cannot use."""
+    options = config.strategy.to_dict()
+    name = options.pop("name")
+    try:
+        with errors.of("config.search.strategy"):
+            return STRATEGIES[name](space, config.epochs, steps_per_epoch, **options)
+    except TypeError as error:  # options of another strategy
+        raise UserError(
+            f"config.search.strategy: {error}; to change the strategy name it in the preset, as in "
+            f"--config=search:digits,{name}"
+        ) from error
+
+
+def _constraint(config, network: Supernet, image_shape) -> costs.Constraint | None:
+    """The configured constraint on the expected cost, or None if its weight is 0."""
+    if not config.cost_weight:
+        return None
+    return costs.Constraint(config.cost_weight, costs.expected_log_cost(network, image_shape))
+
+
+def check(config, dataset: data.Dataset) -> None:
+    """Raises UserError if data, space and strategy do not fit together."""
+    half = len(dataset.train_labels) // 2
+    if config.batch_size > half:
+        raise UserError(
+            f"config.search.batch_size is {config.batch_size}, but each half of the "
+            f"{len(dataset.train_labels)} training images holds only {half}: choose a batch size "
+            f"of at most {half}"
+        )
+    for stage in sequence(config, dataset):
+        network = stage.network
+        if config.drop_path and _drops_skips(stage.strategy):
+            raise UserError(
+                f"config.search.drop_path is {config.drop_path}, but the strategy "
+                f"{config.strategy.name} has dropout of its own "
+                "(config.search.strategy.skip_dropout): set drop_path to 0"
+            )
+        if config.early_stop and stage.strategy.distribution is None:
+            raise UserError(
+                f"config.search.early_stop is True, but the strategy {config.strategy.name} has no "
+                "distribution whose eigenvalue could tell when to stop: set it to False"
+            )
+        if config.cost_weight and not stage.strategy.updates.has_alphas:
+            raise UserError(
+                f"config.search.cost_weight is {config.cost_weight}, but the strategy "
+                f"{config.strategy.name} has no alphas that could learn from a cost: set it to 0"
+            )
+        if network.channels % network.partial_channels:
+            raise UserError(
+                f"config.search.channels is {network.channels}, which config.search.strategy."
+                f"partial_channels={network.partial_channels} does not divide: choose a multiple"
+            )
+        if stage.space.skeleton == "nasbench201" and network.cells % STAGES:
+            raise UserError(
+                f"the supernet has {network.cells} cells (config.search.cells={config.cells}"
+                f"{', and of the strategy extra_cells' * (network.cells > config.cells)}), but the "
+                f"space {config.space!r} stacks them in {STAGES} stages: choose a multiple of that"
+            )
+    if config.benchmark:
+        benchmark_table(config)
+
+
+def _drops_skips(strategy: Strategy) -> bool:
+    """Whether the strategy's mixtures drop the values of identities, as P-DARTS' do."""
+    key = jax.random.key(0)
+    mixtures = jax.eval_shape(lambda: strategy.mixture(strategy.init(key), jnp.int32(0), key))
+    return any(mixture.skip_dropout is not None for mixture in mixtures.values())
+
+
+def benchmark_table(config) -> NASBench201 | None:
+    """The table that `config.benchmark` names, or None."""
+    if not config.benchmark:
+        return None
+    if make_space(config).skeleton != "nasbench201":
+        raise UserError(
+            f"config.search.benchmark={config.benchmark} knows the cells of the space nasbench201, "
+            f"and the search goes through {config.space!r}: leave one of them out"
+        )
+    with errors.of("config.search.benchmark"):
+        return NASBench201(config.benchmark)
+
+
+class Stage(NamedTuple):
+    """The components of a search, or of one of its stages, before it has a state.
+
+    epochs, steps: number of epochs, and of steps per epoch.
+    constraint: on the cells' expected cost, or None.
+    """
+
+    space: SearchSpace
+    strategy: Strategy
+    network: Supernet
+    optimizers: Optimizers
+    epochs: int
+    steps: int
+    constraint: costs.Constraint | None
+
+    def step(self, config, class_weights=None) -> SearchStep:
+        """Builds the search step from `config` (the `search` part)."""
+        return SearchStep(
+            self.network,
+            self.strategy,
+            self.optimizers,
+            class_weights=class_weights,
+            dtype=precisions.map_dtype(config.precision),
+            constraint=self.constraint,
+            drop_path=config.drop_path,
+        )
+
+
+def build(config, dataset: data.Dataset, strategy: Strategy | None = None) -> Stage:
+    """Builds the stage of the search, or of the stage that `strategy` belongs to."""
+    images = len(dataset.train_labels)
+    steps = (images - images // 2) // config.batch_size
+    space = make_space(config)
+    given = strategy
+    strategy = given or make_strategy(config, space, steps)
+    if strategy.updates.joint:  # one loss trains everything, so no half is held back
+        steps = images // config.batch_size
+        strategy = given or make_strategy(config, space, steps)
+    epochs, omega = strategy.epochs or config.epochs, config.omega
+    rate = schedules.cosine_by_epoch(omega.learning_rate, omega.final_learning_rate, epochs, steps)
+    network = Supernet(
+        space,
+        len(dataset.class_names),
+        config.channels,
+        config.cells + strategy.extra_cells,
+        strategy.partial_channels,
+        plans.Plan(plans.choose(config.plan)),
+    )
+    return Stage(
+        space,
+        strategy,
+        network,
+        Optimizers(
+            optim.sgd(rate, omega.momentum, omega.weight_decay, omega.clip, omega.nesterov),
+            strategy.alpha_optimizer or optim.adam(**config.alpha),
+            optim.virtual_sgd(rate, omega.momentum, omega.weight_decay),
+        ),
+        epochs,
+        steps,
+        _constraint(config, network, dataset.preparation.shape),
+    )
+
+
+def make_augmentation(config, dataset: data.Dataset) -> Augmentation:
+    """The augmentation of a search's training images."""
+    options = config.augmentation
+    return Augmentation(dataset.mean, dataset.std, options.pad, options.flip)
+
+
+def sequence(config, dataset: data.Dataset) -> list[Stage]:
+    """The stage of every stage, each as if the previous one had learned nothing."""
+    found = [build(config, dataset)]
+    while (strategy := found[-1].strategy).next_stage is not None:
+        arch = strategy.init(jax.random.key(0))
+        found.append(build(config, dataset, strategy.next_stage(arch)))
+    return found
+
+
+def estimate(config, dataset: data.Dataset) -> memory.Estimate:
+    """Estimates the memory of a search step, the largest over all stages."""
+    estimates = [_stage_estimate(config, dataset, stage) for stage in sequence(config, dataset)]
+    return max(estimates, key=lambda estimate: estimate.total)
+
+
+def _stage_estimate(config, dataset, stage) -> memory.Estimate:
+    shape, key, step = dataset.preparation.shape, jax.random.key(0), stage.step(config)
+    state = jax.eval_shape(
+        lambda: init_state(stage.network, stage.strategy, stage.optimizers, key, shape)
+    )
+    begun = state.replace(step=jnp.int32(0), arch=stage.strategy.init(key))
+
+    def loss(params):
+        images = jnp.zeros((config.batch_size, *shape))
+        batch = Batch(images, jnp.zeros(len(images), jnp.int32))
+        stats = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), state.batch_stats)
+        return step.loss(begun)(params, begun.arch.alphas, stats, batch, key)[0]
+
+    return memory.estimate(loss, state.params, state, dataset.train_images.nbytes)
+
+
+def split(config, dataset: data.Dataset, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of the omega half and of the alpha half of the training images.
+
+    Raises:
+      UserError: a half is smaller than a batch.
+    """
+    omega_half, alpha_half = data.halves(dataset.train_labels, seed, dataset.train_groups)
+    if config.batch_size > min(len(omega_half), len(alpha_half)):
+        raise UserError(
+            f"config.search.batch_size is {config.batch_size}, but the groups of config.data.group "
+            f"split the training images into {len(omega_half)} and {len(alpha_half)}: choose a "
+            "batch size of at most the smaller, or smaller groups"
+        )
+    return omega_half, alpha_half
