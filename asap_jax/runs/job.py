@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -121,20 +121,21 @@ class _Run:
         if self.folder is not None:
             genotype.save(self.folder / "genotype.json")
             draw_cells(genotype, [self.folder / "cells.svg", self.folder / "cells.png"])
-            self.write_page()
+        self.write_page()
         if not job.trains:
             self.say(table(_search_rows(self.config, search)) + self.files())
             return Outcome(genotype, search, None, {})
         network, results = self.train(genotype, search)
-        if self.folder is not None:
-            self.keep_mistakes(network)
-            self.write_page()
+        self.keep_mistakes(network)
+        self.write_page()
         rows = [*_search_rows(self.config, search), *_train_rows(results)]
         self.say(table(rows) + self.files())
         return Outcome(genotype, search, network, results)
 
     def write_page(self) -> None:
-        """Writes report.html; a failure is only a warning."""
+        """Writes report.html, if there is a workdir; a failure is only a warning."""
+        if self.folder is None:
+            return
         try:
             page.write(self.folder)
         except UserError as error:
@@ -158,7 +159,7 @@ class _Run:
     def keep_mistakes(self, network) -> None:
         """Saves the network's worst mistakes among (at most) 1,000 test images for the page."""
         dataset = self.dataset
-        if isinstance(dataset, data.Stream):
+        if self.folder is None or isinstance(dataset, data.Stream):
             return
         images, labels = dataset.test_images[:1000], dataset.test_labels[:1000]
         page.keep_mistakes(
@@ -183,6 +184,8 @@ class _Run:
     def search(self) -> tuple[Genotype, dict]:
         """Returns (genotype, record) of the search, or of the best of several."""
         config, records, identity = self.config, [], self.search_identity
+        dataset = self.dataset
+        assert isinstance(dataset, data.Dataset)  # as `resolve` loads it for a search
         for index in range(config.searches):
             record = self.record("search", index, identity)
             if record is None:
@@ -190,7 +193,7 @@ class _Run:
                 with self.watch.paused():  # a stage measures its own time
                     found = search_loop.search(
                         config.search,
-                        self.dataset,
+                        dataset,
                         config.seed + index,
                         self.session,
                         index=index,
@@ -201,18 +204,18 @@ class _Run:
                 record["genotype"] = json.loads(found.genotype.to_json())
                 self.keep("search", index, record, identity)
             records.append(record)
-        best = self.select(records) if len(records) > 1 else 0
+        best = self.select(records, dataset) if len(records) > 1 else 0
         genotype = Genotype.from_json(json.dumps(records[best]["genotype"]))
         seconds = sum(record["seconds"] for record in records)
         return genotype, records[best] | {"seconds": seconds, "searches": len(records)}
 
-    def select(self, records) -> int:
+    def select(self, records, dataset: data.Dataset) -> int:
         """The search whose cells do best on one half after a short training on the other.
 
         The halves are a separate split, with a seed that no search uses: each search has trained
         its alphas on about half of the images that measure it, and none on more than another.
         """
-        config, dataset, scores = self.config, self.dataset, []
+        config, scores = self.config, []
         halves_seed = (config.seed, SELECTION)
         first, second = data.halves(dataset.train_labels, halves_seed, dataset.train_groups)
         identity = self.job.identity | {
@@ -260,7 +263,7 @@ class _Run:
             record = self.record("train", index, identity)
             name = trained.network_name(index)
             done = record and (record["epochs"] >= config.train.epochs or record["ended"])
-            if done and (self.folder / name).exists():
+            if self.folder is not None and done and (self.folder / name).exists():
                 network = trained.load(self.folder, index)
             else:
                 if config.check_memory and search and not news:
@@ -386,7 +389,7 @@ def _mean_answers(records) -> dict:
     All seeds are tested on the same images.
     """
     first = records[0]
-    result = {
+    result: dict[str, Any] = {
         key: statistics.fmean(record[key] for record in records)
         for key in ("balanced_accuracy", "top_5_accuracy")
         if key in first

@@ -125,7 +125,7 @@ def add_answers(answers: Answers, scores, labels, valid=True) -> Answers:
     best = lax.top_k(scores, min(TOP, scores.shape[-1]))[1]
     counted = jnp.broadcast_to(valid, labels.shape).astype(jnp.int32)
     return Answers(
-        answers.confusion.at[labels, best[:, 0]].add(counted),
+        jnp.asarray(answers.confusion).at[labels, best[:, 0]].add(counted),
         answers.in_top_5 + jnp.sum((best == labels[:, None]).any(-1) * counted),
     )
 
