@@ -91,6 +91,7 @@ def train(
         config.genotype = str(genotype)
     callbacks = loop.Callbacks(on_step, on_epoch)
     outcome = _run(config, data, workdir, "train", callbacks, quiet)
+    assert outcome.network is not None  # only a run of mode "search" ends without one
     return dataclasses.replace(outcome.network, results=outcome.results)
 
 

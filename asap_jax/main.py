@@ -167,11 +167,17 @@ def _default_workdir(mode, config) -> Path:
     return Path("runs") / "-".join(parts)
 
 
+class _Terminated(KeyboardInterrupt):
+    """Like Ctrl-C, but by the signal `signum`."""
+
+    def __init__(self, signum: int):
+        super().__init__()
+        self.signum = signum
+
+
 def _terminate(signum, frame) -> None:
     """Ends the command at once, like Ctrl-C; during steps `Interruption` handles the signal."""
-    stop = KeyboardInterrupt()
-    stop.signum = signum
-    raise stop
+    raise _Terminated(signum)
 
 
 def _exit_code(stop: KeyboardInterrupt) -> int:

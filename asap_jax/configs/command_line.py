@@ -23,8 +23,8 @@ def parse(argv) -> list[str]:
         text = _one_line(error.args[0]).replace("\\n", " ").replace("\\'", "'").strip("'")
         raise UserError(f"unknown config key '{text}") from error
     except (flags.Error, TypeError, ValueError, OSError) as error:
-        while isinstance(error.__cause__ or error.__context__, UserError):
-            error = error.__cause__ or error.__context__  # unwrap errors raised by a preset
+        while isinstance(cause := error.__cause__ or error.__context__, UserError):
+            error = cause  # unwrap errors raised by a preset
         raise UserError(_one_line(error)) from error
 
 

@@ -47,7 +47,9 @@ def sub_policies(policy: str) -> list[list[tuple[str, float, int]]]:
     """[sub-policy][first, second] -> (name, probability, magnitude); magnitude 0 if unset."""
 
     def parsed(word):
-        name, probability, magnitude = re.fullmatch(r"([A-Za-z]+)(1|\.\d)(?:@(\d))?", word).groups()
+        match = re.fullmatch(r"([A-Za-z]+)(1|\.\d)(?:@(\d))?", word)
+        assert match is not None, word
+        name, probability, magnitude = match.groups()
         return name, float(probability), int(magnitude or 0)
 
     pairs = re.split("[;\n]", POLICIES[policy].strip())

@@ -104,15 +104,15 @@ def finish(
             f"{class_names[counts.argmin()]!r} (--config.data.class_weights=balanced weighs "
             "the loss)",
         )
-    if published is None:
-        published = statistics(train_images)
+    mean, std = statistics(train_images) if published is None else published
     return Dataset(
         train_images,
         train_labels,
         test_images,
         test_labels,
         tuple(class_names),
-        *published,
+        mean,
+        std,
         preparation,
         tuple(notes),
         train_groups,
@@ -147,7 +147,7 @@ def hold_out(
             f"config.data.group puts all images into {len(np.unique(groups))} group, which cannot "
             f"be split for config.{key}: name what tells objects apart, or leave it out"
         )
-    return rest, held
+    return [rest, held]
 
 
 def prepare_all(images, preparation: Preparation) -> np.ndarray:

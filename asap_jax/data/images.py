@@ -118,7 +118,8 @@ def size(image) -> tuple[int, int]:
     if not isinstance(image, Image.Image):
         return image.shape[:2]
     turned = _orientation(image) >= 5
-    return image.size if turned else image.size[::-1]
+    width, height = image.size
+    return (width, height) if turned else (height, width)
 
 
 def _orientation(image) -> int:

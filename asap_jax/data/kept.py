@@ -78,9 +78,10 @@ class Kept:
     def __init__(self, source, options: dict):
         self.notes: list[str] = []
         self._begun, self._path = time.monotonic(), None
-        place, stamps = folder(), None
-        if place is not None and not source.in_memory:
-            stamps = _stamps(source)
+        place = folder()
+        if place is None or source.in_memory:
+            return
+        stamps = _stamps(source)
         if stamps is None:
             return
         described = source._asdict() | {
@@ -131,7 +132,8 @@ class Kept:
             _make_room(beside.parent, sum(array.nbytes for array in arrays.values()))
             try:
                 with open(beside, "wb") as file:
-                    np.savez(file, **arrays)
+                    # No array has the name of an option of savez.
+                    np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]
                 os.replace(beside, self._path)
             finally:
                 beside.unlink(missing_ok=True)

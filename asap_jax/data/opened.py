@@ -139,15 +139,15 @@ class Grouping:
                 f"config.data.group is {pattern!r}, which is no regular expression ({error})"
             ) from error
         found = [compiled.search(path) for path in paths]
-        strange = [path for path, each in zip(paths, found, strict=True) if each is None]
-        if strange:
+        matches = [each for each in found if each is not None]
+        if len(matches) < len(paths):
             raise UserError(
-                f"config.data.group is {pattern!r}, which is found in "
-                f"{len(found) - len(strange)} of {len(paths)} paths only, not in {strange[0]}: an "
+                f"config.data.group is {pattern!r}, which is found in {len(matches)} of "
+                f"{len(paths)} paths only, not in {paths[found.index(None)]}: an "
                 r"expression has to tell the group of every image, as patient(\d+) does in "
                 "patient12_3.png"
             )
-        return self.of_names("\0".join(map(str, each.groups())) or each.group() for each in found)
+        return self.of_names("\0".join(map(str, each.groups())) or each.group() for each in matches)
 
 
 def files_split(
@@ -215,6 +215,10 @@ def joined(first: Split, second: Split) -> Split:
     def either(a, b):
         return lambda i: a(i) if i < count else b(i - count)
 
+    groups = None
+    if first.groups is not None:
+        assert second.groups is not None  # what is joined has groups in every part, or in none
+        groups = np.concatenate([first.groups, second.groups])
     return Split(
         count + second.count,
         either(first.read, second.read),
@@ -222,7 +226,7 @@ def joined(first: Split, second: Split) -> Split:
         either(first.name, second.name),
         f"{first.fingerprint}+{second.fingerprint}",
         first.shape if first.shape == second.shape else None,
-        groups=None if first.groups is None else np.concatenate([first.groups, second.groups]),
+        groups=groups,
     )
 
 

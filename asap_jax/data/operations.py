@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 FILL = 128  # grey level outside of the source image
 _ONE = 1 << 16  # 1 in the fixed-point format of a matrix
@@ -38,12 +39,12 @@ class Operation(NamedTuple):
       multiplied by the factor.
     """
 
-    table: np.ndarray = _LEVELS.astype(np.uint8)
-    autocontrast: bool = False
-    equalize: bool = False
-    matrix: np.ndarray = np.array([_ONE, 0, 0, 0, _ONE, 0], np.int32)
-    origin: int = BLACK
-    factor: float = 1.0
+    table: ArrayLike = _LEVELS.astype(np.uint8)
+    autocontrast: ArrayLike = False
+    equalize: ArrayLike = False
+    matrix: ArrayLike = np.array([_ONE, 0, 0, 0, _ONE, 0], np.int32)
+    origin: ArrayLike = BLACK
+    factor: ArrayLike = 1.0
 
 
 def invert() -> Operation:
@@ -125,7 +126,7 @@ def _with_table(levels) -> Operation:
 def apply(images, operation: Operation):
     """uint8 [N, H, W, C] -> uint8 [N, H, W, C]; applies each image's operation."""
     grey = luma(images)
-    choice = operation.origin[:, None, None, None]
+    choice = jnp.asarray(operation.origin)[:, None, None, None]
     origin = jnp.where(choice == SMOOTH, _smooth(images), plain_origin(choice, grey))
     # Origins use the unmoved images: operations with a factor other than 1 do not move pixels.
     moved = _look_up(_move(images, operation.matrix), _tables(images, operation))

@@ -86,7 +86,8 @@ class Reader:
             )
         self._broken += broken
         kept = [i for i, result in enumerate(results) if not isinstance(result, _Unreadable)]
-        return [results[i] for i in kept], np.array(kept, int)
+        readable = [result for result in results if not isinstance(result, _Unreadable)]
+        return readable, np.array(kept, int)
 
 
 class _Unreadable(NamedTuple):

@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any
@@ -82,7 +82,7 @@ class Stream:
 
     def train_batches(
         self, batch_size: int, seed: int, epochs: int, epoch: int, step: int
-    ) -> Iterator[tuple]:
+    ) -> Generator[tuple, None, None]:
         """(images uint8 [B, H, W, C], labels int32 [B]) on the device, from a step of an epoch on.
 
         Each epoch has its own order of the records; an incomplete last batch is dropped.
@@ -163,13 +163,15 @@ def stream(
     if preparation is None:
         preparation = _preparation(train, test, image_size, color, resize, notes)
         preparation = preparation._replace(bits=_bits(train, bits, notes))
-    statistics = source.statistics
-    if statistics is None or len(statistics[0]) != preparation.shape[-1]:
+    published = source.statistics
+    if published is not None and len(published[0]) == preparation.shape[-1]:
+        mean, std = published
+    else:
         sample = _sample(train)
         pixels, _ = Reader(skip=False).read_images(sample, preparation)
-        statistics = dataset.statistics(pixels)
+        mean, std = dataset.statistics(pixels)
         notes.append(f"mean and deviation of the channels are those of {sample.count} images")
-    return Stream(train, test, source.class_names, *statistics, preparation, workers, tuple(notes))
+    return Stream(train, test, source.class_names, mean, std, preparation, workers, tuple(notes))
 
 
 def outgrows_memory(
@@ -255,7 +257,11 @@ def in_order(
 
 def _preparation(train, test, image_size, color, resize, notes) -> images.Preparation:
     shape = train.shape if train.shape == test.shape else None
-    if not image_size and shape is None:
+    if image_size:
+        height = width = image_size
+    elif shape is not None:
+        height, width, _ = shape
+    else:
         raise UserError(
             "config.data.image_size is 0, but images that are streamed are not looked at "
             "beforehand, and these may differ in size: name a side, "
@@ -264,7 +270,6 @@ def _preparation(train, test, image_size, color, resize, notes) -> images.Prepar
     if not color and shape is None:
         notes.append('the images are read in colour (config.data.color="grey" changes it)')
     color = color or ("grey" if shape and shape[2] else "rgb")
-    height, width = (image_size, image_size) if image_size else shape[:2]
     return images.Preparation(height, width, color, resize)
 
 
@@ -288,7 +293,9 @@ def _sample(split: Split) -> Split:
     return picked(split, np.unique(np.linspace(0, split.count - 1, MEASURED).astype(int)))
 
 
-def _batches(read: Callable, begin: int, end: int, batch_size: int, workers: int) -> Iterator:
+def _batches(
+    read: Callable, begin: int, end: int, batch_size: int, workers: int
+) -> Generator[tuple, None, None]:
     """Prefetched batches of read(position) on the device, from batch `begin` to before `end`."""
     import grain
 
@@ -338,9 +345,11 @@ def _cores() -> int:
 
 def _enter_worker(index: int, count: int) -> None:
     """Makes a worker ignore signals, which the parent handles, and exit with its parent."""
+    parent = parent_process()
+    assert parent is not None  # this process is a worker
 
     def follow():
-        parent_process().join()
+        parent.join()
         os._exit(1)
 
     for name in (signal.SIGINT, signal.SIGTERM):

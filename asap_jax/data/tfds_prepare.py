@@ -29,6 +29,7 @@ def run(name: str, data_dir: str | None) -> None:
     """Prepares data set `name` in `data_dir`; raises UserError with its last message."""
     last, command = "no message", [sys.executable, "-c", _CODE, name, data_dir or ""]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None  # a pipe
         for line in process.stderr:  # tfds reports its progress there
             sys.stderr.write(line)
             last = line.strip() or last

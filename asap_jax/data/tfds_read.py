@@ -54,7 +54,7 @@ def open_tfds(place: str, data_dir: str | None, prepare: bool) -> Source:
                 f"({str(error).strip().splitlines()[0]}). {tfds_prepare.HINT}"
             ) from error
         builder, ready = None, False
-    if not ready and prepare:
+    if builder is None or (prepare and not ready):
         tfds_prepare.run(name, data_dir)
         builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
     elif not ready:

@@ -49,8 +49,8 @@ class Compiler:
         Args:
           operands: trees of arrays, or of their shapes.
         """
-        device = jax.config.jax_default_device  # defaults are thread-local
-        wide = jax.config.jax_enable_x64
+        config: Any = jax.config  # it makes its options attributes at run time
+        device, wide = config.jax_default_device, config.jax_enable_x64  # thread-local
 
         def build():
             begin = time.monotonic()

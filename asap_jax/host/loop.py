@@ -13,7 +13,7 @@ import collections
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -69,10 +69,11 @@ class Session(NamedTuple):
     callbacks: Callbacks = Callbacks()
 
     def checkpoints(self, stage: str, identity: dict) -> Checkpoints | None:
-        if self.saving is None:
+        saving = self.saving
+        if saving is None:
             return None
-        folder, *options = self.saving
-        return Checkpoints(folder / stage, identity, *options)
+        options = saving.keep, saving.every_steps, saving.every_seconds
+        return Checkpoints(saving.folder / stage, identity, *options)
 
 
 @dataclass
@@ -116,7 +117,7 @@ def run(
     phase: str,
     state: Any,
     step: Callable,
-    batches: Callable[[int, int], Iterator[tuple]],
+    batches: Callable[[int, int], Generator[tuple, None, None]],
     summary: Callable[[Any, Progress, dict], dict],
     *,
     epochs: int,
@@ -268,7 +269,7 @@ def run(
                 if after_epoch:
                     after_epoch(state, progress, seconds)
                 progress.next_epoch()
-                save_if_need_be(over=progress.ended or progress.epoch == epochs)
+                save_if_need_be(over=bool(progress.ended) or progress.epoch == epochs)
         return state, progress
     finally:
         if checkpoints:

@@ -43,9 +43,8 @@ class RunLog:
         self._weights = workdir and workdir / "weights.jsonl"
         self._warnings = workdir and workdir / "warnings.txt"
         self._quiet, self._unread = quiet, unread
-        self._events = None
-        if tensorboard and workdir is not None:
-            self._events = EventFiles(workdir / "tensorboard", self._records())
+        self._events_folder = workdir / "tensorboard" if tensorboard and workdir else None
+        self._events = self._copied()
 
     def bar(self, phase: str, steps: int, done: int = 0) -> tqdm:
         """Progress bar over `steps` with the time left; disabled without a terminal or notebook."""
@@ -74,8 +73,8 @@ class RunLog:
                 beside.write_text("".join(line + "\n" for line in kept))
                 os.replace(beside, path)
                 dropped = True
-        if dropped and self._events is not None:
-            self._events = EventFiles(self._path.parent / "tensorboard", self._records())
+        if dropped:
+            self._events = self._copied()
 
     def epoch(self, record: dict) -> None:
         """Writes one record and prints its line."""
@@ -96,13 +95,16 @@ class RunLog:
             _append(self._warnings, words)
         self.say(f"warning: {words}")
 
-    def _records(self) -> list[dict]:
-        """The records in metrics.jsonl, with the weights in weights.jsonl."""
+    def _copied(self) -> EventFiles | None:
+        """Event files of the records so far: those of metrics.jsonl, with their weights."""
+        if self._events_folder is None:
+            return None
         weights = {_place(record): record["weights"] for record in _read(self._weights)}
-        return [
+        records = [
             record | ({"weights": weights[place]} if (place := _place(record)) in weights else {})
             for record in _read(self._path)
         ]
+        return EventFiles(self._events_folder, records)
 
     def say(self, line: str) -> None:
         if not self._quiet and not say(line) and self._unread:
@@ -178,9 +180,9 @@ def _append(path, line):
         file.write(line + "\n")
 
 
-def _read(path: Path) -> list[dict]:
+def _read(path: Path | None) -> list[dict]:
     """The records of a file; none if it is missing."""
-    lines = path.read_text().splitlines() if path.exists() else []
+    lines = path.read_text().splitlines() if path is not None and path.exists() else []
     return [record for line in lines if (record := _parsed(line)) is not None]
 
 

@@ -144,7 +144,8 @@ def _pull_back(x, mean, inverse, g, axis_name, cpu):
     return inverse * (g - through_mean - standard * through_var)
 
 
-_normalise.__wrapped__.defvjp(_forward, _backward)
+# jax.jit does not declare __wrapped__.
+_normalise.__wrapped__.defvjp(_forward, _backward)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @partial(jax.jit, static_argnums=(3, 4))
@@ -154,7 +155,7 @@ def _normalise_by(x, mean, inverse, axis_name, cpu):
     return _standardise(x, mean, inverse)
 
 
-_normalise_by.__wrapped__.defvjp(
+_normalise_by.__wrapped__.defvjp(  # pyright: ignore[reportAttributeAccessIssue]
     lambda x, mean, inverse, *options: (_standardise(x, mean, inverse), (x, mean, inverse)),
     lambda axis_name, cpu, residuals, g: (*_backward(axis_name, cpu, residuals, (g,)), None, None),
 )

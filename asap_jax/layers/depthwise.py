@@ -11,7 +11,7 @@ The backward pass consists of differentiable primitives with static trip counts,
 reverse-over-reverse Hessian-vector products.
 """
 
-from functools import partial
+from functools import partial, reduce
 
 import jax
 import jax.numpy as jnp
@@ -148,13 +148,14 @@ def _kernel_gradient(x, kernel_shape, g, stride, dilation):
     def tap(index):
         piece_index, tap_index = index // size**2, index % size**2
         top, left = tap_index // size * dilation, tap_index % size * dilation
-        total = None
-        for n in range(piece):
+
+        def product(n):
             image = piece_index * piece + n
             met = lax.dynamic_slice(padded, (image, top, left, 0), window)
             met = lax.slice(met, (0, 0, 0, 0), window, (1, stride, stride, 1))
-            term = lax.mul(met, lax.dynamic_slice_in_dim(g, image, 1))
-            total = term if total is None else lax.add(total, term)
+            return lax.mul(met, lax.dynamic_slice_in_dim(g, image, 1))
+
+        total = reduce(lax.add, map(product, range(piece)))
         return ones @ total.reshape(height * width, channels)
 
     taps = lax.map(tap, jnp.arange((batch + missing) // piece * size**2))

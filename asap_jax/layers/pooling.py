@@ -75,15 +75,13 @@ def _winners(x, stride):
     """(maxima, index 0..8 of the tap with each maximum)."""
     height, width = windows.outputs(x.shape[1], stride), windows.outputs(x.shape[2], stride)
     padded = windows.pad(x, 1, -jnp.inf)
-    best, index = None, None
-    for tap, (i, j) in enumerate(windows.taps(3)):
-        value = windows.shifted(padded, i, j, height, width, stride)
-        if best is None:
-            best, index = value, jnp.zeros(value.shape, jnp.int8)
-        else:
-            better = (value > best) | jnp.isnan(value)
-            best = jnp.where(better, value, best)
-            index = jnp.where(better, jnp.int8(tap), index)
+    values = (windows.shifted(padded, i, j, height, width, stride) for i, j in windows.taps(3))
+    best = next(values)
+    index = jnp.zeros(best.shape, jnp.int8)
+    for tap, value in enumerate(values, 1):
+        better = (value > best) | jnp.isnan(value)
+        best = jnp.where(better, value, best)
+        index = jnp.where(better, jnp.int8(tap), index)
     return best, index
 
 

@@ -20,7 +20,7 @@ def outputs(size: int, stride: int) -> int:
     return -(-size // stride)
 
 
-def pad(x, width: int, value=0):
+def pad(x, width: int, value: float = 0):
     """Pads height and width of x [N, H, W, C] on both sides."""
     sides = (width, width, 0)
     return lax.pad(x, jnp.asarray(value, x.dtype), ((0, 0, 0), sides, sides, (0, 0, 0)))

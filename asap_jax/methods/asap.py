@@ -1,5 +1,6 @@
 """ASAP: Architecture Search, Anneal and Prune (Noy et al., 2019, arXiv:1904.04123)."""
 
+import math
 from functools import partial
 
 from asap_jax.methods import bilevel, pruning, schedules
@@ -57,7 +58,7 @@ def asap(
             )
         decay = schedules.decay_to(initial_temperature, final_temperature, epochs)
     if decay is None:
-        decay = 0.95 ** (50 / epochs)
+        decay = math.pow(0.95, 50 / epochs)
     if not 0 < decay < 1:
         raise ValueError(f"decay has to lie between 0 and 1, got {decay}")
     if not 0 < threshold <= 1:

@@ -168,7 +168,7 @@ def normal_alphas(space: SearchSpace, key) -> Architecture:
     return Architecture(alphas, full_masks(space))
 
 
-def softmax_mixture(arch: Architecture, temperature=1.0) -> dict[str, Mixture]:
+def softmax_mixture(arch: Architecture, temperature: float | jax.Array = 1.0) -> dict[str, Mixture]:
     """Softmax over the live candidates (eq. 3)."""
     return {
         cell: Mixture(masked_softmax(alphas, arch.masks[cell], temperature), arch.masks[cell])

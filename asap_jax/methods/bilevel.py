@@ -11,6 +11,7 @@ that sample use the key, and may take several samples at one point.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -75,10 +76,8 @@ def second_order(loss, point: Point, epsilon: float = 0.01):
     eps = epsilon / jnp.maximum(length, jnp.finfo(length.dtype).tiny)
     # v, pulled back through the virtual step: -xi v.
     zeros = jax.tree.map(jnp.zeros_like, point.params)
-    pulled = jax.vjp(
-        lambda g: point.virtual_step(point.params, g, point.omega_opt, point.step), zeros
-    )[1](v)[0]
-    xi = -optax.tree.vdot(pulled, v) / length**2
+    pulled = jax.vjp(partial(_moved, point), zeros)[1](v)[0]
+    xi = jnp.negative(optax.tree.vdot(pulled, v)) / length**2
 
     def at(sign):
         moved = jax.tree.map(lambda w, d: w + sign * eps * d, point.params, v)
@@ -93,11 +92,16 @@ def second_order(loss, point: Point, epsilon: float = 0.01):
 
 def _virtual(loss, point, alphas):
     """omega': one virtual step along the training loss's gradient at these alphas."""
-    if point.virtual_step is None:
-        raise ValueError("a second-order gradient needs Optimizers with a virtual_step")
     gradients = jax.grad(loss, has_aux=True)(
         point.params, alphas, point.batch_stats, point.train, point.key
     )[0]
+    return _moved(point, gradients)
+
+
+def _moved(point, gradients):
+    """omega after one virtual step along these gradients."""
+    if point.virtual_step is None:
+        raise ValueError("a second-order gradient needs Optimizers with a virtual_step")
     return point.virtual_step(point.params, gradients, point.omega_opt, point.step)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from asap_jax.networks.spaces import SearchSpace
 
 
-def masked_softmax(alphas, mask, temperature=1.0):
+def masked_softmax(alphas, mask, temperature: float | jax.Array = 1.0):
     """Phi of eq. 3 over the unpruned candidates; [E, O], exactly 0 where `mask` is False.
 
     Autodiff gives eq. 4 with the factor 1/T that the paper omits.

@@ -8,9 +8,10 @@ The paper's time t counts epochs from 1: t = step // steps_per_epoch + 1. With T
 import math
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 
-Schedule = Callable  # step (int32 scalar) -> float32 scalar
+Schedule = Callable[[jax.Array], jax.Array]  # step (int32 scalar) -> float32 scalar
 
 
 def epoch_of(step, steps_per_epoch: int):

@@ -84,7 +84,8 @@ class SearchCell(nn.Module):
         """
         if self.space.skeleton == "darts":
             learning = context._replace(learn=learn)
-            states = _preprocess(self, *states, self.channels, self.reduction_prev, False, learning)
+            s0, s1 = states
+            states = _preprocess(self, s0, s1, self.channels, self.reduction_prev, False, learning)
         inputs = jnp.stack(states)
         shape = (self.space.nodes, *inputs.shape[1:])
         if self.reduction:
@@ -181,7 +182,8 @@ class EvalCell(nn.Module):
         Returns [N, H, W, len(concat) * channels], or [N, H, W, channels] with `convolve`.
         """
         if self.skeleton == "darts":
-            states = _preprocess(self, *states, self.channels, self.reduction_prev, True, context)
+            s0, s1 = states
+            states = _preprocess(self, s0, s1, self.channels, self.reduction_prev, True, context)
         states, inputs, edge = list(states), len(states), 0
         shrink = 2 if self.reduction else 1
         for node in self.nodes:

@@ -469,4 +469,5 @@ def _pull_back(edges, variables, maps, g_nodes):
     return g_variables, g_sources, g_nodes
 
 
-scan_edges.__wrapped__.defvjp(_forward, _backward)
+# jax.jit does not declare __wrapped__.
+scan_edges.__wrapped__.defvjp(_forward, _backward)  # pyright: ignore[reportAttributeAccessIssue]

@@ -14,7 +14,7 @@ and candidate, which also yield the weights' gradients.
 """
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -41,6 +41,7 @@ def unrolled_edges(edges: Edges, live, variables: Variables, inputs, nodes):
     nodes, stats = list(nodes), _Statistics(edges, variables)
     kernels = _dense_kernels(edges, live, variables.params)
     weights = jnp.where(variables.active, variables.weights, 0)
+    edge_weights = variables.edge_weights
     for source, leaving in _by_source(edges):
         x = whole((nodes if edges.in_place else inputs)[source])
         if edges.in_place:
@@ -50,7 +51,7 @@ def unrolled_edges(edges: Edges, live, variables: Variables, inputs, nodes):
         maps += _chained_maps(edges, live, kernels, stats, leaving, seen)
         totals = _mixed(edges, leaving, maps, weights, seen.shape[-1])
         for e, total in zip(leaving, totals, strict=True):
-            edge_weight = None if edges.share == 1 else variables.edge_weights[e]
+            edge_weight = None if edge_weights is None else edge_weights[e]
             mixed = total + jnp.zeros_like(part(edges, nodes[edges.targets[e]]))
             nodes[edges.targets[e]] += join(edges, mixed, edge_weight, x)
     nodes = [whole(node) for node in nodes]
@@ -361,7 +362,8 @@ def _mixed(edges, leaving, maps: list[_Map], weights, channels) -> tuple:
     columns = tuple(m.candidate for m in maps)
     weights = jnp.stack([jnp.stack([weights[e, o] for o in columns]) for e in leaving])
     values, norms = tuple(m.values for m in maps), tuple(m.norm for m in maps)
-    return whole(_mix(mixing, values, norms, weights))
+    mixed: Any = _mix(mixing, values, norms, weights)  # partial(custom_vjp) hides its type
+    return whole(mixed)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -5,6 +5,7 @@ import json
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from asap_jax.layers.ops import OPERATIONS
 from asap_jax.networks.spaces import SKELETONS
@@ -166,8 +167,8 @@ class Genotype:
             if not isinstance(call, ast.Call) or any(each.arg is None for each in call.keywords):
                 raise ValueError("it is more than one call")
             names = ("normal", "normal_concat", "reduce", "reduce_concat", "skeleton")
-            fields = dict(zip(names, map(_literal, call.args), strict=False))
-            fields |= {each.arg: _literal(each.value) for each in call.keywords}
+            fields: dict[str, Any] = dict(zip(names, map(_literal, call.args), strict=False))
+            fields |= {each.arg: _literal(each.value) for each in call.keywords if each.arg}
             for cell in ("normal", "reduce"):
                 if any(each and isinstance(each[0], str) for each in fields.get(cell, ())):
                     fields[cell] = _in_pairs(fields[cell])  # DARTS' flat form

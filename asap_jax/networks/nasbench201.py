@@ -46,7 +46,10 @@ class NASBench201(Mapping):
     def __getitem__(self, cell: str | Genotype) -> dict[str, float]:
         """{column: value} of an architecture string or a genotype; KeyError if it is not there."""
         if isinstance(cell, Genotype):
-            return self._rows[cell.architecture_string()]
+            name = cell.architecture_string()
+            if name is None:
+                raise KeyError("the genotype is not a cell of NAS-Bench-201")
+            return self._rows[name]
         try:
             return self._rows[_canonical(cell)]
         except ValueError as error:

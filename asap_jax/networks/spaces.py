@@ -1,9 +1,9 @@
 """Search spaces: a cell's edges, the candidates on each, and how cells are stacked."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from asap_jax.layers.ops import OPERATIONS, register
+from asap_jax.layers.ops import OPERATIONS, Layer, register
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class SearchSpace:
             raise ValueError(
                 f"skeleton has to be one of {', '.join(SKELETONS)}, got {self.skeleton!r}"
             )
-        own = dict(self.candidates) if isinstance(self.candidates, Mapping) else {}
+        own = _operations(self.candidates)
         object.__setattr__(self, "candidates", tuple(self.candidates))
         edges = self.edges or [
             (source, target) for target in self.intermediate for source in range(target)
@@ -131,6 +131,13 @@ class SearchSpace:
             return {1: list(every)}
         entering = [e for e in every if self.edges[e][0] < self.inputs]
         return {2: entering, 1: [e for e in every if e not in entering]}
+
+
+def _operations(
+    candidates: Sequence[str] | Mapping[str, Callable[[int, int, bool], Layer]],
+) -> dict[str, Callable[[int, int, bool], Layer]]:
+    """The operations of candidates given as a dict, by name; none of plain names."""
+    return dict(candidates) if isinstance(candidates, Mapping) else {}
 
 
 ASAP = SearchSpace(

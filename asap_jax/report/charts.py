@@ -4,6 +4,7 @@ import html
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from typing import TypeGuard
 
 LEFT, RIGHT, TOP, BOTTOM = 44, 8, 8, 20  # margins of a chart with axes, pixels
 COLOURS = 8  # --c0, ... of the page; further series start over
@@ -140,7 +141,7 @@ def legend(names: Sequence[str]) -> str:
     return f'<ul class="legend">{"".join(entries)}</ul>'
 
 
-def _finite(value) -> bool:
+def _finite(value: float | None) -> TypeGuard[float]:
     return value is not None and math.isfinite(value)
 
 

@@ -45,7 +45,7 @@ def draw_classes(
                 image = np.repeat(image, 3, -1) if image.shape[-1] == 1 else image[..., :3]
                 axes.imshow(image, extent=(x, x + width, y + height, y), interpolation="nearest")
     for row, label in enumerate(classes):
-        name = names[label].encode("utf-8", "backslashreplace").decode()
+        name = str(names[label]).encode("utf-8", "backslashreplace").decode()
         name = name if len(name) <= 24 else f"{name[:23]}…"
         y = row * step_y + height / 2
         axes.text(-0.3 * width, y, name, fontsize=10, ha="right", va="center", parse_math=False)

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -17,7 +18,7 @@ from asap_jax.networks.genotypes import GENOTYPES, Genotype, is_text
 from asap_jax.networks.models import side_multiple
 
 
-def data_options(config: ConfigDict) -> dict:
+def data_options(config: ConfigDict) -> dict[str, Any]:
     """The options in `config.data` for reading, common to all sources."""
     apart = ("source", "dir", "prepare", "class_weights", "streaming", "workers", *Choices._fields)
     return {key: value for key, value in config.data.items() if key not in apart}
@@ -61,11 +62,11 @@ def load_data(
     source = data.open_source(
         options.source, options.dir or None, options.prepare, data_choices(config)
     )
-    reading = data_options(config) | {"preparation": preparation}
+    reading = data_options(config)
     if not searches and (why := _streamed(options, source, preparation)):
         source = source._replace(notes=(*source.notes, why))
-        return data.stream(source, workers=options.workers, **reading)
-    return data.assemble(source, **reading)
+        return data.stream(source, preparation=preparation, workers=options.workers, **reading)
+    return data.assemble(source, preparation=preparation, **reading)
 
 
 def _streamed(options, source, preparation) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -118,20 +118,21 @@ class _Run:
         if self.folder is not None:
             genotype.save(self.folder / "genotype.json")
             draw_cells(genotype, [self.folder / "cells.svg", self.folder / "cells.png"])
-            self.write_page()
+        self.write_page()
         if not job.trains:
             self.say(table(search_rows(self.config, search)) + self.files())
             return Outcome(genotype, search, None, {})
         network, results = self.train(genotype, search)
-        if self.folder is not None:
-            self.keep_mistakes(network)
-            self.write_page()
+        self.keep_mistakes(network)
+        self.write_page()
         rows = [*search_rows(self.config, search), *train_rows(results)]
         self.say(table(rows) + self.files())
         return Outcome(genotype, search, network, results)
 
     def write_page(self) -> None:
-        """Writes report.html; a failure is only a warning."""
+        """Writes report.html, if there is a workdir; a failure is only a warning."""
+        if self.folder is None:
+            return
         try:
             page.write(self.folder)
         except UserError as error:
@@ -155,7 +156,7 @@ class _Run:
     def keep_mistakes(self, network) -> None:
         """Saves the network's worst mistakes among (at most) 1,000 test images for the page."""
         dataset = self.dataset
-        if isinstance(dataset, data.Stream):
+        if self.folder is None or isinstance(dataset, data.Stream):
             return
         images, labels = dataset.test_images[:1000], dataset.test_labels[:1000]
         page.keep_mistakes(
@@ -189,7 +190,7 @@ class _Run:
                 with self.watch.paused():  # a stage measures its own time
                     found = search_loop.search(
                         config.search,
-                        self.dataset,
+                        self.job.in_memory,
                         config.seed + index,
                         self.session,
                         index=index,
@@ -211,12 +212,11 @@ class _Run:
         The halves are a separate split, with a seed that no search uses: each search has trained
         its alphas on about half of the images that measure it, and none on more than another.
         """
-        config, dataset, scores = self.config, self.dataset, []
+        config, dataset, scores = self.config, self.job.in_memory, []
         halves_seed = (config.seed, SELECTION)
         first, second = data.halves(dataset.train_labels, halves_seed, dataset.train_groups)
-        identity = self.job.identity | {
-            "halves": "of their own"
-        }  # older versions used those of the first search
+        # Older versions used the halves of the first search.
+        identity = self.job.identity | {"halves": "of their own"}
         split = dataclasses.replace(
             dataset,
             train_images=dataset.train_images[first],
@@ -259,7 +259,7 @@ class _Run:
             record = self.record("train", index, identity)
             name = trained.network_name(index)
             done = record and (record["epochs"] >= config.train.epochs or record["ended"])
-            if done and (self.folder / name).exists():
+            if self.folder is not None and done and (self.folder / name).exists():
                 network = trained.load(self.folder, index)
             else:
                 if config.check_memory and search and not news:
@@ -372,7 +372,7 @@ def _mean_answers(records) -> dict:
     All seeds are tested on the same images.
     """
     first = records[0]
-    result = {
+    result: dict[str, Any] = {
         key: statistics.fmean(record[key] for record in records)
         for key in ("balanced_accuracy", "top_5_accuracy")
         if key in first

@@ -126,7 +126,7 @@ def _of_data(job: Job) -> dict:
     groups = dataset.train.groups if streamed else dataset.train_groups
     halves = None
     if job.searches:
-        halves = [len(h) for h in stages.split(job.config.search, dataset, job.config.seed)]
+        halves = [len(h) for h in stages.split(job.config.search, job.in_memory, job.config.seed)]
     return {
         "classes": classes,
         "image": list(dataset.preparation.shape),
@@ -141,7 +141,7 @@ def _of_data(job: Job) -> dict:
 def _steps(job: Job) -> dict:
     config, steps = job.config, {}
     if job.searches:
-        sequence = stages.sequence(config.search, job.dataset)
+        sequence = stages.sequence(config.search, job.in_memory)
         steps["search"] = {
             "epochs": sum(stage.epochs for stage in sequence),
             "steps_per_epoch": sequence[0].steps,
@@ -165,7 +165,7 @@ def _steps(job: Job) -> dict:
 def _memory(job: Job, cells) -> dict[str, memory.Estimate]:
     needed = {}
     if job.searches:
-        needed["search"] = stages.estimate(job.config.search, job.dataset)
+        needed["search"] = stages.estimate(job.config.search, job.in_memory)
     if job.trains:
         needed["train"] = train_loop.estimate(job.config.train, cells, job.dataset)
     return needed
@@ -241,12 +241,12 @@ def _time(job: Job, cells, log) -> tuple[dict, list[tuple[str, str]]]:
     if job.searches:
         session = loop.Session(log, Interruption())
         trials = search_loop.try_steps(
-            config.search, job.dataset, config.seed, session, job.class_weights
+            config.search, job.in_memory, config.seed, session, job.class_weights
         )
         compiling += sum(trial.compiling for trial in trials)
         seconds["search"] = config.searches * sum(trial.seconds for trial in trials)
         step = ", then ".join(map(_step_told, trials))
-        prunes = stages.build(config.search, job.dataset).strategy.prune
+        prunes = stages.build(config.search, job.in_memory).strategy.prune
         bound = prunes is not Strategy._field_defaults["prune"]
         why = "; less, since candidates leave on the way" if bound else ""
         told = f"{'at most' if bound else 'about'} {duration(seconds['search'])}"

@@ -49,6 +49,12 @@ class Job:
     class_weights: Any
 
     @property
+    def in_memory(self) -> data.Dataset:
+        """The data of a run that searches: these are in memory."""
+        assert isinstance(self.dataset, data.Dataset)
+        return self.dataset
+
+    @property
     def searches(self) -> bool:
         return self.mode != "train"
 
@@ -120,6 +126,7 @@ def resolve(config: ConfigDict, folder: str | Path | None, mode: str = "", datas
         config, dataset = _in_batches_that_there_are(config, dataset)
     _check_data(config, dataset, mode, genotype)
     if config.check_memory and mode != "train":
+        assert isinstance(dataset, data.Dataset)  # as `load_data` gives it for a search
         check_search_memory(stages.estimate(config.search, dataset))
     if config.check_memory and genotype is not None:
         check_training_memory(train_loop.estimate(config.train, genotype, dataset))

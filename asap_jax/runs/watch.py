@@ -120,10 +120,10 @@ def _end(folder) -> tuple[bool, str]:
     config = ConfigDict(workdir.read_config(folder))
     searches = _stages(folder, "search", config.searches)
     trainings = _stages(folder, "train", config.train.seeds)
-    searched = searches and _search_rows(folder, config, searches)
+    searched = _search_rows(folder, config, searches) if searches else []
     results = folder / "results.json"
     if trainings and results.exists() and all(_is_whole(config, each) for each in trainings):
-        return True, table([*(searched or []), *job.train_rows(workdir.read_json(results))])
+        return True, table([*searched, *job.train_rows(workdir.read_json(results))])
     command = folder / "command.txt"
     again = "the same command goes on from what was saved"
     if command.exists():

@@ -55,7 +55,9 @@ class PlannedStep:
         self._step, self._augmentation, self._data = step, augmentation, (images, labels)
         self._batch_size, self._epochs, self._steps = batch_size, epochs, steps_per_epoch
         self._precision, self._compiler, self._say = precision, compiler, say
-        self._plan, self._coming, self._shapes = step.network.plan, None, None
+        self._plan = step.network.plan
+        self._coming: tuple[plans.Plan, dict[str, Future]] | None = None
+        self._shapes: tuple = ()  # of the operands, see `prepare`
         self._programs: dict[str, Future] = {}  # by pass name
         self._done, self._refused = 0, False  # `_done` counts steps
         self._over = np.bool_(False)  # whether the search is finished, as the last step reported
@@ -142,6 +144,7 @@ class PlannedStep:
                 self._say(f"going on with the step for all candidates: {failures[0]}")
                 return
             self._plan, self._programs = plan, programs
+            assert plan.live is not None  # this method names the candidates of each plan it makes
             live = {cell: [list(row) for row in rows] for cell, rows in plan.live}
             progress.history["plan"] = [plan.name, live]
             return

@@ -5,10 +5,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
-import flax
 import jax
 import jax.numpy as jnp
 import optax
+from flax import struct
 from jax import lax
 
 from asap_jax.layers.ops import Context
@@ -38,8 +38,7 @@ class Optimizers(NamedTuple):
     virtual_step: Callable | None = None
 
 
-@flax.struct.dataclass
-class SearchState:
+class SearchState(struct.PyTreeNode):
     """Everything a search carries from step to step.
 
     step: steps done, int32.
@@ -166,9 +165,7 @@ class SearchStep:
     def update_alphas(self, state, train, val):
         """Lines 5 to 7: updates the alphas on the validation loss, then prunes candidates."""
         key = step_keys(state.key, state.step).alpha
-        (value, (batch_stats, _)), gradients = self.strategy.updates.gradient(
-            self.loss(state), self.point(state, train, val, key)
-        )
+        (value, (batch_stats, _)), gradients = self.gradient(state, train, val, key)
         state = self.move_alphas(state, self.mean(gradients), key)
         return state.replace(batch_stats=batch_stats), {"val_loss": self.mean(value)}
 
@@ -184,9 +181,7 @@ class SearchStep:
     def update_jointly(self, state, train, val, learns=None):
         """Updates omega and the alphas on one loss, at one point and with one sample."""
         key = step_keys(state.key, state.step).alpha
-        (value, (batch_stats, logits)), (g_params, g_alphas) = self.strategy.updates.gradient(
-            self.loss(state), self.point(state, train, val, key)
-        )
+        (value, (batch_stats, logits)), (g_params, g_alphas) = self.gradient(state, train, val, key)
 
         def learn(state):
             return self.move_alphas(state, self.mean(g_alphas), key)
@@ -251,7 +246,7 @@ class SearchStep:
             "val_loss": metrics["loss"][1],
         }
 
-    def close(self, state, train, val):
+    def close(self, state: SearchState, train, val):
         """Advances the step counter and computes the metrics."""
         strategy, arch = self.strategy, state.arch
         key = step_keys(state.key, state.step).alpha
@@ -259,7 +254,7 @@ class SearchStep:
         learned = jnp.logical_and(strategy.updates.has_val_loss, strategy.learns(state.step))
         metrics = strategy.readings(state.step) | strategy.measured(arch)
         metrics |= {
-            "candidates_left": sum(mask.sum() for mask in arch.masks.values()),
+            "candidates_left": sum((mask.sum() for mask in arch.masks.values()), jnp.int32(0)),
             **entropies(strategy, arch, mixtures),
             **({} if self.constraint is None else {"cost": self.constraint.expected(mixtures)}),
             "finished": strategy.finished(arch),
@@ -296,6 +291,12 @@ class SearchStep:
 
         return loss
 
+    def gradient(self, state, train, val, key):
+        """The method's own gradient, for updates of which the alphas are part."""
+        gradient = self.strategy.updates.gradient
+        assert gradient is not None  # without alphas, no pass comes here
+        return gradient(self.loss(state), self.point(state, train, val, key))
+
     def point(self, state, train, val, key):
         """The point at which a method takes its gradient."""
         return bilevel.Point(
@@ -326,7 +327,8 @@ class SearchStep:
         """Applies the alphas' optimizer, then the strategy's pruning."""
         strategy = self.strategy
         if self.constraint is not None:
-            gradients = jax.tree.map(jnp.add, gradients, self.constraint_gradients(state, key))
+            added = self.constraint_gradients(self.constraint, state, key)
+            gradients = jax.tree.map(jnp.add, gradients, added)
         alphas, alpha_opt = optim.update_where(
             self.optimizers.alpha,
             strategy.live(state.arch, state.step, key),
@@ -341,13 +343,13 @@ class SearchStep:
         masks = jax.tree.map(lambda new, old: jnp.where(sound, new, old), pruned.masks, arch.masks)
         return state.replace(arch=pruned._replace(masks=masks), alpha_opt=alpha_opt)
 
-    def constraint_gradients(self, state, key):
+    def constraint_gradients(self, constraint: Constraint, state, key):
         """Gradients of the constraint, which does not depend on omega."""
 
         def expected(alphas):
             arch = state.arch._replace(alphas=alphas)
             mixtures = self.strategy.mixture(arch, state.step, key)
-            return self.constraint.weight * self.constraint.expected(mixtures)
+            return constraint.weight * constraint.expected(mixtures)
 
         return jax.grad(expected)(state.arch.alphas)
 

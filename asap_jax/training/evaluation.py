@@ -126,7 +126,7 @@ def add_answers(answers: Answers, scores, labels, valid=True) -> Answers:
     best = lax.top_k(scores, min(TOP, scores.shape[-1]))[1]
     counted = jnp.broadcast_to(valid, labels.shape).astype(jnp.int32)
     return Answers(
-        answers.confusion.at[labels, best[:, 0]].add(counted),
+        jnp.asarray(answers.confusion).at[labels, best[:, 0]].add(counted),
         answers.in_top_5 + jnp.sum((best == labels[:, None]).any(-1) * counted),
     )
 
@@ -219,10 +219,13 @@ class StreamedQuestions:
     def latency(self, *arguments) -> dict:
         """The time of the last batch that was answered, without reading it; see `latency_of`."""
 
-        def call():
-            return self._add(no_answers(self._classes), arguments, *self._last)
+        last = self._last
+        assert last is not None  # the images were answered before
 
-        return latency_of(call, len(self._last[1]))
+        def call():
+            return self._add(no_answers(self._classes), arguments, *last)
+
+        return latency_of(call, len(last[1]))
 
 
 def most_confused(confusion, class_names, pairs: int = 3) -> str:

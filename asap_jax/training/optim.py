@@ -78,10 +78,10 @@ def _scale_by_adam(b1: float, b2: float, eps: float = 1e-8) -> optax.GradientTra
         counts = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.int32), params)
         return optax.ScaleByAdamState(counts, zeros, zeros)
 
-    def update(gradients, state, params=None):
+    def update(updates, state, params=None):
         del params
-        mu = jax.tree.map(lambda g, m: (1 - b1) * g + b1 * m, gradients, state.mu)
-        nu = jax.tree.map(lambda g, v: (1 - b2) * g**2 + b2 * v, gradients, state.nu)
+        mu = jax.tree.map(lambda g, m: (1 - b1) * g + b1 * m, updates, state.mu)
+        nu = jax.tree.map(lambda g, v: (1 - b2) * g**2 + b2 * v, updates, state.nu)
         counts = jax.tree.map(lambda count: count + 1, state.count)
 
         def step(m, v, count):

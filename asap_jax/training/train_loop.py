@@ -2,7 +2,7 @@
 
 import contextlib
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ import optax
 
 from asap_jax import data
 from asap_jax.data.augment import Augmentation
+from asap_jax.data.images import Preparation
 from asap_jax.host import backend, checkpoint, compile_cache, loop, memory, precisions, timing
 from asap_jax.host.compiling import Compiler
 from asap_jax.host.errors import UserError
@@ -25,6 +26,17 @@ from asap_jax.training.train_step import TrainStep, from_variables, init_state, 
 # Training steps from which cuDNN's depthwise kernels pay off: in a network of 20 cells they take
 # 42 s to start (measured on an H200) and save an estimated 10 ms per step.
 DEPTHWISE_PAYS = 4000
+
+
+class Sized(Protocol):
+    """What the memory of a training depends on: of a `Dataset`, a `Stream` or the sizes of one."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]: ...
+    @property
+    def preparation(self) -> Preparation: ...
+    @property
+    def nbytes(self) -> int: ...
 
 
 class TrainOutcome(NamedTuple):
@@ -165,7 +177,7 @@ def make_augmentation(config, dataset: data.Dataset | data.Stream) -> Augmentati
     )
 
 
-def estimate(config, genotype: Genotype, dataset: data.Dataset | data.Stream) -> memory.Estimate:
+def estimate(config, genotype: Genotype, dataset: Sized) -> memory.Estimate:
     """Estimates the memory of a training step."""
     network = make_network(config, genotype, len(dataset.class_names))
     if jax.default_backend() == "cpu":

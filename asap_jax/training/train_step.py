@@ -4,10 +4,10 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-import flax
 import jax
 import jax.numpy as jnp
 import optax
+from flax import struct
 from jax import lax
 
 from asap_jax.layers.ops import Context
@@ -16,8 +16,7 @@ from asap_jax.training.feed import Batch
 from asap_jax.training.losses import accuracy, cross_entropy
 
 
-@flax.struct.dataclass
-class TrainState:
+class TrainState(struct.PyTreeNode):
     """Everything a training carries from step to step.
 
     step: steps done, int32.
