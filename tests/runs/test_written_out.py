@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 import subprocess
 import sys
 from typing import NamedTuple
@@ -9,6 +10,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 import pytest
+from command import ROOT
 
 from asap_jax import GENOTYPES, SPACES, Context, EvalNetwork, Genotype
 from asap_jax.data.augment import normalise
@@ -251,6 +253,29 @@ def test_flax_elsewhere_for_many_networks(many):
 def test_torch_elsewhere_for_many_networks(many):
     pytest.importorskip("torch", reason="PyTorch is not installed, nor a dependency")
     check("torch", many)
+
+
+def test_onnx_by_the_documented_way(few):
+    for package in ("torch", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package, reason=f"{package} is not installed, nor a dependency")
+    (snippet,) = re.findall(
+        r"```python\n([^`]*torch\.onnx\.export[^`]*)```", (ROOT / "docs/running.md").read_text()
+    )
+    for folder, answers in few.items():
+        program = snippet + IN_ONNX
+        subprocess.run([sys.executable, "-c", program], check=True, timeout=300, cwd=folder)
+        got = np.load(folder / "onnx.npz")
+        np.testing.assert_allclose(got["all"], answers.tested, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(got["one"], answers.tested[:1], rtol=1e-5, atol=1e-5)
+
+
+IN_ONNX = """
+import numpy as np, onnxruntime
+session = onnxruntime.InferenceSession("network.onnx")
+x = normalize(np.load("images.npy")).numpy()
+everything, one = (session.run(None, {session.get_inputs()[0].name: part}) for part in (x, x[:1]))
+np.savez("onnx.npz", all=everything[0], one=one[0])
+"""
 
 
 def check_style(networks):

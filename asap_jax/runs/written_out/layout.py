@@ -160,7 +160,7 @@ def _check(genotype, known):
     if unknown:
         raise UserError(
             f"the operation {', '.join(map(repr, unknown))} is not one of asap_jax's own, so it "
-            "cannot be written out as source code: export the formats stablehlo and safetensors"
+            "cannot be written out as source code; the formats stablehlo and safetensors hold it"
         )
 
 
