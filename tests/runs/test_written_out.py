@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -159,38 +160,23 @@ FEW = {
     "nasbench201": lambda: untrained(Genotype.parse(CELL)),
     "empty": lambda: untrained(EMPTY),
 }
-MANY = {
-    **{
-        f"{name}-{stem}": lambda name=name, stem=stem: untrained(
-            GENOTYPES[name], stem=stem, size=8 if stem == "cifar" else 32
+OPTIONS = [(output, squeeze) for output in ("concat", "conv") for squeeze in ("", "early", "every")]
+
+
+def many_networks():
+    """(name, a function that makes the network) of published and random cells."""
+    for index, (name, genotype) in enumerate(GENOTYPES.items()):
+        given = {"stem": "imagenet", "size": 32} if index % 2 else {}
+        yield name, partial(untrained, genotype, **given)
+    for seed, (output, squeeze) in enumerate(OPTIONS * 2):
+        color = "rgb" if seed < len(OPTIONS) else "grey"
+        genotype = random_genotype("asap" if (seed % 2) ^ (color == "grey") else "darts", seed)
+        yield (
+            f"random-{seed}",
+            partial(untrained, genotype, 5, color=color, output=output, squeeze=squeeze),
         )
-        for name in GENOTYPES
-        for stem in ("cifar", "imagenet")
-    },
-    **{
-        f"{space}-{output}-{squeeze}-{color}": lambda seed=seed, given=given: untrained(
-            random_genotype(given[0], seed),
-            cells=5,
-            output=given[1],
-            squeeze=given[2],
-            color=given[3],
-        )
-        for seed, given in enumerate(
-            (space, output, squeeze, color)
-            for space in ("asap", "darts")
-            for output in ("concat", "conv")
-            for squeeze in ("", "early", "every")
-            for color in ("rgb", "grey")
-        )
-        for space, output, squeeze, color in [given]
-    },
-    **{
-        f"nasbench201-{seed}": lambda seed=seed: untrained(
-            random_genotype("nasbench201", seed), cells=6, color="grey"
-        )
-        for seed in range(6)
-    },
-}
+    for seed in range(3):
+        yield f"nasbench201-{seed}", partial(untrained, random_genotype("nasbench201", seed))
 
 
 def exported(networks, folder):
@@ -212,7 +198,7 @@ def few(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory):
-    return exported(MANY, tmp_path_factory.mktemp("many"))
+    return exported(dict(many_networks()), tmp_path_factory.mktemp("many"))
 
 
 def check(framework, networks):
@@ -255,6 +241,7 @@ def test_torch_elsewhere_for_many_networks(many):
     check("torch", many)
 
 
+@pytest.mark.slow
 def test_onnx_by_the_documented_way(few):
     for package in ("torch", "onnxscript", "onnxruntime"):
         pytest.importorskip(package, reason=f"{package} is not installed, nor a dependency")

@@ -231,8 +231,9 @@ def arranged(kernel):
 
 def normalize(images):
     """uint8 images [B, H, W, C] -> what the network sees, float32 [B, C, H, W]."""
-    scaled = torch.as_tensor(images).float() / 255
-    return ((scaled - torch.tensor(MEAN)) / torch.tensor(STD)).permute(0, 3, 1, 2)
+    x = torch.as_tensor(images).float() / 255
+    x = (x - x.new_tensor(MEAN)) / x.new_tensor(STD)
+    return x.permute(0, 3, 1, 2)
 
 
 @torch.no_grad()
