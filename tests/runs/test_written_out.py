@@ -73,17 +73,19 @@ ELSEWHERE = {
 
 
 def random_genotype(space, seed):
-    """Any number of inputs to each node, several from one source, some none; nodes left unused."""
+    """Nodes of one to five inputs, the first from the node before; some stay unused."""
     rng, space = np.random.default_rng(seed), SPACES[space]
+    effective = [name for name in space.candidates if name != "none"]
+
+    def node(number):
+        others = [
+            (str(rng.choice(space.candidates)), int(rng.integers(number)))
+            for _ in range(rng.integers(0, 5))
+        ]
+        return [(str(rng.choice(effective)), number - 1), *others]
 
     def cell():
-        nodes = [
-            [
-                (str(rng.choice(space.candidates)), int(rng.integers(number)))
-                for _ in range(rng.integers(0, 5))
-            ]
-            for number in space.intermediate
-        ]
+        nodes = [node(number) for number in space.intermediate]
         if space.skeleton == "nasbench201":
             return nodes, (space.nodes,)
         return nodes, sorted(rng.choice(space.intermediate, rng.integers(1, 5), replace=False))
@@ -218,7 +220,8 @@ def check(framework, networks):
                 err_msg=f"{kind} of {folder.name}",
             )
         assert got["names"].tolist() == [CLASS_NAMES[i] for i in answers.tested.argmax(-1)]
-        assert np.ptp(answers.tested, 0).max() > 0.1, folder  # the logits depend on the images
+        # The logits depend on the images, by far more than the tolerance.
+        assert np.ptp(answers.tested, 0).max() > 0.01, folder
 
 
 def test_flax_elsewhere(few):
