@@ -188,9 +188,17 @@ class TrainedNetwork:
         )
 
     @precisions.in_32_bits
-    def export(self, folder: str | Path, platforms: Sequence[str] = ("cpu", "cuda")) -> list[Path]:
-        """Writes StableHLO and weights for use without this package; see `portable.export`."""
-        return portable.export(self, folder, platforms)
+    def export(
+        self,
+        folder: str | Path,
+        platforms: Sequence[str] = ("cpu", "cuda"),
+        formats: Sequence[str] | None = None,
+    ) -> list[Path]:
+        """Writes StableHLO, weights and source code for use without this package.
+
+        See `portable.export`; `formats` are of `portable.FORMATS`, by default all.
+        """
+        return portable.export(self, folder, platforms, formats)
 
     @precisions.in_32_bits
     def _batched(self, images):

@@ -104,6 +104,38 @@ def test_a_platform_that_there_is_not(network, tmp_path):
         network.export(tmp_path, ("gpu",))
 
 
+def test_formats(network, tmp_path):
+    def names(*formats):
+        return [path.name for path in network.export(tmp_path, ("cpu",), *formats)]
+
+    with_weights = ["network.safetensors", "network_torch.py", "network-export.json"]
+    assert names(("torch",)) == names("torch") == with_weights
+    told = json.loads((tmp_path / "network-export.json").read_text())
+    assert told["files"] == with_weights[:-1]
+    assert names(("stablehlo",)) == ["network.cpu.jaxexport", "network-export.json"]
+    everything = {*with_weights, "network.cpu.jaxexport", "network_flax.py"}
+    assert set(names()) == everything
+
+
+def test_formats_that_there_are_not(network, tmp_path):
+    with pytest.raises(UserError, match="'onnx' is none of stablehlo, safetensors, flax, torch"):
+        network.export(tmp_path, formats=("onnx",))
+    with pytest.raises(UserError, match="formats names none"):
+        network.export(tmp_path, formats=())
+
+
+def test_without_a_package(network, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    with pytest.raises(UserError, match=r"needs the package safetensors: pip install"):
+        network.export(tmp_path, formats=("flax",))
+    with pytest.warns(UserWarning, match="without safetensors, flax, torch: .* pip install"):
+        files = network.export(tmp_path, ("cpu",))
+    assert [path.name for path in files] == ["network.cpu.jaxexport", "network-export.json"]
+    monkeypatch.setitem(sys.modules, "flatbuffers", None)
+    with pytest.raises(UserError, match="needs the package flatbuffers"):
+        network.export(tmp_path)
+
+
 def test_a_folder_that_cannot_be_made(network, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot be written to: .* takes another folder"):

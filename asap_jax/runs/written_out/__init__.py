@@ -1,0 +1,1 @@
+"""Trained networks written out as plain source code of Flax and PyTorch."""
