@@ -42,8 +42,8 @@ def folder(path: Path, choices: Choices = Choices()) -> Source:
     }
     notes = [*layout.notes, *seen.notes()]
     if listed:
-        opened["test"], said = tables.test(listed, choices, class_names, grouping)
-        notes += said
+        opened["test"], more = tables.test(listed, choices, class_names, grouping)
+        notes += more
     return Source(opened, tuple(class_names), notes=tuple(notes))
 
 
@@ -125,11 +125,11 @@ class _Seen(NamedTuple):
         notes = []
         if self.others:
             most = sorted(self.others.items(), key=lambda pair: (-pair[1], pair[0]))[:4]
-            told = ", ".join(f"{ending or 'no ending'} ({count})" for ending, count in most)
-            notes.append(f"left out, by their endings no images: {told}")
+            listing = ", ".join(f"{ending or 'no ending'} ({count})" for ending, count in most)
+            notes.append(f"left out, by their endings no images: {listing}")
         if self.back:
-            told = ", ".join(self.back[:3])
-            notes.append(f"left out, links that lead back to where they lie, or above: {told}")
+            listing = ", ".join(self.back[:3])
+            notes.append(f"left out, links that lead back to where they lie, or above: {listing}")
         return notes
 
 

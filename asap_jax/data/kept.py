@@ -101,12 +101,12 @@ class Kept:
             return None
         try:
             with np.load(self._path) as archive:  # allow_pickle stays False
-                told = json.loads(archive["told"].tobytes())
-                if told["key"] != self._key:
+                header = json.loads(archive["told"].tobytes())
+                if header["key"] != self._key:
                     raise ValueError("it belongs to other images")
-                check(told["record"])
-                arrays = {name: archive[name] for name in told["arrays"]}
-            if _described(arrays) != told["arrays"]:  # checksums do not cover array headers
+                check(header["record"])
+                arrays = {name: archive[name] for name in header["arrays"]}
+            if _described(arrays) != header["arrays"]:  # checksums do not cover array headers
                 raise ValueError("its arrays have other shapes than were written")
             os.utime(self._path)  # mark as recently used
         except FileNotFoundError:
@@ -118,25 +118,25 @@ class Kept:
                 f"the images kept in {self._path} cannot be used ({error}): they are read anew"
             )
             return None
-        return arrays, told["record"]
+        return arrays, header["record"]
 
     def write(self, arrays: dict[str, np.ndarray], record: dict) -> None:
         """Caches arrays and a JSON record, if they took long enough to make."""
         if self._path is None or time.monotonic() - self._begun < WORTH:
             return
-        told = {"key": self._key, "record": record, "arrays": _described(arrays)}
-        arrays = arrays | {"told": np.frombuffer(json.dumps(told).encode(), np.uint8)}
-        beside = self._path.with_suffix(f".{os.getpid()}.part")
+        header = {"key": self._key, "record": record, "arrays": _described(arrays)}
+        arrays = arrays | {"told": np.frombuffer(json.dumps(header).encode(), np.uint8)}
+        partial = self._path.with_suffix(f".{os.getpid()}.part")
         try:
-            beside.parent.mkdir(parents=True, exist_ok=True)
-            _make_room(beside.parent, sum(array.nbytes for array in arrays.values()))
+            partial.parent.mkdir(parents=True, exist_ok=True)
+            _make_room(partial.parent, sum(array.nbytes for array in arrays.values()))
             try:
-                with open(beside, "wb") as file:
+                with open(partial, "wb") as file:
                     # No array has the name of an option of savez.
                     np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]
-                os.replace(beside, self._path)
+                os.replace(partial, self._path)
             finally:
-                beside.unlink(missing_ok=True)
+                partial.unlink(missing_ok=True)
         except OSError as error:
             self.notes.append(
                 f"the images could not be kept for the next start ({error}); {VARIABLE} names "

@@ -97,8 +97,8 @@ def find(path: Path, choices: Choices = Choices()) -> Layout:
         and filled
         and all(_is_flat(folder) and _images_in(folder) for folder in named.values())
     ):
-        said = ", ".join(folder.name for folder in named.values())
-        notes.append(f"taken as classes, for they hold images and no class folders: {said}")
+        names = ", ".join(folder.name for folder in named.values())
+        notes.append(f"taken as classes, for they hold images and no class folders: {names}")
         return Layout({"train": root}, tuple(notes))
     if filled:
         raise UserError(
@@ -117,8 +117,8 @@ def find(path: Path, choices: Choices = Choices()) -> Layout:
         notes.append(f"left out, without images: {', '.join(folder.name for folder in others)}")
     splits = {}
     for name, folder in named.items():
-        splits[name], said = _unwrapped(folder)
-        notes += said
+        splits[name], more = _unwrapped(folder)
+        notes += more
     classes = {folder.name for folder in subfolders(splits["train"])[0]}
     for name in [name for name in splits if name != "train"]:
         if _is_unlabelled(splits[name], classes):
@@ -197,14 +197,14 @@ def leads_back(link: str, real: str) -> bool:
 def _explicit(path, choices) -> Layout:
     splits, notes = {}, []
     for name in ("train", "test"):
-        said = getattr(choices, name)
-        if not said and name == "test":
+        configured = getattr(choices, name)
+        if not configured and name == "test":
             continue
-        place = path / Path(said or ".").expanduser()
+        place = path / Path(configured or ".").expanduser()
         if not place.is_dir():
             raise UserError(
-                f"config.data.{name} is {said!r}, but there is no folder {place}: name one that "
-                f"holds a folder per class, absolute or within {path}"
+                f"config.data.{name} is {configured!r}, but there is no folder {place}: name one "
+                f"that holds a folder per class, absolute or within {path}"
             )
         splits[name] = place
     apart = ()
@@ -219,8 +219,8 @@ def _explicit(path, choices) -> Layout:
         return Layout(splits, (), apart)
     for name in splits:
         if getattr(choices, name) not in ("", "."):
-            splits[name], said = _unwrapped(splits[name])
-            notes += said
+            splits[name], more = _unwrapped(splits[name])
+            notes += more
     return Layout(splits, tuple(notes), apart)
 
 
@@ -303,8 +303,8 @@ def _is_unlabelled(folder: Path, classes: set[str]) -> bool:
         return bool(_images_in(folder))
     (only, *more) = inner
     strange = only.name not in classes and not more and not _images_in(folder)
-    told = only.name.lower() in _UNLABELLED or role(only.name) is not None
-    return strange and told and _is_flat(only) and bool(_images_in(only))
+    named = only.name.lower() in _UNLABELLED or role(only.name) is not None
+    return strange and named and _is_flat(only) and bool(_images_in(only))
 
 
 def _is_flat(folder: Path) -> bool:

@@ -97,12 +97,12 @@ def _by_name(source, test_share, seed, notes) -> tuple[Split, Split]:
         notes.append(f"the {' and '.join(source.extra)} images train as well")
         train = functools.reduce(joined, [train, *(splits[name] for name in source.extra)])
     validation = [name for name in VALIDATION if name in splits]
-    held_out, said = [splits[name] for name in validation], " and ".join(validation)
+    held_out, names = [splits[name] for name in validation], " and ".join(validation)
     if test is not None and validation:
-        notes.append(f"the {said} images train as well; the test images test")
+        notes.append(f"the {names} images train as well; the test images test")
         return functools.reduce(joined, [train, *held_out]), test
     if validation:
-        notes.append(f"there is no test split: the {said} images test, and are not trained on")
+        notes.append(f"there is no test split: the {names} images test, and are not trained on")
         return train, functools.reduce(joined, held_out)
     if test is not None:
         return train, test

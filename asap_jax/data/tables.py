@@ -45,8 +45,8 @@ class _Table(NamedTuple):
 
     @property
     def note(self) -> str:
-        told = ", ".join(f"{use} {name!r}" for use, name in self.columns.items())
-        return f"{self.place.name} is read by its columns: {told}"
+        uses = ", ".join(f"{use} {name!r}" for use, name in self.columns.items())
+        return f"{self.place.name} is read by its columns: {uses}"
 
 
 def table(place: Path, choices: Choices = Choices()) -> Source:
@@ -91,8 +91,8 @@ def table(place: Path, choices: Choices = Choices()) -> Source:
                 "one out"
             )
         other = place.parent / Path(choices.test).expanduser()
-        splits["test"], said = test(other, choices, class_names, grouping, seen)
-        notes += said
+        splits["test"], more = test(other, choices, class_names, grouping, seen)
+        notes += more
     return Source(splits, class_names, notes=tuple(notes))
 
 

@@ -29,16 +29,16 @@ def save(path: str | Path, tree) -> None:
     """
     path, tree = Path(path).absolute(), _host_copy(tree)
     check_place(path)
-    beside = path.with_name(path.name + ".part")
+    partial = path.with_name(path.name + ".part")
     with _writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         _check_room(path.parent, tree)
         with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(beside, tree, force=True)
-        _check_written(beside, tree)
+            checkpointer.save(partial, tree, force=True)
+        _check_written(partial, tree)
         if path.exists():
             shutil.rmtree(path)
-        beside.rename(path)
+        partial.rename(path)
 
 
 def restore(path: str | Path, like=None):

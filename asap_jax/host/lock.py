@@ -84,16 +84,16 @@ def _take(file, folder) -> None:
     gone = not owner or (known and _is_here(owner))
     taken = known is False or not (gone or _rests(folder / NAME, owner))
     if not taken:
-        told = {"host": socket.gethostname(), "pid": os.getpid()}
-        told["since"] = time.strftime("%Y-%m-%d %H:%M:%S")
+        claim = {"host": socket.gethostname(), "pid": os.getpid()}
+        claim["since"] = time.strftime("%Y-%m-%d %H:%M:%S")
         try:
-            _write(file, told)
+            _write(file, claim)
         except OSError as error:
             raise UserError(f"--workdir={folder} cannot be written to: {error}") from error
         if known is None:  # of two simultaneous starts, the last writer wins
             time.sleep(BEAT / 10)
             owner = _owner(file)
-            taken = owner != told
+            taken = owner != claim
     if taken:
         raise UserError(
             f"the workdir {folder} is in use by {_in_words(owner)}: wait until that has ended, or "

@@ -210,7 +210,7 @@ def run(
         """Whether the newest step may stay in flight while the next one starts."""
         sent = progress.step + len(under_way)
         due = checkpoints and checkpoints.due(done() + len(under_way))
-        return not (told or sent == steps or interruption.wanted or due)
+        return not (observed or sent == steps or interruption.wanted or due)
 
     try:
         if checkpoints and (found := checkpoints.latest(state)):
@@ -236,7 +236,7 @@ def run(
         if begin:
             begin(progress)
         watcher, clock = watch and watch(state), _Clock(progress)
-        told = callbacks.on_step or watcher  # may end the run at any step: nothing runs ahead
+        observed = callbacks.on_step or watcher  # may end the run at any step: nothing runs ahead
         coming = contextlib.closing(batches(progress.epoch, progress.step))
         with coming as batch, session.log.bar(phase, epochs * steps, done()) as bar:
             while progress.epoch < epochs and not progress.ended:

@@ -69,9 +69,9 @@ class RunLog:
                 line for line in lines if (record := _parsed(line)) is not None and keep(record)
             ]
             if kept != lines:
-                beside = path.with_name(path.name + ".part")
-                beside.write_text("".join(line + "\n" for line in kept))
-                os.replace(beside, path)
+                partial = path.with_name(path.name + ".part")
+                partial.write_text("".join(line + "\n" for line in kept))
+                os.replace(partial, path)
                 dropped = True
         if dropped:
             self._events = self._copied()

@@ -149,10 +149,10 @@ def _may_change(key: str, old, new) -> bool:
 
 def write_json(path: Path, record) -> None:
     """Writes a record atomically."""
-    beside = path.with_name(path.name + ".part")
+    partial = path.with_name(path.name + ".part")
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside.write_text(json.dumps(record, indent=2) + "\n")
-    os.replace(beside, path)
+    partial.write_text(json.dumps(record, indent=2) + "\n")
+    os.replace(partial, path)
 
 
 def read_json(path: Path) -> dict:

@@ -81,10 +81,10 @@ def line_chart(
             text = " ".join(f"{a:.1f},{b:.1f}" for a, b in points)
             parts.append(f'<polyline style="stroke:{colour(index)}" points="{text}"/>')
             for i, (a, b) in enumerate(points) if axes else ():
-                told = f"{name}, epoch {start + first + i}: {run[i]:.4g}"
+                label = f"{name}, epoch {start + first + i}: {run[i]:.4g}"
                 parts.append(
                     f'<circle class="point" cx="{a:.1f}" cy="{b:.1f}" r="5">'
-                    f"<title>{html.escape(told)}</title></circle>"
+                    f"<title>{html.escape(label)}</title></circle>"
                 )
     return (
         f'<svg class="chart" role="img" viewBox="0 0 {width} {height}" '
@@ -147,13 +147,13 @@ def _finite(value: float | None) -> TypeGuard[float]:
 
 def _runs(values):
     """(index of the first, values) of each run without gaps."""
-    begun = None
+    begin = None
     for i, value in enumerate([*values, None]):
         if _finite(value):
-            begun = i if begun is None else begun
-        elif begun is not None:
-            yield begun, values[begun:i]
-            begun = None
+            begin = i if begin is None else begin
+        elif begin is not None:
+            yield begin, values[begin:i]
+            begin = None
 
 
 def _ticks(low, high, most=5):

@@ -73,13 +73,13 @@ def _seeds(folder, measure, cases) -> str:
     rows = []
     for name, runs in cases.items():
         each = [run.value for run in runs]
-        told = f"{statistics.fmean(each):.2f}"
+        text = f"{statistics.fmean(each):.2f}"
         if len(each) > 1:
-            told += f" ± {statistics.stdev(each):.2f}"
-        strip = charts.dot_strip(f"{name}: {told}", each, low, high)
+            text += f" ± {statistics.stdev(each):.2f}"
+        strip = charts.dot_strip(f"{name}: {text}", each, low, high)
         links = " · ".join(_link(folder, run) for run in runs)
         rows.append(
-            f"<div><b>{html.escape(name)}</b>{strip}<span>{told}</span><small>{links}</small></div>"
+            f"<div><b>{html.escape(name)}</b>{strip}<span>{text}</span><small>{links}</small></div>"
         )
     note = (
         f"{measure}: a dot is one seed, from {low:.2f} at the left to {high:.2f} at the right; the "
@@ -90,11 +90,11 @@ def _seeds(folder, measure, cases) -> str:
 
 
 def _link(folder, run) -> str:
-    told = f"{run.seed}: {run.value:.2f}"
+    text = f"{run.seed}: {run.value:.2f}"
     if not (run.folder / "report.html").exists():
-        return told
+        return text
     target = Path(os.path.relpath(run.folder, folder), "report.html").as_posix()
-    return f'<a href="{quote(target)}">{told}</a>'
+    return f'<a href="{quote(target)}">{text}</a>'
 
 
 def _differences(cases) -> str:

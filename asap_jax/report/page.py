@@ -40,8 +40,8 @@ def keep_samples(folder: Path, images, labels, augmentation, class_names) -> Non
     """
     seen = augment(jax.numpy.asarray(images), augmentation, jax.random.key(0))
     seen = pictures.uint8_of(seen, augmentation.mean, augmentation.std)
-    told = [{"label": class_names[label]} for label in labels]
-    _keep(folder, "samples", seen, told)
+    captions = [{"label": class_names[label]} for label in labels]
+    _keep(folder, "samples", seen, captions)
 
 
 def keep_mistakes(folder: Path, images, labels, probabilities, class_names) -> None:
@@ -52,7 +52,7 @@ def keep_mistakes(folder: Path, images, labels, probabilities, class_names) -> N
       probabilities: [N, K].
     """
     chosen = pictures.most_wrong(probabilities, labels, MISTAKES)
-    told = [
+    captions = [
         {
             "label": class_names[labels[i]],
             "taken_for": class_names[int(np.argmax(probabilities[i]))],
@@ -60,7 +60,7 @@ def keep_mistakes(folder: Path, images, labels, probabilities, class_names) -> N
         }
         for i in chosen
     ]
-    _keep(folder, "mistakes", np.asarray(images)[chosen], told)
+    _keep(folder, "mistakes", np.asarray(images)[chosen], captions)
 
 
 def keep_command(folder: Path, arguments: Sequence[str]) -> None:
@@ -72,10 +72,10 @@ def keep_command(folder: Path, arguments: Sequence[str]) -> None:
         path.write_text("\n".join([*before, text]) + "\n", encoding="utf-8")
 
 
-def _keep(folder, name, images, told):
+def _keep(folder, name, images, captions):
     entries = [
         {**each, "png": base64.b64encode(pictures.png(image)).decode()}
-        for image, each in zip(images, told, strict=True)
+        for image, each in zip(images, captions, strict=True)
     ]
     workdir.write_json(Path(folder) / "report" / f"{name}.json", {"images": entries})
 
@@ -92,10 +92,10 @@ def write(folder: str | Path) -> Path:
 
 def save(path: Path, text: str) -> Path:
     """Writes a page atomically and returns its path; UserError if that fails."""
-    beside = path.with_name(f"{path.name}.{os.getpid()}.part")
+    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        beside.write_text(text, encoding="utf-8", errors="backslashreplace")
-        beside.replace(path)
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
+        partial.replace(path)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error}") from error
     return path
@@ -175,8 +175,8 @@ def _summary(config, results, records, searched) -> str:
             tiles.append(("gap supernet to derived", f"{100 * gap['gap']:+.2f} points"))
         if "selected" in results:
             chosen = results["selected"]
-            told = f"seed {chosen['seed']} of {chosen['searches']}"
-            tiles.append(("chosen search", f"{told}, {_percent(chosen['val_accuracy'])}"))
+            which = f"seed {chosen['seed']} of {chosen['searches']}"
+            tiles.append(("chosen search", f"{which}, {_percent(chosen['val_accuracy'])}"))
     elif searched and all(record["phase"] == "search" for record in records):
         tiles.append(("the search", "is done; nothing is trained yet"))
     elif records:
@@ -313,8 +313,8 @@ def _order_of(space, pruned) -> str:
         f"<li>{html.escape(space.candidates[candidate])}, {_at(epoch, step)}</li>"
         for epoch, step, candidate in pruned
     )
-    told = f"<details><summary>{len(pruned)} pruned</summary><ol>{items}</ol></details>"
-    return told if pruned else ""
+    listing = f"<details><summary>{len(pruned)} pruned</summary><ol>{items}</ol></details>"
+    return listing if pruned else ""
 
 
 def _at(epoch, step) -> str:
@@ -334,12 +334,12 @@ def _by_run(records) -> dict:
 
 
 def _of_run(run, stage, records) -> str:
-    told = ""
+    place = ""
     if len({record["run"] for record in records}) > 1:
-        told += f", search {run}"
+        place += f", search {run}"
     if any("stage" in record for record in records):
-        told += f", stage {stage + 1}"
-    return told
+        place += f", stage {stage + 1}"
+    return place
 
 
 _SEARCH_CHARTS = (

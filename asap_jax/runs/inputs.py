@@ -128,10 +128,10 @@ def check_size(config, dataset, mode="") -> None:
         factor = side_multiple(config[part].cells, stem)
         if height % factor or width % factor:
             good = max(factor, round(height / factor) * factor)
-            beside = " and the imagenet stem" if stem == "imagenet" else ""
+            also = " and the imagenet stem" if stem == "imagenet" else ""
             raise UserError(
                 f"the images are {height}x{width}, but the reductions of config.{part}.cells="
-                f"{config[part].cells}{beside} need a multiple of {factor}: the nearest good size "
+                f"{config[part].cells}{also} need a multiple of {factor}: the nearest good size "
                 f"is {good} (--config.data.image_size={good})"
             )
 

@@ -125,11 +125,11 @@ def _choices(folder, source) -> Choices:
     """Options of the run's own config: the pixel limit and, for a CSV file, the columns."""
     if not (Path(folder) / "config.json").exists():
         return Choices()
-    told = workdir.read_config(folder)["data"]
+    options = workdir.read_config(folder)["data"]
     keys = ["max_pixels"]
-    if source.startswith("csv:") and told["source"].startswith("csv:"):
+    if source.startswith("csv:") and options["source"].startswith("csv:"):
         keys += ["images", "path_column", "label_column", "split_column"]
-    return Choices(**{key: told[key] for key in keys if key in told})
+    return Choices(**{key: options[key] for key in keys if key in options})
 
 
 def _write_down(folder: Path, result: dict) -> None:

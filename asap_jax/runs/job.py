@@ -253,7 +253,7 @@ class _Run:
 
     def train(self, genotype, search) -> tuple[trained.TrainedNetwork, dict]:
         """Returns (network of the first seed, results over all seeds)."""
-        config, records, networks, news = self.config, [], [], False
+        config, records, networks, trained_anew = self.config, [], [], False
         identity = self.job.identity | {"genotype": genotype.to_json()}
         for index in range(config.train.seeds):
             record = self.record("train", index, identity)
@@ -262,7 +262,7 @@ class _Run:
             if self.folder is not None and done and (self.folder / name).exists():
                 network = trained.load(self.folder, index)
             else:
-                if config.check_memory and search and not news:
+                if config.check_memory and search and not trained_anew:
                     self.check_training_memory(genotype)
                 self.say("compiling the training step")
                 with self.watch.paused():  # a stage measures its own time
@@ -278,7 +278,7 @@ class _Run:
                         start=self.job.start and self.job.start.variables,
                     )
                 network = trained.from_outcome(outcome, self.dataset, config.train, self.job.part)
-                news = True
+                trained_anew = True
                 if self.folder is not None:
                     network.save(self.folder, name)
                 before = record.get("test_readings", 1) if record else 0
@@ -294,7 +294,7 @@ class _Run:
             records.append(record)
             networks.append(network)
         written = self.folder and self.folder / "results.json"
-        if written and written.exists() and not news:
+        if written and written.exists() and not trained_anew:
             return networks[0], workdir.read_json(written)
         results = self.results(records, networks[0], search)
         if written:

@@ -191,16 +191,16 @@ def _class_rows(classes) -> list[tuple[str, str]]:
         why = "images of each not counted, since all records would have to be read"
         return [(*rows[0][:1], f"{len(classes)}; {why}")]
 
-    def told(name):
+    def row(name):
         each = classes[name]
         test = "" if each["test"] is None else f", {each['test']:,} to test"
         return f"  {name}", f"{each['train']:,} to train{test}"
 
     ordered = sorted(classes, key=lambda name: -classes[name]["train"])
     if len(classes) <= LISTED:
-        rows += map(told, classes)
+        rows += map(row, classes)
     else:
-        rows += [*map(told, ordered[:3]), ("  ...", ""), *map(told, ordered[-3:])]
+        rows += [*map(row, ordered[:3]), ("  ...", ""), *map(row, ordered[-3:])]
     most, fewest = (classes[name]["train"] for name in (ordered[0], ordered[-1]))
     share = 100 * most / sum(each["train"] for each in classes.values())
     times = most / max(fewest, 1)
@@ -218,9 +218,9 @@ def _step_rows(result) -> list[tuple[str, str]]:
     rows = []
     for part, each in result["steps"].items():
         total = each["epochs"] * each["steps_per_epoch"]
-        told = f"{each['epochs']} epochs of {each['steps_per_epoch']} steps, {total:,} in all"
+        text = f"{each['epochs']} epochs of {each['steps_per_epoch']} steps, {total:,} in all"
         times = f", {each['times']} times" if each["times"] > 1 else ""
-        rows.append((_PARTS[part], told + times))
+        rows.append((_PARTS[part], text + times))
     return rows
 
 
@@ -249,8 +249,8 @@ def _time(job: Job, cells, log) -> tuple[dict, list[tuple[str, str]]]:
         prunes = stages.build(config.search, job.in_memory).strategy.prune
         bound = prunes is not Strategy._field_defaults["prune"]
         why = "; less, since candidates leave on the way" if bound else ""
-        told = f"{'at most' if bound else 'about'} {duration(seconds['search'])}"
-        rows += [("a search step", step), ("time, search", told + why)]
+        text = f"{'at most' if bound else 'about'} {duration(seconds['search'])}"
+        rows += [("a search step", step), ("time, search", text + why)]
     if job.trains or "select" in _steps(job):
         trial = train_loop.try_steps(
             config.train, cells, job.dataset, config.seed, job.class_weights
@@ -262,11 +262,11 @@ def _time(job: Job, cells, log) -> tuple[dict, list[tuple[str, str]]]:
                 continue
             count = steps[part]["epochs"] * steps[part]["steps_per_epoch"] * steps[part]["times"]
             seconds[part] = trial.step * count
-            told = f"about {duration(seconds[part])}"
-            told += "" if job.genotype else ", for random cells: those found may take more or less"
+            text = f"about {duration(seconds[part])}"
+            text += "" if job.genotype else ", for random cells: those found may take more or less"
             if isinstance(job.dataset, data.Stream):
-                told += "; without reading the images, which takes longer if the disk is slow"
-            rows.append((f"time, {_PARTS[part]}", told))
+                text += "; without reading the images, which takes longer if the disk is slow"
+            rows.append((f"time, {_PARTS[part]}", text))
     total = duration(sum(seconds.values()))
     left_out = ["compiling", "deriving the cells"] if job.searches else ["compiling"]
     left_out += ["the test"] if job.trains else []
@@ -278,10 +278,10 @@ def _time(job: Job, cells, log) -> tuple[dict, list[tuple[str, str]]]:
 
 
 def _step_told(trial) -> str:
-    told = {learns: _readable(seconds) for learns, (seconds, _) in trial.steps.items()}
-    if len(told) == 1:
-        return next(iter(told.values()))
-    return f"{told[True]} when the alphas learn, {told[False]} when they rest"
+    times = {learns: _readable(seconds) for learns, (seconds, _) in trial.steps.items()}
+    if len(times) == 1:
+        return next(iter(times.values()))
+    return f"{times[True]} when the alphas learn, {times[False]} when they rest"
 
 
 def _readable(seconds: float) -> str:

@@ -127,7 +127,7 @@ def _write(network, folder, platforms, chosen) -> list[Path]:
         if name in chosen:
             files.append(folder / f"network_{name}.py")
             files[-1].write_text(chosen[name], encoding="utf-8")
-    told = {
+    description = {
         "image": list(network.preparation.shape),
         "mean": list(network.mean),
         "std": list(network.std),
@@ -135,7 +135,7 @@ def _write(network, folder, platforms, chosen) -> list[Path]:
         "genotype": json.loads(network.module.genotype.to_json()),
         "files": [path.name for path in files],
     }
-    workdir.write_json(folder / "network-export.json", told)
+    workdir.write_json(folder / "network-export.json", description)
     return [*files, folder / "network-export.json"]
 
 

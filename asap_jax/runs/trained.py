@@ -206,10 +206,10 @@ class TrainedNetwork:
         pixels = self._pixels(images)
         size = min(256, max(1, len(pixels)))
         precision = self.config.get("precision", "auto")  # older networks lack it: as "auto"
-        told = self.module, self.mean, self.std, precision
+        arguments = self.module, self.mean, self.std, precision
         parts = []
         for indices, valid in data.evaluation_batches(len(pixels), size):
-            out = _forward(*told, self.variables, pixels[indices])
+            out = _forward(*arguments, self.variables, pixels[indices])
             parts.append([np.asarray(each)[valid] for each in out])
         if not parts:
             raise UserError("there is no image to look at: the list is empty")

@@ -34,7 +34,7 @@ def watch(folder: str | Path, pause: float = 1.0) -> bool | None:
             f"{folder} holds no run: name the --workdir of one, which begins once its data are read"
         )
     config = ConfigDict(workdir.read_config(folder))
-    observer, news = lock.Observer(folder), _News(folder)
+    observer, log = lock.Observer(folder), _News(folder)
     owner = observer.owner()
     lines = [f"{folder}: {config.data.source}; {f'run by {owner}' if owner else 'not running'}"]
     if not config.genotype:
@@ -42,11 +42,11 @@ def watch(folder: str | Path, pause: float = 1.0) -> bool | None:
     with Status() as status:
         while True:
             owner = observer.owner()  # before the files are read: what it wrote last is among them
-            if not all(map(say, [*lines, *news])):
+            if not all(map(say, [*lines, *log])):
                 return None
             if not owner:
                 break
-            status.show(f"{_standing(folder, news.records)}; run by {owner}")
+            status.show(f"{_standing(folder, log.records)}; run by {owner}")
             if not wait(pause):
                 return None
             lines = []
@@ -105,14 +105,14 @@ def _standing(folder, records) -> str:
     if not records:
         return "no epoch is done yet"
     last, left = records[-1], seconds_left(records)
-    told = f"{last['phase']} {last['epoch']}"
+    text = f"{last['phase']} {last['epoch']}"
     if left is None:
-        return told
-    told += f"/{last['epochs']}"
+        return text
+    text += f"/{last['epochs']}"
     if not left or (folder / "stages" / f"{last['phase']}-{last['run']}.json").exists():
-        return f"{told}, done"
+        return f"{text}, done"
     left -= time.time() - (folder / "metrics.jsonl").stat().st_mtime
-    return f"{told}, about {datetime.timedelta(seconds=max(0, round(left)))} left of it"
+    return f"{text}, about {datetime.timedelta(seconds=max(0, round(left)))} left of it"
 
 
 def _end(folder) -> tuple[bool, str]:
@@ -128,8 +128,8 @@ def _end(folder) -> tuple[bool, str]:
     again = "the same command goes on from what was saved"
     if command.exists():
         again += f":\n  {command.read_text(encoding='utf-8').splitlines()[-1]}"
-    begun = any((folder / "checkpoints").glob("train-*"))
-    if searched and not begun and (folder / "genotype.json").exists():
+    trains = any((folder / "checkpoints").glob("train-*"))
+    if searched and not trains and (folder / "genotype.json").exists():
         return True, table(searched) + "\n\n  the search is done, and no training has begun"
     return False, f"the run has stopped before its end; {again}"
 

@@ -206,13 +206,13 @@ def _stage_estimate(config, dataset, stage) -> memory.Estimate:
     state = jax.eval_shape(
         lambda: init_state(stage.network, stage.strategy, stage.optimizers, key, shape)
     )
-    begun = state.replace(step=jnp.int32(0), arch=stage.strategy.init(key))
+    initial = state.replace(step=jnp.int32(0), arch=stage.strategy.init(key))
 
     def loss(params):
         images = jnp.zeros((config.batch_size, *shape))
         batch = Batch(images, jnp.zeros(len(images), jnp.int32))
         stats = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), state.batch_stats)
-        return step.loss(begun)(params, begun.arch.alphas, stats, batch, key)[0]
+        return step.loss(initial)(params, initial.arch.alphas, stats, batch, key)[0]
 
     return memory.estimate(loss, state.params, state, dataset.train_images.nbytes)
 

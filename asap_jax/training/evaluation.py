@@ -233,10 +233,10 @@ def most_confused(confusion, class_names, pairs: int = 3) -> str:
     mistakes, names = np.array(confusion), list(class_names)
     np.fill_diagonal(mistakes, 0)
     worst = [divmod(int(i), len(names)) for i in np.argsort(-mistakes, axis=None, kind="stable")]
-    told = [
+    parts = [
         f"{names[i]} as {names[j]} {mistakes[i, j]}" for i, j in worst[:pairs] if mistakes[i, j]
     ]
-    return ", ".join(told) or "nothing"
+    return ", ".join(parts) or "nothing"
 
 
 def speed_rows(latency: dict | None) -> list[tuple[str, str]]:
@@ -249,9 +249,11 @@ def speed_rows(latency: dict | None) -> list[tuple[str, str]]:
 
 def rows(record: dict) -> list[tuple[str, str]]:
     """Table rows for `Answers.record`, except overall and per-class accuracy."""
-    told = [("balanced accuracy", f"{100 * record['balanced_accuracy']:.2f} %")]
+    pairs = [("balanced accuracy", f"{100 * record['balanced_accuracy']:.2f} %")]
     if "top_5_accuracy" in record:
-        told.append(("top-5 accuracy", f"{100 * record['top_5_accuracy']:.2f} %"))
+        pairs.append(("top-5 accuracy", f"{100 * record['top_5_accuracy']:.2f} %"))
     if "confusion" in record:
-        told.append(("most confused", most_confused(record["confusion"], record["class_accuracy"])))
-    return told
+        pairs.append(
+            ("most confused", most_confused(record["confusion"], record["class_accuracy"]))
+        )
+    return pairs

@@ -347,9 +347,9 @@ def _transplanted(start, fresh):
         kind: {name: tree for name, tree in start[kind].items() if name not in anew}
         for kind in fresh
     }
-    begun = {kind: fresh[kind] | kept[kind] for kind in fresh}
-    checkpoint.check_shapes("the network to start from", begun, fresh)
-    return jax.tree.map(jnp.array, begun)  # copies, since a step donates its state
+    initial = {kind: fresh[kind] | kept[kind] for kind in fresh}
+    checkpoint.check_shapes("the network to start from", initial, fresh)
+    return jax.tree.map(jnp.array, initial)  # copies, since a step donates its state
 
 
 def _resident(config, dataset, seed, step):
@@ -388,10 +388,10 @@ def _make_test(config, network, dataset, variables, compiler):
     """Builds the test of variables; compiles during training if the images are in memory."""
     logits = precisions.computed_in(config.precision, evaluation_logits(network))
     size, classes = config.eval_batch_size, len(dataset.class_names)
-    told = (dataset.mean, dataset.std)
+    mean_std = (dataset.mean, dataset.std)
     if isinstance(dataset, data.Stream):
         batches = partial(dataset.test_batches, min(size, dataset.test_count))
-        return StreamedQuestions(logits, batches, *told, classes)
-    test = Questions(logits, dataset.test_images, dataset.test_labels, *told, size, classes)
+        return StreamedQuestions(logits, batches, *mean_std, classes)
+    test = Questions(logits, dataset.test_images, dataset.test_labels, *mean_std, size, classes)
     test.prepare(compiler, variables)
     return test

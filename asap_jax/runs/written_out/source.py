@@ -29,7 +29,9 @@ def written(network, framework: str) -> str:
         "STD": [repr(float(value)) for value in network.std],
         "CLASSES": [string(str(name)) for name in network.class_names],
     }
-    template = resources.files(__package__).joinpath(f"network_{framework}.py").read_text()
+    template = (
+        resources.files("asap_jax.runs.written_out").joinpath(f"network_{framework}.py").read_text()
+    )
     pieces = _pieces(template)
     for name, items in constants.items():
         comments, _ = pieces[name].split(f"{name} = ")
@@ -72,7 +74,7 @@ def _joined(pieces) -> str:
     while found:
         needed |= found
         found = {each for name in found for each in names[name] & pieces.keys()} - needed
-    text, before = "", None
+    text, before = "", ""
     for name, source in pieces.items():
         if name in needed:
             kind = _kind(name, source)
