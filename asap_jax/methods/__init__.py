@@ -3,6 +3,7 @@
 from asap_jax.methods import (
     asap,
     asap_pac,
+    beta_darts,
     darts,
     edas,
     gdas,
@@ -18,6 +19,7 @@ METHODS: dict[str, Method] = {
     "asap": asap.METHOD,
     "asap_pac": asap_pac.METHOD,
     "darts": darts.METHOD,
+    "beta_darts": beta_darts.METHOD,
     "snas": snas.METHOD,
     "gdas": gdas.METHOD,
     "edas": edas.METHOD,

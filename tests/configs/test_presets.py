@@ -21,6 +21,10 @@ PUBLISHED = {
     "asap": ("96", "50", "0.025 to 0.001", "3e-4", "1e-3", "", ""),
     "asap_pac": ("-", "-", "-", "-", "-", "", "a schedule for a proof; never searched with"),
     "darts": ("64", "50", "0.025 to 0.001", "3e-4", "3e-4", "", ""),
+    "beta_darts": (
+        *("64", "100", "0.025 to 0.001", "3e-4", "3e-4", ""),
+        "the code's, for NAS-Bench-201's space; here DARTS' space and epochs",
+    ),
     "snas": (
         *("64", "150", "0.025 to 0.001", "3e-4", "3e-4"),
         "drop-path 0.3, cost 0.01",

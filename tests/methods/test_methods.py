@@ -110,6 +110,37 @@ def test_a_gradient_of_ones_own_may_be_one_through_a_gradient():
     assert bilevel.omega_alone().differentiations == 1
 
 
+# beta-DARTS
+
+
+def test_beta_darts_decays_the_weights_by_the_logsumexp_of_an_edge():
+    """By hand, at epoch 30 of 100: w = 15; the gradient is w softmax(alpha) / edges."""
+    strategy = STRATEGIES["beta_darts"](SPACE, 100, 4)
+    alphas, step = random_alphas(), jnp.int32(4 * 30 + 3)
+    arch = strategy.init(KEY)
+
+    def term(alphas):
+        return strategy.regularizer(arch._replace(alphas=alphas), step)
+
+    value, gradients = jax.value_and_grad(term)(alphas)
+    exponents = {cell: np.exp(np.asarray(a, np.float64)) for cell, a in alphas.items()}
+    want = 15 * sum(np.mean(np.log(each.sum(-1))) for each in exponents.values())
+    assert float(value) == pytest.approx(want, rel=1e-5)
+    for cell, each in exponents.items():
+        softmax = each / each.sum(-1, keepdims=True)
+        np.testing.assert_allclose(gradients[cell], 15 * softmax / EDGES, rtol=1e-5)
+
+
+def test_beta_darts_weight_grows_to_50():
+    """50 e / 100 in the authors' 100 epochs; the same line in any other number."""
+    for epochs in (100, 20):
+        strategy = STRATEGIES["beta_darts"](SPACE, epochs, 4)
+        for epoch in range(epochs):
+            for step in (4 * epoch, 4 * epoch + 3):
+                got = strategy.readings(jnp.int32(step))["regularizer_weight"]
+                assert float(got) == pytest.approx(50 * epoch / epochs, rel=1e-6)
+
+
 # SNAS and GDAS
 
 
@@ -591,6 +622,7 @@ def test_arms_without_a_difference_are_not_decided_by_the_theorem():
     ("name", "options", "message"),
     [
         ("darts", {"order": "third"}, "order has to be one of first, second, exact"),
+        ("beta_darts", {"weight": -1.0}, "weight has to be 0 or more"),
         ("snas", {"final_temperature": 2.0}, "final_temperature"),
         ("gdas", {"final_temperature": 0.0}, "final_temperature"),
         ("magnitude", {"power": 2}, "power has to be 1 or 3"),

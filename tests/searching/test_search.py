@@ -53,6 +53,7 @@ SLOW = (
     "magnitude",
     "accum_grad",
     "asap_pac",
+    "beta_darts",
     "gdas",
     "edas",
     "p_darts",
@@ -378,6 +379,33 @@ def test_the_omega_step_sees_the_alphas_of_before_and_the_alpha_step_the_omega_o
             jax.tree.map(
                 lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-5), mine, want
             )
+
+
+def test_a_step_adds_the_regularizers_gradient_to_the_alphas_own():
+    """Plain gradient descent; the term differs by step and may not be seen in any reported loss."""
+    space = SearchSpace(("max_pool_3x3", "skip_connect"), nodes=1)
+    network = Supernet(space, 3, channels=4, cells=3)
+    optimizers = OPTIMIZERS._replace(alpha=optax.sgd(1.0))
+    plain = STRATEGIES["darts"](space, 10, STEPS)
+
+    def term(arch, step):
+        return step * sum(jnp.sum(alphas**3) for alphas in arch.alphas.values())
+
+    state = init_state(network, plain, optimizers, jax.random.key(0), IMAGE)
+    alphas = {cell: 1.0 + jnp.arange(4.0).reshape(2, 2) for cell in CELLS}
+    state = state.replace(step=jnp.int32(5), arch=state.arch._replace(alphas=alphas))
+    (without, told), (added, metrics) = (
+        jax.jit(make_search_step(network, strategy, optimizers))(state, *BATCHES[:2])
+        for strategy in (plain, plain._replace(regularizer=term))
+    )
+    for cell in CELLS:
+        moved = without.arch.alphas[cell] - added.arch.alphas[cell]
+        np.testing.assert_allclose(moved, 5 * 3 * alphas[cell] ** 2, rtol=1e-5)
+    assert metrics["val_loss"] == pytest.approx(float(told["val_loss"]), rel=1e-5)
+    assert metrics["regularizer"] == pytest.approx(
+        5 * sum(float(jnp.sum(a**3)) for a in added.arch.alphas.values()), rel=1e-5
+    )
+    assert "regularizer" not in told
 
 
 def test_darts_starts_near_zero_and_prunes_nothing():
