@@ -43,6 +43,7 @@ IMAGE = (8, 8, 1)
 OPTIONS = {
     "asap": {"decay": 0.8, "threshold": 0.95},
     "asap_pac": {"gradient_bound": 0.3},
+    "drnas": {"partial_channels": (2, 1), "keep": (2,), "kl": 0.01},
     "magnitude": {"start": 0.25, "power": 3},
     "pc_darts": {"partial_channels": 2, "grace": 0.25},
     "p_darts": {"extra_cells": (0, 0), "keep": (2,), "skip_dropout": (0.3, 0.4)},
@@ -53,9 +54,11 @@ SLOW = (
     "magnitude",
     "accum_grad",
     "asap_pac",
+    "darts_plus",
     "beta_darts",
     "gdas",
     "edas",
+    "drnas stage 2",
     "p_darts",
     "darts second",
     "darts exact",
@@ -95,7 +98,7 @@ def start(strategy, seed=0):
     scope="module",
     params=[
         pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW))
-        for name in (*STRATEGIES, "p_darts stage 2", "darts second", "darts exact")
+        for name in (*STRATEGIES, "p_darts stage 2", "drnas stage 2", "darts second", "darts exact")
     ],
 )
 def history(request):
