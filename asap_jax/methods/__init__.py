@@ -8,6 +8,7 @@ from asap_jax.methods import (
     darts_plus,
     drnas,
     edas,
+    evolution,
     gdas,
     gradual,
     p_darts,
@@ -33,6 +34,7 @@ METHODS: dict[str, Method] = {
     "pc_darts": pc_darts.METHOD,
     "p_darts": p_darts.METHOD,
     "random": random.METHOD,
+    "evolution": evolution.METHOD,
 }
 # What `config.search.strategy.name` chooses from. A program may add functions of its own.
 STRATEGIES = {name: method.strategy for name, method in METHODS.items()}

@@ -52,6 +52,10 @@ PUBLISHED = {
         "the code clips at 0.25 unless told otherwise, here at 5; it searches DARTS' space, here "
         "ASAP's",
     ),
+    "evolution": (
+        *("-", "-", "-", "-", "-", ""),
+        "the authors train every architecture anew; here shared weights, as in `random`",
+    ),
 }
 
 
@@ -78,7 +82,7 @@ def settings(name: str) -> tuple[str, ...]:
         str(search.epochs),
         f"{omega.learning_rate:g} to {omega.final_learning_rate:g}",
         number(omega.weight_decay),
-        "-" if name == "random" else number(search.alpha.learning_rate),
+        "-" if name in ("random", "evolution") else number(search.alpha.learning_rate),
         ", ".join(extra),
     )
 

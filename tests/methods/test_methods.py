@@ -10,7 +10,7 @@ import theory
 
 from asap_jax import STRATEGIES, SearchSpace
 from asap_jax.configs import presets
-from asap_jax.methods import bilevel, darts_plus, derive, pruning, schedules
+from asap_jax.methods import bilevel, darts_plus, derive, evolution, pruning, random, schedules
 from asap_jax.methods.relaxation import gumbel_softmax
 from asap_jax.networks.mixture import one_hot_mixture
 from asap_jax.networks.spaces import ASAP, DARTS, NASBENCH201
@@ -612,7 +612,7 @@ def test_a_sampling_methods_distribution_is_the_softmax_of_its_alphas(name):
 
 def test_what_is_not_normalised_or_has_no_alphas_has_no_distribution():
     without = {n for n in STRATEGIES if STRATEGIES[n](ASAP, 10, 5).distribution is None}
-    assert without == {"nap", "random"}
+    assert without == {"nap", "random", "evolution"}
 
 
 # Gradual pruning
@@ -728,6 +728,93 @@ def test_naps_nodes_differ_in_their_inputs(relaxation):
     np.testing.assert_array_equal(mixture.active, arch.masks["normal"])
 
 
+# Evolution
+
+
+def test_evolution_removes_the_oldest_even_if_it_is_the_best():
+    """Large tournaments find the best living one: 10 wins once, then it has died of age."""
+    parents = []
+
+    def mutation(parent):
+        parents.append(parent)
+        return -len(parents)
+
+    history = evolution.evolve(
+        [10, 0, 1], lambda x: x, mutation, np.random.default_rng(0), sample=60, cycles=8
+    )
+    assert history == [(x, x) for x in (10, 0, 1, -1, -2, -3, -4, -5)]
+    assert parents == [10, 1, 1, -1, -2]  # of (10 0 1), (0 1 -1), (1 -1 -2), (-1 -2 -3), ...
+
+
+def test_evolution_draws_its_tournaments_uniformly_with_replacement():
+    """The best of 2 out of 4, ranks 0 to 3: rank r wins with ((r + 1)^2 - r^2) / 16."""
+    wins = np.zeros(4)
+    rng = np.random.default_rng(0)
+
+    def mutation(parent):
+        wins[parent] += 1
+        return parent
+
+    for _ in range(4000):
+        evolution.evolve([2, 0, 3, 1], lambda x: x, mutation, rng, sample=2, cycles=5)
+    np.testing.assert_allclose(wins / 4000, [1 / 16, 3 / 16, 5 / 16, 7 / 16], atol=0.03)
+
+
+def differing(masks, other):
+    """[(cell type, edges that differ)] of the cell types that differ."""
+    edges = {c: np.flatnonzero((masks[c] != other[c]).any(-1)).tolist() for c in masks}
+    return [(c, found) for c, found in edges.items() if found]
+
+
+@pytest.mark.parametrize("inputs", [2, None])
+@pytest.mark.parametrize("space", [SPACE, DARTS, NASBENCH201])
+def test_a_mutation_changes_one_operation_or_one_source(space, inputs):
+    rng = np.random.default_rng(0)
+    kinds, masks = set(), random.draw(space, inputs, KEY, 1)[0]
+    for _ in range(200):
+        child = evolution.mutate(rng, masks, space)
+        [(cell, edges)] = differing(masks, child)
+        for target in space.intermediate:
+            rows = space.incoming(target)
+            assert child[cell][rows].sum() == masks[cell][rows].sum()
+        assert (child[cell].sum(-1) <= 1).all()
+        assert not any(each[:, ~random.drawable(space)].any() for each in child.values())
+        if len(edges) == 2:  # a source
+            assert space.edges[edges[0]][1] == space.edges[edges[1]][1]
+            before, after = (each[cell][edges].any(0) for each in (masks, child))
+            np.testing.assert_array_equal(before, after)
+        kinds.add((cell, len(edges)))
+        masks = child
+    lengths = {1} if inputs is None else {1, 2}
+    assert kinds == {(cell, length) for cell in space.cell_types for length in lengths}
+
+
+def test_evolution_finds_the_best_cell_of_a_known_fitness():
+    """The number of inputs that a cell has in common with a target, 8 at most."""
+    strategy = STRATEGIES["evolution"](SPACE, 9, 3, population=20, sample=5, cycles=400, images=7)
+    target = random.draw(SPACE, 2, jax.random.key(9), 1)[0]
+    asked = []
+
+    def evaluate(mixtures, images=None):
+        agreed = sum(float((mixtures[c].active & target[c]).sum()) for c in CELLS)
+        asked.append((images, agreed))
+        return agreed
+
+    arch = strategy.init(KEY)
+    found = strategy.derive(arch, 2, KEY, evaluate)
+    assert found == derive.all_living(target, SPACE)
+    few = [agreed for images, agreed in asked if images == 7]
+    assert max(few[:10]) < max(few) == 8
+    assert [images for images, _ in asked[-10:]] == [None] * 10
+    assert len(few) == len(asked) - 10 <= 400  # an architecture that is met again is not evaluated
+    first, asked[:] = list(asked), []
+    assert strategy.derive(arch, 2, KEY, evaluate) == found
+    assert asked == first
+    asked.clear()
+    strategy.derive(arch, 2, jax.random.key(1), evaluate)
+    assert asked != first
+
+
 # Theorem 2
 
 
@@ -798,6 +885,8 @@ def test_arms_without_a_difference_are_not_decided_by_the_theorem():
         ("drnas", {"partial_channels": (0,)}, "have to be at least 1"),
         ("drnas", {"grace": 1.0}, "grace has to lie"),
         ("drnas", {"kl": -1.0}, "kl has to be 0 or more"),
+        ("evolution", {"sample": 0}, "sample has to be at least 1"),
+        ("evolution", {"cycles": 99}, "cycles counts the first population of 100"),
         ("snas", {"final_temperature": 2.0}, "final_temperature"),
         ("gdas", {"final_temperature": 0.0}, "final_temperature"),
         ("magnitude", {"power": 2}, "power has to be 1 or 3"),

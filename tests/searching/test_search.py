@@ -48,6 +48,7 @@ OPTIONS = {
     "pc_darts": {"partial_channels": 2, "grace": 0.25},
     "p_darts": {"extra_cells": (0, 0), "keep": (2,), "skip_dropout": (0.3, 0.4)},
     "random": {"samples": 3},
+    "evolution": {"population": 4, "sample": 2, "cycles": 9, "best": 2},
 }
 # One of several methods with similar steps represents the others in the default run.
 SLOW = (
@@ -58,6 +59,7 @@ SLOW = (
     "beta_darts",
     "gdas",
     "edas",
+    "evolution",
     "drnas stage 2",
     "p_darts",
     "darts second",
