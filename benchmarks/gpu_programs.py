@@ -196,6 +196,8 @@ def searched(
         values["candidates"] = size.candidates
         if config.strategy.name == "p_darts":
             strategy |= {"keep": (3, 2), "extra_cells": (0, 0, 1)}
+        if config.strategy.name == "drnas":
+            strategy |= {"keep": (2,), "partial_channels": (2, 1)}
     if size.candidates and space:
         values["cells"] = 3 if space == "nasbench201" else size.search["cells"] + 1
     config.update(values)

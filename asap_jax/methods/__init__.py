@@ -3,8 +3,12 @@
 from asap_jax.methods import (
     asap,
     asap_pac,
+    beta_darts,
     darts,
+    darts_plus,
+    drnas,
     edas,
+    evolution,
     gdas,
     gradual,
     p_darts,
@@ -18,8 +22,11 @@ METHODS: dict[str, Method] = {
     "asap": asap.METHOD,
     "asap_pac": asap_pac.METHOD,
     "darts": darts.METHOD,
+    "darts_plus": darts_plus.METHOD,
+    "beta_darts": beta_darts.METHOD,
     "snas": snas.METHOD,
     "gdas": gdas.METHOD,
+    "drnas": drnas.METHOD,
     "edas": edas.METHOD,
     "magnitude": gradual.MAGNITUDE,
     "accum_grad": gradual.ACCUM_GRAD,
@@ -27,6 +34,7 @@ METHODS: dict[str, Method] = {
     "pc_darts": pc_darts.METHOD,
     "p_darts": p_darts.METHOD,
     "random": random.METHOD,
+    "evolution": evolution.METHOD,
 }
 # What `config.search.strategy.name` chooses from. A program may add functions of its own.
 STRATEGIES = {name: method.strategy for name, method in METHODS.items()}

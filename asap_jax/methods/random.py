@@ -1,9 +1,11 @@
 """Random search with weight sharing (Li and Talwalkar, 2019, arXiv:1902.07638)."""
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from asap_jax.methods import bilevel, derive
 from asap_jax.methods.base import PAPER_CELLS, Method, Strategy, cell_keys, zero_alphas
@@ -50,38 +52,10 @@ def random(
     ):
         if value < 1:
             raise ValueError(f"{name} has to be at least 1, got {value}")
-    shape = space.shape
-    with_none = SKELETONS[space.skeleton].derives_none
-    drawn = jnp.array([with_none or name != "none" for name in space.candidates])
-
-    def sample(key, inputs_per_node):
-        """The candidates of one architecture, [E, O] bool."""
-        key_op, key_edge = jax.random.split(key)
-        logits = jnp.broadcast_to(jnp.where(drawn, 0.0, -jnp.inf), shape)
-        chosen = jax.nn.one_hot(jax.random.categorical(key_op, logits), shape[1], dtype=bool)
-        if inputs_per_node is None:
-            return chosen
-        order = jax.random.uniform(key_edge, (shape[0],))
-        kept = [
-            jnp.argsort(jnp.argsort(order[jnp.array(space.incoming(target))])) < inputs_per_node
-            for target in space.intermediate
-        ]
-        return chosen & jnp.concatenate(kept)[:, None]
-
-    def mixture(arch, step, key):
-        mixtures = {}
-        for cell, k in cell_keys(space, key).items():
-            chosen = sample(k, inputs_per_node)
-            mixtures[cell] = Mixture(chosen.astype(jnp.float32), chosen)
-        return mixtures
 
     def drawn_genotypes(key, inputs_per_node):
-        def one(key):
-            return {cell: sample(k, inputs_per_node) for cell, k in cell_keys(space, key).items()}
-
-        chosen = jax.device_get(jax.jit(jax.vmap(one))(jax.random.split(key, samples)))
-        each = [{cell: masks[i] for cell, masks in chosen.items()} for i in range(samples)]
-        return [derive.all_living(masks, space) for masks in each]
+        drawn = draw(space, inputs_per_node, key, samples)
+        return [derive.all_living(masks, space) for masks in drawn]
 
     def best_of_rounds(arch, inputs, key, evaluate):
         finalists = []
@@ -93,14 +67,66 @@ def random(
             finalists += ranked[:best]
         return max(finalists, key=lambda found: evaluate(one_hot_mixture(found, space)))
 
+    return uniform_training(space, inputs_per_node, best_of_rounds)
+
+
+def uniform_training(space: SearchSpace, inputs_per_node: int | None, rank: Callable) -> Strategy:
+    """Trains shared weights on one uniform architecture per minibatch.
+
+    Args:
+      space: edges and candidates.
+      inputs_per_node: edges that an architecture keeps at each node, None for all.
+      rank: `Strategy.derive`, which finds the best architecture by their accuracies.
+    """
+
+    def mixture(arch, step, key):
+        mixtures = {}
+        for cell, k in cell_keys(space, key).items():
+            chosen = uniform(space, inputs_per_node, k)
+            mixtures[cell] = Mixture(chosen.astype(jnp.float32), chosen)
+        return mixtures
+
     return Strategy(
         init=partial(zero_alphas, space),
         mixture=mixture,
-        derive=best_of_rounds,
+        derive=rank,
         updates=bilevel.omega_alone(),
         learns=lambda step: jnp.bool_(False),
         distribution=None,
     )
+
+
+def drawable(space: SearchSpace) -> np.ndarray:
+    """[O] bool, the candidates that may be drawn: all, but `none` only if it can be derived."""
+    with_none = SKELETONS[space.skeleton].derives_none
+    return np.array([with_none or name != "none" for name in space.candidates])
+
+
+def uniform(space: SearchSpace, inputs_per_node: int | None, key) -> jax.Array:
+    """[E, O] bool, the candidates of a random cell: one an edge, on some edges of each node."""
+    key_op, key_edge = jax.random.split(key)
+    logits = jnp.broadcast_to(jnp.where(drawable(space), 0.0, -jnp.inf), space.shape)
+    drawn = jax.random.categorical(key_op, logits)
+    chosen = jax.nn.one_hot(drawn, space.shape[1], dtype=bool)
+    if inputs_per_node is None:
+        return chosen
+    order = jax.random.uniform(key_edge, space.shape[:1])
+    kept = [
+        jnp.argsort(jnp.argsort(order[jnp.array(space.incoming(target))])) < inputs_per_node
+        for target in space.intermediate
+    ]
+    return chosen & jnp.concatenate(kept)[:, None]
+
+
+def draw(space: SearchSpace, inputs_per_node: int | None, key, count: int) -> list[dict]:
+    """`count` random architectures, each {cell type: [E, O] bool}, on the host."""
+
+    def one(key):
+        keys = cell_keys(space, key)
+        return {cell: uniform(space, inputs_per_node, k) for cell, k in keys.items()}
+
+    chosen = jax.device_get(jax.jit(jax.vmap(one))(jax.random.split(key, count)))
+    return [{cell: masks[i] for cell, masks in chosen.items()} for i in range(count)]
 
 
 def _adapt(search) -> None:

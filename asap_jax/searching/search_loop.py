@@ -34,8 +34,9 @@ class SearchOutcome(NamedTuple):
       optimistic, since the alpha half has guided the search. Empty for a method without alphas.
     epochs, seconds: duration, over all starts.
     candidates_left: over all cell types; equals the number of edges when every edge is decided.
-    ended: "finished" if every edge was decided; "stopped" if a callback ended it, or RobustDARTS'
-      criterion, in which case the cells are those of the epoch it points back to; else "".
+    ended: "finished" if the strategy was: its edges decided, or its criterion met; "stopped" if a
+      callback ended it, or RobustDARTS' criterion, in which case the cells are those of the epoch
+      it points back to; else "".
     benchmark: the entry of `config.benchmark` for the genotype, {column: value}; {} if none.
     """
 

@@ -257,6 +257,7 @@ class SearchStep:
             "candidates_left": sum((mask.sum() for mask in arch.masks.values()), jnp.int32(0)),
             **entropies(strategy, arch, mixtures),
             **({} if self.constraint is None else {"cost": self.constraint.expected(mixtures)}),
+            **self.regularization(arch, state.step),
             "finished": strategy.finished(arch),
             "alphas_learned": learned,
             "alphas_finite": all_finite((arch.alphas, arch.extra)),
@@ -329,6 +330,8 @@ class SearchStep:
         if self.constraint is not None:
             added = self.constraint_gradients(self.constraint, state, key)
             gradients = jax.tree.map(jnp.add, gradients, added)
+        if strategy.regularizer is not None:
+            gradients = jax.tree.map(jnp.add, gradients, self.regularizer_gradients(state))
         alphas, alpha_opt = optim.update_where(
             self.optimizers.alpha,
             strategy.live(state.arch, state.step, key),
@@ -352,6 +355,19 @@ class SearchStep:
             return constraint.weight * constraint.expected(mixtures)
 
         return jax.grad(expected)(state.arch.alphas)
+
+    def regularizer_gradients(self, state):
+        """Gradients of the strategy's regularizer, which does not depend on omega or on images."""
+
+        def regularizer(alphas):
+            return self.strategy.regularizer(state.arch._replace(alphas=alphas), state.step)
+
+        return jax.grad(regularizer)(state.arch.alphas)
+
+    def regularization(self, arch, step) -> dict[str, jax.Array]:
+        """{"regularizer": its value}, if the strategy has one."""
+        regularizer = self.strategy.regularizer
+        return {} if regularizer is None else {"regularizer": regularizer(arch, step)}
 
     def training_metrics(self, value, logits, train):
         return self.mean({"train_loss": value, "train_accuracy": accuracy(logits, train.labels)})

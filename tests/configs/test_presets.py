@@ -21,6 +21,11 @@ PUBLISHED = {
     "asap": ("96", "50", "0.025 to 0.001", "3e-4", "1e-3", "", ""),
     "asap_pac": ("-", "-", "-", "-", "-", "", "a schedule for a proof; never searched with"),
     "darts": ("64", "50", "0.025 to 0.001", "3e-4", "3e-4", "", ""),
+    "darts_plus": ("?", "?", "?", "?", "?", "", "no public code: DARTS' settings"),
+    "beta_darts": (
+        *("64", "100", "0.025 to 0.001", "3e-4", "3e-4", ""),
+        "the code's, for NAS-Bench-201's space; here DARTS' space and epochs",
+    ),
     "snas": (
         *("64", "150", "0.025 to 0.001", "3e-4", "3e-4"),
         "drop-path 0.3, cost 0.01",
@@ -29,6 +34,10 @@ PUBLISHED = {
         "moves the alphas by SGD, on several by Adam, as here",
     ),
     "gdas": ("256", "250", "0.025 to 0.001", "5e-4", "3e-4", "Nesterov", ""),
+    "drnas": (
+        *("64", "50", "0.1 to 0", "3e-4", "6e-4", ""),
+        "two stages of 25, 20 cells of 36 channels; in the code one cosine runs through both",
+    ),
     "edas": ("?", "?", "?", "?", "?", "", "not public: ASAP's"),
     "magnitude": ("96", "50 to 70", "0.025 to 0.001", "3e-4", "1e-3", "", "the shortest of them"),
     "accum_grad": ("96", "50 to 70", "0.025 to 0.001", "3e-4", "1e-3", "", "the shortest of them"),
@@ -42,6 +51,10 @@ PUBLISHED = {
         *("64", "100", "0.025 to 0.001", "3e-4", "-", ""),
         "the code clips at 0.25 unless told otherwise, here at 5; it searches DARTS' space, here "
         "ASAP's",
+    ),
+    "evolution": (
+        *("-", "-", "-", "-", "-", ""),
+        "the authors train every architecture anew; here shared weights, as in `random`",
     ),
 }
 
@@ -69,7 +82,7 @@ def settings(name: str) -> tuple[str, ...]:
         str(search.epochs),
         f"{omega.learning_rate:g} to {omega.final_learning_rate:g}",
         number(omega.weight_decay),
-        "-" if name == "random" else number(search.alpha.learning_rate),
+        "-" if name in ("random", "evolution") else number(search.alpha.learning_rate),
         ", ".join(extra),
     )
 

@@ -1,5 +1,7 @@
 """What is specific to each method."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,7 @@ import theory
 
 from asap_jax import STRATEGIES, SearchSpace
 from asap_jax.configs import presets
-from asap_jax.methods import bilevel, derive, pruning, schedules
+from asap_jax.methods import bilevel, darts_plus, derive, evolution, pruning, random, schedules
 from asap_jax.methods.relaxation import gumbel_softmax
 from asap_jax.networks.mixture import one_hot_mixture
 from asap_jax.networks.spaces import ASAP, DARTS, NASBENCH201
@@ -108,6 +110,98 @@ def test_a_gradient_of_ones_own_may_be_one_through_a_gradient():
     assert {bilevel.omega_then_alpha(each).differentiations for each in once} == {1}
     assert bilevel.alpha_then_omega(bilevel.second_order_exact).differentiations == 2
     assert bilevel.omega_alone().differentiations == 1
+
+
+# DARTS+
+
+
+@pytest.mark.parametrize("inputs", [2, 1, None])
+@pytest.mark.parametrize("space", [SPACE, DARTS, NASBENCH201])
+def test_darts_plus_counts_the_skips_that_would_be_derived(space, inputs):
+    masks = {cell: np.ones(space.shape, bool) for cell in space.cell_types}
+    count = jax.jit(lambda alphas: darts_plus.derived_skips(alphas, space, inputs))
+    seen = set()
+    for _ in range(60):
+        alphas = random_alphas(space)
+        alphas["normal"] = alphas["normal"].at[:, space.candidates.index("skip_connect")].add(0.7)
+        want = derive.skips(derive.strongest(alphas, masks, space, inputs))["normal"]
+        assert int(count(alphas["normal"])) == want
+        seen.add(want)
+    assert len(seen) >= 3
+
+
+def after_each_step(strategy, alphas_of_epochs, steps):
+    """[epochs, steps], whether the strategy is finished after each step."""
+    arch, look, ends = strategy.init(KEY), jax.jit(strategy.prune), []
+    for epoch, alphas in enumerate(alphas_of_epochs):
+        ends.append([])
+        for i in range(steps):
+            arch = look(arch._replace(alphas=alphas), alphas, jnp.int32(epoch * steps + i))
+            ends[-1].append(bool(strategy.finished(arch)))
+    return np.array(ends)
+
+
+def alphas_with_skips(count):
+    """Convolutions everywhere but on `count` edges of the normal cell; the other has only skips."""
+    normal = jnp.zeros(SPACE.shape).at[:, 0].set(1.0).at[:count, 2].set(2.0)
+    return {"normal": normal, "reduce": jnp.zeros(SPACE.shape).at[:, 2].set(1.0)}
+
+
+def test_darts_plus_stops_after_the_epoch_with_two_skips():
+    epochs = [alphas_with_skips(count) for count in (0, 1, 1, 2, 0)]
+    ends = after_each_step(STRATEGIES["darts_plus"](SPACE, 9, 3), epochs, 3)
+    assert not ends[:3].any()
+    assert ends[3].tolist() == [False, False, True]
+    later = after_each_step(STRATEGIES["darts_plus"](SPACE, 9, 3, skips=3), epochs, 3)
+    assert not later.any()
+
+
+def test_darts_plus_stops_when_the_ranking_of_what_learns_is_stable():
+    """In epoch 2 two convolutions swap; skips and the size of the alphas do not count."""
+    space = SearchSpace(("skip_connect", "dil_conv_3x3", "sep_conv_3x3"), nodes=1)
+    strategy = STRATEGIES["darts_plus"](space, 20, 3, skips=0, stable_epochs=4)
+
+    def alphas(epoch):
+        scale, skip = 1.0 + epoch, (-1.0) ** epoch * 10
+        first = jnp.tile(jnp.asarray([skip, 1.0, 2.0]), (2, 1)) * scale
+        swapped = first.at[1].set(jnp.asarray([skip, 2.0, 1.0]) * scale)
+        return {"normal": first, "reduce": first if epoch < 2 else swapped}
+
+    ends = after_each_step(strategy, [alphas(epoch) for epoch in range(8)], 3)
+    assert np.argwhere(ends)[0].tolist() == [6, 2]  # epochs 3 to 6 end as epoch 2 did
+    arch = strategy.init(KEY)
+    assert int(strategy.measured(arch)["stable_epochs"]) == 0
+
+
+# beta-DARTS
+
+
+def test_beta_darts_decays_the_weights_by_the_logsumexp_of_an_edge():
+    """By hand, at epoch 30 of 100: w = 15; the gradient is w softmax(alpha) / edges."""
+    strategy = STRATEGIES["beta_darts"](SPACE, 100, 4)
+    alphas, step = random_alphas(), jnp.int32(4 * 30 + 3)
+    arch = strategy.init(KEY)
+
+    def term(alphas):
+        return strategy.regularizer(arch._replace(alphas=alphas), step)
+
+    value, gradients = jax.value_and_grad(term)(alphas)
+    exponents = {cell: np.exp(np.asarray(a, np.float64)) for cell, a in alphas.items()}
+    want = 15 * sum(np.mean(np.log(each.sum(-1))) for each in exponents.values())
+    assert float(value) == pytest.approx(want, rel=1e-5)
+    for cell, each in exponents.items():
+        softmax = each / each.sum(-1, keepdims=True)
+        np.testing.assert_allclose(gradients[cell], 15 * softmax / EDGES, rtol=1e-5)
+
+
+def test_beta_darts_weight_grows_to_50():
+    """50 e / 100 in the authors' 100 epochs; the same line in any other number."""
+    for epochs in (100, 20):
+        strategy = STRATEGIES["beta_darts"](SPACE, epochs, 4)
+        for epoch in range(epochs):
+            for step in (4 * epoch, 4 * epoch + 3):
+                got = strategy.readings(jnp.int32(step))["regularizer_weight"]
+                assert float(got) == pytest.approx(50 * epoch / epochs, rel=1e-6)
 
 
 # SNAS and GDAS
@@ -228,6 +322,111 @@ def test_gdas_pairs_leave_none_and_nas_bench_201_to_the_rule_of_edges():
     arch = strategy.init(KEY)
     want = derive.strongest(arch.alphas, arch.masks, space, 2)
     assert strategy.derive(arch, 2, KEY, None) == want
+
+
+# DrNAS
+
+
+def dirichlet_arch(strategy):
+    """Concentrations below and above 1; the last candidate of the first edge is pruned."""
+    alphas = {cell: 0.7 * a for cell, a in random_alphas().items()}
+    masks = {cell: m.at[0, -1].set(False) for cell, m in strategy.init(KEY).masks.items()}
+    return strategy.init(KEY)._replace(alphas=alphas, masks=masks)
+
+
+def live_concentrations(alphas, mask):
+    """elu(alpha) + 1 in float64, 0 where pruned."""
+    alphas = np.asarray(alphas, np.float64)
+    return np.where(mask, np.where(alphas > 0, alphas + 1, np.exp(alphas)), 0)
+
+
+def test_drnas_samples_the_dirichlet_distribution_with_pathwise_gradients():
+    """E w_o^2 = a_o (a_o + 1) / (a (a + 1)) with a the sum of a_o, and its derivative by alpha."""
+    strategy = STRATEGIES["drnas"](SPACE, 10, 5)
+    arch, draws = dirichlet_arch(strategy), 20_000
+    mask = np.asarray(arch.masks["normal"])
+    weigh = RNG.normal(size=(EDGES, CANDIDATES))
+
+    def sampled(alphas, key):
+        moved = arch._replace(alphas={**arch.alphas, "normal": alphas})
+        weights = strategy.mixture(moved, jnp.int32(0), key)["normal"].weights
+        return jnp.sum(weigh * weights**2), weights
+
+    @jax.jit
+    def all_of_them(keys):
+        run = jax.value_and_grad(sampled, has_aux=True)
+        (values, weights), gradients = jax.vmap(lambda k: run(arch.alphas["normal"], k))(keys)
+        return values, weights, gradients
+
+    found = all_of_them(jax.random.split(KEY, draws))
+    values, weights, gradients = (np.asarray(leaf, np.float64) for leaf in found)
+    np.testing.assert_allclose(weights.sum(-1), 1, rtol=1e-5)
+    assert (weights[:, ~mask] == 0).all()
+    assert (gradients[:, ~mask] == 0).all()
+
+    def expectation(alphas):
+        a = live_concentrations(alphas, mask)
+        total = a.sum(-1, keepdims=True)
+        return np.sum(weigh * a * (a + 1) / (total * (total + 1)))
+
+    alphas = np.asarray(arch.alphas["normal"], np.float64)
+    error = 5 / np.sqrt(draws)
+    assert abs(values.mean() - expectation(alphas)) < error * values.std()
+    a = live_concentrations(alphas, mask)
+    np.testing.assert_allclose(
+        weights.mean(0), a / a.sum(-1, keepdims=True), atol=error * weights.std(0).max()
+    )
+    for e, o in np.argwhere(mask):
+        step = np.zeros_like(alphas)
+        step[e, o] = 1e-5
+        want = (expectation(alphas + step) - expectation(alphas - step)) / 2e-5
+        assert abs(gradients[:, e, o].mean() - want) < error * gradients[:, e, o].std(), (e, o)
+
+
+def test_drnas_distribution_is_the_mean_and_its_divergence_is_that_of_the_densities():
+    """KL(q || uniform) = E_q log q - log (n - 1)!, by a million samples of NumPy's."""
+    strategy = STRATEGIES["drnas"](SPACE, 10, 5, kl=0.5)
+    arch = dirichlet_arch(strategy)
+    found = strategy.distribution(arch, None)
+    want, deviation = 0.0, 0.0
+    for cell in CELLS:
+        for e, mask in enumerate(np.asarray(arch.masks[cell])):
+            a = live_concentrations(arch.alphas[cell][e], mask)
+            np.testing.assert_allclose(found[cell].weights[e], a / a.sum(), rtol=1e-5)
+            a = a[mask]
+            samples = np.random.default_rng(e).dirichlet(a, 100_000)
+            norm = math.lgamma(a.sum()) - sum(map(math.lgamma, a))
+            logs = norm + np.sum((a - 1) * np.log(samples), -1) - math.lgamma(len(a))
+            want += logs.mean()
+            deviation += logs.var() / len(logs)
+    got = float(strategy.regularizer(arch, jnp.int32(7)))
+    assert got == pytest.approx(0.5 * want, abs=0.5 * 5 * np.sqrt(deviation))
+    flat = arch._replace(alphas=jax.tree.map(jnp.zeros_like, arch.alphas))
+    assert float(strategy.regularizer(flat, jnp.int32(0))) == pytest.approx(0, abs=1e-5)
+    assert STRATEGIES["drnas"](SPACE, 10, 5).regularizer is None
+
+
+def test_drnas_goes_on_with_the_strongest_candidates_and_their_alphas():
+    config = presets.get_config("drnas").search
+    options = config.strategy.to_dict()
+    assert options.pop("name") == "drnas"
+    first = STRATEGIES["drnas"](ASAP, config.epochs, 4, **options)
+    assert (first.epochs, first.partial_channels) == (25, 6)
+    assert [bool(first.learns(jnp.int32(step))) for step in (39, 40)] == [False, True]
+    alphas = random_alphas(ASAP)
+    last = first.next_stage(first.init(KEY)._replace(alphas=alphas))
+    assert (last.epochs, last.partial_channels, last.next_stage) == (25, 4, None)
+    arch = last.init(jax.random.key(4))
+    jax.tree.map(np.testing.assert_array_equal, arch.alphas, alphas)
+    for cell in CELLS:
+        ranks = np.argsort(np.argsort(-np.asarray(alphas[cell]), -1), -1)
+        np.testing.assert_array_equal(arch.masks[cell], ranks < 4)
+    found = last.derive(arch, None, KEY, None)
+    best = np.asarray(alphas["normal"]).argmax(-1)
+    chosen = one_hot_mixture(found, ASAP)["normal"].weights
+    np.testing.assert_array_equal(chosen.argmax(-1), best)
+    fair = presets.get_config("drnas,fair").search
+    assert all(fair.channels % k == 0 for k in fair.strategy.partial_channels)
 
 
 # EDAS
@@ -413,7 +612,7 @@ def test_a_sampling_methods_distribution_is_the_softmax_of_its_alphas(name):
 
 def test_what_is_not_normalised_or_has_no_alphas_has_no_distribution():
     without = {n for n in STRATEGIES if STRATEGIES[n](ASAP, 10, 5).distribution is None}
-    assert without == {"nap", "random"}
+    assert without == {"nap", "random", "evolution"}
 
 
 # Gradual pruning
@@ -529,6 +728,93 @@ def test_naps_nodes_differ_in_their_inputs(relaxation):
     np.testing.assert_array_equal(mixture.active, arch.masks["normal"])
 
 
+# Evolution
+
+
+def test_evolution_removes_the_oldest_even_if_it_is_the_best():
+    """Large tournaments find the best living one: 10 wins once, then it has died of age."""
+    parents = []
+
+    def mutation(parent):
+        parents.append(parent)
+        return -len(parents)
+
+    history = evolution.evolve(
+        [10, 0, 1], lambda x: x, mutation, np.random.default_rng(0), sample=60, cycles=8
+    )
+    assert history == [(x, x) for x in (10, 0, 1, -1, -2, -3, -4, -5)]
+    assert parents == [10, 1, 1, -1, -2]  # of (10 0 1), (0 1 -1), (1 -1 -2), (-1 -2 -3), ...
+
+
+def test_evolution_draws_its_tournaments_uniformly_with_replacement():
+    """The best of 2 out of 4, ranks 0 to 3: rank r wins with ((r + 1)^2 - r^2) / 16."""
+    wins = np.zeros(4)
+    rng = np.random.default_rng(0)
+
+    def mutation(parent):
+        wins[parent] += 1
+        return parent
+
+    for _ in range(4000):
+        evolution.evolve([2, 0, 3, 1], lambda x: x, mutation, rng, sample=2, cycles=5)
+    np.testing.assert_allclose(wins / 4000, [1 / 16, 3 / 16, 5 / 16, 7 / 16], atol=0.03)
+
+
+def differing(masks, other):
+    """[(cell type, edges that differ)] of the cell types that differ."""
+    edges = {c: np.flatnonzero((masks[c] != other[c]).any(-1)).tolist() for c in masks}
+    return [(c, found) for c, found in edges.items() if found]
+
+
+@pytest.mark.parametrize("inputs", [2, None])
+@pytest.mark.parametrize("space", [SPACE, DARTS, NASBENCH201])
+def test_a_mutation_changes_one_operation_or_one_source(space, inputs):
+    rng = np.random.default_rng(0)
+    kinds, masks = set(), random.draw(space, inputs, KEY, 1)[0]
+    for _ in range(200):
+        child = evolution.mutate(rng, masks, space)
+        [(cell, edges)] = differing(masks, child)
+        for target in space.intermediate:
+            rows = space.incoming(target)
+            assert child[cell][rows].sum() == masks[cell][rows].sum()
+        assert (child[cell].sum(-1) <= 1).all()
+        assert not any(each[:, ~random.drawable(space)].any() for each in child.values())
+        if len(edges) == 2:  # a source
+            assert space.edges[edges[0]][1] == space.edges[edges[1]][1]
+            before, after = (each[cell][edges].any(0) for each in (masks, child))
+            np.testing.assert_array_equal(before, after)
+        kinds.add((cell, len(edges)))
+        masks = child
+    lengths = {1} if inputs is None else {1, 2}
+    assert kinds == {(cell, length) for cell in space.cell_types for length in lengths}
+
+
+def test_evolution_finds_the_best_cell_of_a_known_fitness():
+    """The number of inputs that a cell has in common with a target, 8 at most."""
+    strategy = STRATEGIES["evolution"](SPACE, 9, 3, population=20, sample=5, cycles=400, images=7)
+    target = random.draw(SPACE, 2, jax.random.key(9), 1)[0]
+    asked = []
+
+    def evaluate(mixtures, images=None):
+        agreed = sum(float((mixtures[c].active & target[c]).sum()) for c in CELLS)
+        asked.append((images, agreed))
+        return agreed
+
+    arch = strategy.init(KEY)
+    found = strategy.derive(arch, 2, KEY, evaluate)
+    assert found == derive.all_living(target, SPACE)
+    few = [agreed for images, agreed in asked if images == 7]
+    assert max(few[:10]) < max(few) == 8
+    assert [images for images, _ in asked[-10:]] == [None] * 10
+    assert len(few) == len(asked) - 10 <= 400  # an architecture that is met again is not evaluated
+    first, asked[:] = list(asked), []
+    assert strategy.derive(arch, 2, KEY, evaluate) == found
+    assert asked == first
+    asked.clear()
+    strategy.derive(arch, 2, jax.random.key(1), evaluate)
+    assert asked != first
+
+
 # Theorem 2
 
 
@@ -591,6 +877,16 @@ def test_arms_without_a_difference_are_not_decided_by_the_theorem():
     ("name", "options", "message"),
     [
         ("darts", {"order": "third"}, "order has to be one of first, second, exact"),
+        ("darts_plus", {"skips": 0}, "one of them above 0"),
+        ("darts_plus", {"stable_epochs": 3}, "fewer than two of the candidates .* have weights"),
+        ("beta_darts", {"weight": -1.0}, "weight has to be 0 or more"),
+        ("drnas", {"keep": (2,)}, "keep has one entry less"),
+        ("drnas", {"partial_channels": (2, 1), "keep": (4,)}, "keep has to fall"),
+        ("drnas", {"partial_channels": (0,)}, "have to be at least 1"),
+        ("drnas", {"grace": 1.0}, "grace has to lie"),
+        ("drnas", {"kl": -1.0}, "kl has to be 0 or more"),
+        ("evolution", {"sample": 0}, "sample has to be at least 1"),
+        ("evolution", {"cycles": 99}, "cycles counts the first population of 100"),
         ("snas", {"final_temperature": 2.0}, "final_temperature"),
         ("gdas", {"final_temperature": 0.0}, "final_temperature"),
         ("magnitude", {"power": 2}, "power has to be 1 or 3"),

@@ -43,18 +43,24 @@ IMAGE = (8, 8, 1)
 OPTIONS = {
     "asap": {"decay": 0.8, "threshold": 0.95},
     "asap_pac": {"gradient_bound": 0.3},
+    "drnas": {"partial_channels": (2, 1), "keep": (2,), "kl": 0.01},
     "magnitude": {"start": 0.25, "power": 3},
     "pc_darts": {"partial_channels": 2, "grace": 0.25},
     "p_darts": {"extra_cells": (0, 0), "keep": (2,), "skip_dropout": (0.3, 0.4)},
     "random": {"samples": 3},
+    "evolution": {"population": 4, "sample": 2, "cycles": 9, "best": 2},
 }
 # One of several methods with similar steps represents the others in the default run.
 SLOW = (
     "magnitude",
     "accum_grad",
     "asap_pac",
+    "darts_plus",
+    "beta_darts",
     "gdas",
     "edas",
+    "evolution",
+    "drnas stage 2",
     "p_darts",
     "darts second",
     "darts exact",
@@ -94,7 +100,7 @@ def start(strategy, seed=0):
     scope="module",
     params=[
         pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW))
-        for name in (*STRATEGIES, "p_darts stage 2", "darts second", "darts exact")
+        for name in (*STRATEGIES, "p_darts stage 2", "drnas stage 2", "darts second", "darts exact")
     ],
 )
 def history(request):
@@ -378,6 +384,33 @@ def test_the_omega_step_sees_the_alphas_of_before_and_the_alpha_step_the_omega_o
             jax.tree.map(
                 lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-5), mine, want
             )
+
+
+def test_a_step_adds_the_regularizers_gradient_to_the_alphas_own():
+    """Plain gradient descent; the term differs by step and may not be seen in any reported loss."""
+    space = SearchSpace(("max_pool_3x3", "skip_connect"), nodes=1)
+    network = Supernet(space, 3, channels=4, cells=3)
+    optimizers = OPTIMIZERS._replace(alpha=optax.sgd(1.0))
+    plain = STRATEGIES["darts"](space, 10, STEPS)
+
+    def term(arch, step):
+        return step * sum(jnp.sum(alphas**3) for alphas in arch.alphas.values())
+
+    state = init_state(network, plain, optimizers, jax.random.key(0), IMAGE)
+    alphas = {cell: 1.0 + jnp.arange(4.0).reshape(2, 2) for cell in CELLS}
+    state = state.replace(step=jnp.int32(5), arch=state.arch._replace(alphas=alphas))
+    (without, told), (added, metrics) = (
+        jax.jit(make_search_step(network, strategy, optimizers))(state, *BATCHES[:2])
+        for strategy in (plain, plain._replace(regularizer=term))
+    )
+    for cell in CELLS:
+        moved = without.arch.alphas[cell] - added.arch.alphas[cell]
+        np.testing.assert_allclose(moved, 5 * 3 * alphas[cell] ** 2, rtol=1e-5)
+    assert metrics["val_loss"] == pytest.approx(float(told["val_loss"]), rel=1e-5)
+    assert metrics["regularizer"] == pytest.approx(
+        5 * sum(float(jnp.sum(a**3)) for a in added.arch.alphas.values()), rel=1e-5
+    )
+    assert "regularizer" not in told
 
 
 def test_darts_starts_near_zero_and_prunes_nothing():
