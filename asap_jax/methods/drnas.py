@@ -91,10 +91,11 @@ def drnas(
         return found
 
     def regularizer(arch, step):
-        return kl * sum(
-            divergence_from_uniform(concentrations(alphas), arch.masks[cell]).sum()
+        divergences = [
+            divergence_from_uniform(concentrations(alphas), arch.masks[cell])
             for cell, alphas in arch.alphas.items()
-        )
+        ]
+        return kl * jnp.sum(jnp.stack(divergences))
 
     def derive_by_softmax(arch, inputs, key, evaluate):
         weights = {c: masked_softmax(alphas, arch.masks[c]) for c, alphas in arch.alphas.items()}

@@ -331,7 +331,8 @@ class SearchStep:
             added = self.constraint_gradients(self.constraint, state, key)
             gradients = jax.tree.map(jnp.add, gradients, added)
         if strategy.regularizer is not None:
-            gradients = jax.tree.map(jnp.add, gradients, self.regularizer_gradients(state))
+            added = self.regularizer_gradients(strategy.regularizer, state)
+            gradients = jax.tree.map(jnp.add, gradients, added)
         alphas, alpha_opt = optim.update_where(
             self.optimizers.alpha,
             strategy.live(state.arch, state.step, key),
@@ -356,13 +357,11 @@ class SearchStep:
 
         return jax.grad(expected)(state.arch.alphas)
 
-    def regularizer_gradients(self, state):
+    def regularizer_gradients(self, regularizer, state):
         """Gradients of the strategy's regularizer, which does not depend on omega or on images."""
-
-        def regularizer(alphas):
-            return self.strategy.regularizer(state.arch._replace(alphas=alphas), state.step)
-
-        return jax.grad(regularizer)(state.arch.alphas)
+        return jax.grad(lambda alphas: regularizer(state.arch._replace(alphas=alphas), state.step))(
+            state.arch.alphas
+        )
 
     def regularization(self, arch, step) -> dict[str, jax.Array]:
         """{"regularizer": its value}, if the strategy has one."""
