@@ -205,7 +205,7 @@ def searched(
     dataset = dataset_of(50_000, min(32, size.side))
     nodes = size.nodes and size.nodes + bool(space)
     with mock.patch.dict(SPACES, {config.space: sized(config.space, nodes)}):
-        chosen = stages.sequence(config, dataset)[stage]
+        chosen = stages.build_all(config, dataset)[stage]
     state = jax.eval_shape(lambda key: first_state(chosen, dataset, key), a_key())
     return Search(config, dataset, chosen, state)
 

@@ -401,7 +401,7 @@ def test_a_wheel_holds_all_it_needs(tmp_path):
         "from importlib.metadata import entry_points\n"
         "entry_points(group='console_scripts')['asap-jax'].load()()"
     )
-    wrong = "--config=search:digits,drats"
+    wrong = "--config=search:digits,snsa"
     arguments = (("-c", code), ("-m", "asap_jax.main", wrong), ("-c", script, wrong))
     done = [
         subprocess.run(
@@ -420,7 +420,7 @@ def test_a_wheel_holds_all_it_needs(tmp_path):
     assert (site / "asap_jax" / "py.typed").exists()
     for command_or_script in done[1:]:
         assert command_or_script.returncode == 2
-        assert "did you mean 'darts'" in command_or_script.stderr
+        assert "did you mean 'snas'" in command_or_script.stderr
 
 
 def test_presets():

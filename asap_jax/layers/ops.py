@@ -386,7 +386,7 @@ def _conv_7x1_1x7(channels, stride, affine):
     )
 
 
-def _nor_conv(kernel):
+def _relu_conv_norm(kernel):
     def build(channels, stride, affine):
         padding = kernel // 2
         layer = conv(channels, channels, (kernel,) * 2, (stride,) * 2, (padding,) * 2)
@@ -414,8 +414,8 @@ OPERATIONS: dict[str, Callable[[int, int, bool], Layer]] = {
     "dil_conv_3x3": _with_kernel(dilated, 3),
     "dil_conv_5x5": _with_kernel(dilated, 5),
     "conv_7x1_1x7": _conv_7x1_1x7,
-    "nor_conv_1x1": _nor_conv(1),  # from NAS-Bench-201
-    "nor_conv_3x3": _nor_conv(3),
+    "nor_conv_1x1": _relu_conv_norm(1),  # from NAS-Bench-201
+    "nor_conv_3x3": _relu_conv_norm(3),
 }
 
 

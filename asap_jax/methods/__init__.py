@@ -39,4 +39,10 @@ METHODS: dict[str, Method] = {
 # What `config.search.strategy.name` chooses from. A program may add functions of its own.
 STRATEGIES = {name: method.strategy for name, method in METHODS.items()}
 
-__all__ = ["METHODS", "STRATEGIES", "Architecture", "Method", "Strategy"]
+
+def named(name: str) -> Method:
+    """The method of that name, or of a strategy that a program added, which has no settings."""
+    return METHODS.get(name) or Method(STRATEGIES[name])
+
+
+__all__ = ["METHODS", "STRATEGIES", "Architecture", "Method", "Strategy", "named"]

@@ -277,12 +277,14 @@ class _Run:
                         class_weights=self.job.class_weights,
                         start=self.job.start and self.job.start.variables,
                     )
-                network = trained.from_outcome(outcome, self.dataset, config.train, self.job.part)
+                network = trained.from_outcome(
+                    outcome, self.dataset, config.train, self.job.held_out_split
+                )
                 trained_anew = True
                 if self.folder is not None:
                     network.save(self.folder, name)
                 before = record.get("test_readings", 1) if record else 0
-                readings = 0 if self.job.part == "val" else before + 1
+                readings = 0 if self.job.held_out_split == "val" else before + 1
                 record = network.results | {"seed": config.seed + index, "ended": outcome.ended}
                 record["test_readings"] = readings
                 if readings > 1:
@@ -316,12 +318,12 @@ class _Run:
             raise UserError(f"{error}{elsewhere}") from error
 
     def results(self, records, network, search) -> dict:
-        accuracies = [record[f"{self.job.part}_accuracy"] for record in records]
+        accuracies = [record[f"{self.job.held_out_split}_accuracy"] for record in records]
         train_seconds = sum(record["seconds"] for record in records)
         search_seconds = search.get("seconds", 0.0)
         results = {
-            f"{self.job.part}_accuracy": statistics.fmean(accuracies),
-            f"{self.job.part}_error": 1 - statistics.fmean(accuracies),
+            f"{self.job.held_out_split}_accuracy": statistics.fmean(accuracies),
+            f"{self.job.held_out_split}_error": 1 - statistics.fmean(accuracies),
             "test_readings": max(record.get("test_readings", 1) for record in records),
             **_mean_answers(records),
             "parameters": count_parameters(network.variables["params"]),
@@ -342,8 +344,8 @@ class _Run:
             "versions": versions(),
         }
         if len(records) > 1:
-            results[f"{self.job.part}_accuracies"] = accuracies
-            results[f"{self.job.part}_accuracy_deviation"] = statistics.stdev(accuracies)
+            results[f"{self.job.held_out_split}_accuracies"] = accuracies
+            results[f"{self.job.held_out_split}_accuracy_deviation"] = statistics.stdev(accuracies)
         if "val_accuracy" in search:
             results["selected"] = {k: search[k] for k in ("seed", "searches", "val_accuracy")}
         return results

@@ -141,7 +141,7 @@ def _of_data(job: Job) -> dict:
 def _steps(job: Job) -> dict:
     config, steps = job.config, {}
     if job.searches:
-        sequence = stages.sequence(config.search, job.in_memory)
+        sequence = stages.build_all(config.search, job.in_memory)
         steps["search"] = {
             "epochs": sum(stage.epochs for stage in sequence),
             "steps_per_epoch": sequence[0].steps,

@@ -72,13 +72,13 @@ class Job:
         }
 
     @property
-    def part(self) -> str:
+    def held_out_split(self) -> str:
         """The name in results of what is measured on held-out images: "test" or "val"."""
         return "val" if self.config.train.validation_share else "test"
 
     @property
     def held_out(self) -> str:
-        return "validation" if self.part == "val" else "test"
+        return "validation" if self.held_out_split == "val" else "test"
 
     @property
     def opening(self) -> list[str]:
@@ -89,7 +89,7 @@ class Job:
             f"{dataset.test_count} {self.held_out} images of {shape[0]}x{shape[1]}, "
             f"{len(dataset.class_names)} classes; {jax.devices()[0].device_kind}"
         )
-        notes = (*dataset.notes, *_flipped(self.config, self.mode))
+        notes = (*dataset.notes, *_flip_notes(self.config, self.mode))
         return [line, *(f"note: {note}" for note in notes)]
 
     def held(self) -> contextlib.AbstractContextManager:
@@ -116,14 +116,14 @@ def resolve(config: ConfigDict, folder: str | Path | None, mode: str = "", datas
     mode = mode or config.mode
     _check_mode(config, mode)
     genotype = find_genotype(config, folder) if mode == "train" else None
-    start = _start(config, mode)
+    start = _network_to_start_from(config, mode)
     if dataset is None:
         dataset = load_data(config, start and start.preparation, searches=mode != "train")
-    dataset = _begin_with(start, dataset)
+    dataset = _with_statistics_of(start, dataset)
     if config.train.validation_share:
-        dataset = _validating(config, mode, dataset)
+        dataset = _hold_out_validation(config, mode, dataset)
     if config.data.at_most:
-        config, dataset = _in_batches_that_there_are(config, dataset)
+        config, dataset = _cap_batch_sizes(config, dataset)
     _check_data(config, dataset, mode, genotype)
     if config.check_memory and mode != "train":
         assert isinstance(dataset, data.Dataset)  # as `load_data` gives it for a search
@@ -138,7 +138,7 @@ def resolve(config: ConfigDict, folder: str | Path | None, mode: str = "", datas
     return Job(config, described, folder, mode, dataset, genotype, start, weights)
 
 
-def _flipped(config, mode) -> list[str]:
+def _flip_notes(config, mode) -> list[str]:
     """A note if images are flipped: whether that is valid cannot be told from them."""
     parts = [mode] if mode else ["search", "train"]
     if mode == "search" and config.searches > 1:
@@ -165,7 +165,7 @@ def _check_mode(config, mode) -> None:
         raise UserError(f"config.genotype={config.genotype} names cells to train: {how}")
 
 
-def _start(config, mode) -> trained.TrainedNetwork | None:
+def _network_to_start_from(config, mode) -> trained.TrainedNetwork | None:
     """The network that `config.train.start_from` names, or None."""
     if not config.train.start_from:
         return None
@@ -174,7 +174,7 @@ def _start(config, mode) -> trained.TrainedNetwork | None:
     return trained.load(config.train.start_from)
 
 
-def _begin_with(start, dataset) -> data.Dataset | data.Stream:
+def _with_statistics_of(start, dataset) -> data.Dataset | data.Stream:
     """The data in the image format and statistics of the network to start from."""
     if start is None:
         return dataset
@@ -183,7 +183,7 @@ def _begin_with(start, dataset) -> data.Dataset | data.Stream:
     return dataclasses.replace(dataset, mean=start.mean, std=start.std)
 
 
-def _validating(config, mode, dataset) -> data.Dataset:
+def _hold_out_validation(config, mode, dataset) -> data.Dataset:
     """The data with a share of the training images in place of the test images."""
     share = config.train.validation_share
     if mode != "train":
@@ -217,7 +217,7 @@ def _validating(config, mode, dataset) -> data.Dataset:
     )
 
 
-def _in_batches_that_there_are(config, dataset) -> tuple[ConfigDict, data.Dataset | data.Stream]:
+def _cap_batch_sizes(config, dataset) -> tuple[ConfigDict, data.Dataset | data.Stream]:
     """The config with batches no larger than the data, and the data with notes about it."""
     config, notes = config.copy_and_resolve_references(), []
     half = dataset.train_count // 2

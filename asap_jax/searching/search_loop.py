@@ -73,7 +73,7 @@ def search(
     watch = loop.Stopwatch()
     halves = _halves_on_device(dataset, *stages.split(config, dataset, seed), seed)
     strategy, epochs, seconds, number, warned = None, 0, 0.0, 0, []
-    total = len(stages.sequence(config, dataset))
+    total = len(stages.build_all(config, dataset))
     while True:
         running = _StageRun(
             config, dataset, stages.build(config, dataset, strategy), halves, seed, session, warned
@@ -126,7 +126,7 @@ def try_steps(
     halves = _halves_on_device(dataset, *stages.split(config, dataset, seed), seed)
     return [
         _StageRun(config, dataset, stage, halves, seed, session, []).try_steps(class_weights)
-        for stage in stages.sequence(config, dataset)
+        for stage in stages.build_all(config, dataset)
     ]
 
 

@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from asap_jax import data
+from asap_jax import data, methods
 from asap_jax.data.augment import Augmentation
 from asap_jax.host import errors, memory, precisions
 from asap_jax.host.errors import UserError
-from asap_jax.methods import STRATEGIES, Strategy, schedules
+from asap_jax.methods import Strategy, schedules
 from asap_jax.networks import plans
 from asap_jax.networks.models import STAGES, Supernet
 from asap_jax.networks.nasbench201 import NASBench201
@@ -38,14 +38,14 @@ def make_strategy(config, space: SearchSpace, steps_per_epoch: int) -> Strategy:
     """The configured strategy; raises UserError for options it cannot use."""
     options = config.strategy.to_dict()
     name = options.pop("name")
-    try:
-        with errors.of("config.search.strategy"):
-            return STRATEGIES[name](space, config.epochs, steps_per_epoch, **options)
-    except TypeError as error:  # options of another strategy
+    method = methods.named(name)
+    if unknown := sorted(options.keys() - method.options().keys()):
         raise UserError(
-            f"config.search.strategy: {error}; to change the strategy name it in the preset, as in "
-            f"--config=search:digits,{name}"
-        ) from error
+            f"config.search.strategy: {name} has no option {', '.join(unknown)}; to change the "
+            f"strategy name it in the preset, as in --config=search:digits,{name}"
+        )
+    with errors.of("config.search.strategy"):
+        return method.strategy(space, config.epochs, steps_per_epoch, **options)
 
 
 def _constraint(config, network: Supernet, image_shape) -> costs.Constraint | None:
@@ -64,7 +64,7 @@ def check(config, dataset: data.Dataset) -> None:
             f"{len(dataset.train_labels)} training images holds only {half}: choose a batch size "
             f"of at most {half}"
         )
-    for stage in sequence(config, dataset):
+    for stage in build_all(config, dataset):
         network = stage.network
         if config.drop_path and _drops_skips(stage.strategy):
             raise UserError(
@@ -146,15 +146,14 @@ class Stage(NamedTuple):
 
 
 def build(config, dataset: data.Dataset, strategy: Strategy | None = None) -> Stage:
-    """Builds the stage of the search, or of the stage that `strategy` belongs to."""
-    images = len(dataset.train_labels)
+    """Builds the first stage of a search, or the one that `strategy` belongs to."""
+    images, space = len(dataset.train_labels), make_space(config)
+    later = strategy
     steps = (images - images // 2) // config.batch_size
-    space = make_space(config)
-    given = strategy
-    strategy = given or make_strategy(config, space, steps)
+    strategy = later or make_strategy(config, space, steps)
     if strategy.updates.joint:  # one loss trains everything, so no half is held back
         steps = images // config.batch_size
-        strategy = given or make_strategy(config, space, steps)
+        strategy = later or make_strategy(config, space, steps)
     epochs, omega = strategy.epochs or config.epochs, config.omega
     rate = schedules.cosine_by_epoch(omega.learning_rate, omega.final_learning_rate, epochs, steps)
     network = Supernet(
@@ -165,18 +164,19 @@ def build(config, dataset: data.Dataset, strategy: Strategy | None = None) -> St
         strategy.partial_channels,
         plans.Plan(plans.choose(config.plan)),
     )
+    optimizers = Optimizers(
+        optim.sgd(rate, omega.momentum, omega.weight_decay, omega.clip, omega.nesterov),
+        strategy.alpha_optimizer or optim.adam(**config.alpha),
+        optim.virtual_sgd(rate, omega.momentum, omega.weight_decay),
+    )
     return Stage(
-        space,
-        strategy,
-        network,
-        Optimizers(
-            optim.sgd(rate, omega.momentum, omega.weight_decay, omega.clip, omega.nesterov),
-            strategy.alpha_optimizer or optim.adam(**config.alpha),
-            optim.virtual_sgd(rate, omega.momentum, omega.weight_decay),
-        ),
-        epochs,
-        steps,
-        _constraint(config, network, dataset.preparation.shape),
+        space=space,
+        strategy=strategy,
+        network=network,
+        optimizers=optimizers,
+        epochs=epochs,
+        steps=steps,
+        constraint=_constraint(config, network, dataset.preparation.shape),
     )
 
 
@@ -186,8 +186,8 @@ def make_augmentation(config, dataset: data.Dataset) -> Augmentation:
     return Augmentation(dataset.mean, dataset.std, options.pad, options.flip)
 
 
-def sequence(config, dataset: data.Dataset) -> list[Stage]:
-    """The stage of every stage, each as if the previous one had learned nothing."""
+def build_all(config, dataset: data.Dataset) -> list[Stage]:
+    """All stages, each built as if the previous one had learned nothing."""
     found = [build(config, dataset)]
     while (strategy := found[-1].strategy).next_stage is not None:
         arch = strategy.init(jax.random.key(0))
@@ -197,7 +197,7 @@ def sequence(config, dataset: data.Dataset) -> list[Stage]:
 
 def estimate(config, dataset: data.Dataset) -> memory.Estimate:
     """Estimates the memory of a search step, the largest over all stages."""
-    estimates = [_stage_estimate(config, dataset, stage) for stage in sequence(config, dataset)]
+    estimates = [_stage_estimate(config, dataset, stage) for stage in build_all(config, dataset)]
     return max(estimates, key=lambda estimate: estimate.total)
 
 
