@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax.scipy.special import digamma, gammaln
 
 from asap_jax.methods import bilevel, derive, pruning
-from asap_jax.methods.base import PAPER_CELLS, Method, Strategy, cell_keys, normal_alphas
+from asap_jax.methods.base import PAPER_CELLS, Method, Strategy, normal_alphas
 from asap_jax.methods.relaxation import masked_softmax
 from asap_jax.networks.mixture import Mixture
 from asap_jax.networks.spaces import SearchSpace
@@ -75,11 +75,15 @@ def drnas(
         raise ValueError(f"kl has to be 0 or more, got {kl}")
 
     def mixture(arch, step, key):
+        # All cell types at once: each drawing of gamma variates takes seconds to compile.
+        alphas, masks = (
+            jnp.concatenate([tree[cell] for cell in space.cell_types])
+            for tree in (arch.alphas, arch.masks)
+        )
+        drawn = jnp.split(dirichlet(key, concentrations(alphas), masks), len(space.cell_types))
         return {
-            cell: Mixture(
-                dirichlet(k, concentrations(arch.alphas[cell]), arch.masks[cell]), arch.masks[cell]
-            )
-            for cell, k in cell_keys(space, key).items()
+            cell: Mixture(weights, arch.masks[cell])
+            for cell, weights in zip(space.cell_types, drawn, strict=True)
         }
 
     def means(arch, mixtures):
