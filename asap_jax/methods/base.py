@@ -73,6 +73,9 @@ class Strategy(NamedTuple):
     live: (Architecture, step, key of the alpha step) -> tree like the alphas, of bools that
       broadcast against them: the entries that an alpha step may change. By default the masks, for
       alphas of one array per cell type.
+    trained: (Architecture, step, key of the omega step) -> {cell type: Mixture}, active where that
+      step may change the candidates' weights. By default `mixture`; a gradient of omega that takes
+      several samples trains all of theirs.
     distribution: (Architecture, mixtures of a step) -> {cell type: Mixture} whose weights are the
       method's own distribution over the candidates of an edge, used for the entropy and the
       eigenvalue. By default the mixtures of the step; `distribution_of_alphas` for a method that
@@ -98,6 +101,7 @@ class Strategy(NamedTuple):
     learns: Callable[[jax.Array], jax.Array] = lambda step: jnp.bool_(True)
     alpha_optimizer: optax.GradientTransformation | None = None
     live: Callable[[Architecture, jax.Array, jax.Array], Any] = lambda arch, step, key: arch.masks
+    trained: Callable[[Architecture, jax.Array, jax.Array], dict[str, Mixture]] | None = None
     distribution: Callable | None = lambda arch, mixtures: mixtures
     partial_channels: int = 1
     epochs: int | None = None

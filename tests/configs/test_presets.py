@@ -30,6 +30,7 @@ PUBLISHED = {
     ),
     "gdas": ("256", "250", "0.025 to 0.001", "5e-4", "3e-4", "Nesterov", ""),
     "edas": ("?", "?", "?", "?", "?", "", "not public: ASAP's"),
+    "parsec": ("?", "?", "?", "?", "?", "", "no code is public: DARTS' settings"),
     "magnitude": ("96", "50 to 70", "0.025 to 0.001", "3e-4", "1e-3", "", "the shortest of them"),
     "accum_grad": ("96", "50 to 70", "0.025 to 0.001", "3e-4", "1e-3", "", "the shortest of them"),
     "nap": ("?", "?", "?", "?", "?", "", "not public: ASAP's"),

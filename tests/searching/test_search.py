@@ -47,6 +47,7 @@ OPTIONS = {
     "pc_darts": {"partial_channels": 2, "grace": 0.25},
     "p_darts": {"extra_cells": (0, 0), "keep": (2,), "skip_dropout": (0.3, 0.4)},
     "random": {"samples": 3},
+    "parsec": {"samples": 2},
 }
 # One of several methods with similar steps represents the others in the default run.
 SLOW = (
@@ -55,6 +56,7 @@ SLOW = (
     "asap_pac",
     "gdas",
     "edas",
+    "parsec",
     "p_darts",
     "darts second",
     "darts exact",
@@ -133,7 +135,7 @@ def test_inactive_candidates_are_not_touched(history):
     for i, (before, after) in enumerate(itertools.pairwise(states)):
         key = step_keys(before.key, i).omega
         seen = after.arch if alphas_first(strategy) else before.arch  # as the omega step sees them
-        mixtures = strategy.mixture(seen, before.step, key)
+        mixtures = (strategy.trained or strategy.mixture)(seen, before.step, key)
         for mixture in mixtures.values():
             assert (mixture.weights[~mixture.active] == 0).all()
         live = live_parameters(network_of(strategy), before.params, mixtures)
