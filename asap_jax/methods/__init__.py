@@ -4,7 +4,9 @@ from asap_jax.methods import (
     asap,
     asap_pac,
     darts,
+    dso_nas,
     edas,
+    enas,
     gdas,
     gradual,
     p_darts,
@@ -26,8 +28,10 @@ METHODS: dict[str, Method] = {
     "magnitude": gradual.MAGNITUDE,
     "accum_grad": gradual.ACCUM_GRAD,
     "nap": gradual.NAP,
+    "dso_nas": dso_nas.METHOD,
     "pc_darts": pc_darts.METHOD,
     "p_darts": p_darts.METHOD,
+    "enas": enas.METHOD,
     "random": random.METHOD,
 }
 # What `config.search.strategy.name` chooses from. A program may add functions of its own.

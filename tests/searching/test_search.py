@@ -48,6 +48,8 @@ OPTIONS = {
     "p_darts": {"extra_cells": (0, 0), "keep": (2,), "skip_dropout": (0.3, 0.4)},
     "random": {"samples": 3},
     "parsec": {"samples": 2},
+    "enas": {"architectures": 2, "samples": 3},
+    "dso_nas": {"gamma": 0.5, "grace": 0.25, "prune_every": 1},
 }
 # One of several methods with similar steps represents the others in the default run.
 SLOW = (
@@ -269,6 +271,11 @@ def test_derivation_gives_a_network(history, request):
         sizes = [len(node) for node in genotype.normal + genotype.reduce]
         if name == "nap":  # any number of inputs, as many candidates as edges in total
             assert sum(sizes[:2]) == sum(sizes[2:]) == len(SPACE.edges)
+        elif name == "enas":  # pairs that were drawn twice count once
+            assert all(1 <= size <= 2 for size in sizes)
+        elif name == "dso_nas":  # whatever has a scale left
+            assert all(sizes[node] <= len(SPACE.incoming(2 + node % 2)) * 3 for node in range(4))
+            assert 0 < sum(sizes) <= sum(m.sum() for m in states[-1].arch.masks.values())
         else:
             every = inputs is None or name in KEEP_ALL_EDGES
             assert sizes == ([2, 3] * 2 if every else [2, 2] * 2)
