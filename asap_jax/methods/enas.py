@@ -147,10 +147,13 @@ def enas(
         gradients = {"controller": gradients, "baseline": moved}
         return (losses.mean(), (stats, logits.mean(0))), gradients
 
+    @jax.jit  # compiled once, since a search derives after every epoch
+    def draw_samples(controller, key):
+        drawn = jax.vmap(partial(drawn_by, controller))(jax.random.split(key, samples))
+        return {cell: hard for cell, (hard, _) in drawn.pairs.items()}
+
     def best_of_samples(arch, inputs, key, evaluate):
-        keys = jax.random.split(key, samples)
-        drawn = jax.jit(jax.vmap(partial(drawn_by, arch.alphas["controller"])))(keys)
-        chosen = jax.device_get({cell: pairs[0] for cell, pairs in drawn.pairs.items()})
+        chosen = jax.device_get(draw_samples(arch.alphas["controller"], key))
         found = [
             derive.all_living({cell: masks[i] for cell, masks in chosen.items()}, space)
             for i in range(samples)

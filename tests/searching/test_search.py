@@ -59,6 +59,7 @@ SLOW = (
     "gdas",
     "edas",
     "parsec",
+    "enas",
     "p_darts",
     "darts second",
     "darts exact",
