@@ -313,7 +313,9 @@ def update(config: ConfigDict, changes: Mapping, name: str = "config") -> None:
             if "name" in value and value["name"] != config[key].get("name"):
                 known = value["name"] in STRATEGIES  # otherwise `rules.check` refuses it
                 with config.unlocked():  # another strategy has its own options
-                    config[key] = ConfigDict((_options(value["name"]) if known else {}) | value)
+                    config[key] = ConfigDict(
+                        (_options(value["name"]) if known else {}) | dict(value)
+                    )
             else:
                 update(config[key], value, f"{name}.{key}")
             continue

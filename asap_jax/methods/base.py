@@ -76,6 +76,9 @@ class Strategy(NamedTuple):
     regularizer: (Architecture, step) -> scalar, or None: the method's own term in the loss of the
       alphas, added once per step, whatever `updates`' gradient is. It is logged; the reported
       losses exclude it.
+    trained: (Architecture, step, key of the omega step) -> {cell type: Mixture}, active where that
+      step may change the candidates' weights. By default `mixture`; a gradient of omega that takes
+      several samples trains all of theirs.
     distribution: (Architecture, mixtures of a step) -> {cell type: Mixture} whose weights are the
       method's own distribution over the candidates of an edge, used for the entropy and the
       eigenvalue. By default the mixtures of the step; `distribution_of_alphas` for a method that
@@ -102,6 +105,7 @@ class Strategy(NamedTuple):
     alpha_optimizer: optax.GradientTransformation | None = None
     live: Callable[[Architecture, jax.Array, jax.Array], Any] = lambda arch, step, key: arch.masks
     regularizer: Callable[[Architecture, jax.Array], jax.Array] | None = None
+    trained: Callable[[Architecture, jax.Array, jax.Array], dict[str, Mixture]] | None = None
     distribution: Callable | None = lambda arch, mixtures: mixtures
     partial_channels: int = 1
     epochs: int | None = None

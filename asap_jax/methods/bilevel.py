@@ -42,6 +42,13 @@ class Point(NamedTuple):
     virtual_step: Callable | None = None
 
 
+def of_omega(loss, point: Point):
+    """Gradient of the training loss by omega (ASAP's line 4), that of most methods."""
+    return jax.value_and_grad(loss, has_aux=True)(
+        point.params, point.alphas, point.batch_stats, point.train, point.key
+    )
+
+
 def first_order(loss, point: Point):
     """Gradient of the validation loss at fixed omega (ASAP's line 6; DARTS with xi = 0)."""
     return jax.value_and_grad(loss, 1, has_aux=True)(
@@ -119,11 +126,14 @@ class Updates(NamedTuple):
     gradient: of the alphas, or of (omega, alphas) if they learn jointly; None without alphas.
     differentiations: how often it differentiates the loss. With 2, for a gradient through a
       gradient, the layers use forms that are twice differentiable.
+    omega: gradient of omega where it learns by itself. One that takes several samples goes with
+      `Strategy.trained`.
     """
 
     order: tuple[str, ...]
     gradient: Callable | None = None
     differentiations: int = 2
+    omega: Callable = of_omega
 
     @property
     def has_alphas(self) -> bool:
@@ -143,10 +153,12 @@ class Updates(NamedTuple):
     @property
     def alternates_first_order(self) -> bool:
         """Whether both updates use plain gradients of the loss, each on its own batch."""
-        return self.has_val_loss and self.gradient is first_order
+        return self.has_val_loss and self.gradient is first_order and self.omega is of_omega
 
 
-def omega_then_alpha(gradient: Callable, differentiations: int | None = None) -> Updates:
+def omega_then_alpha(
+    gradient: Callable, differentiations: int | None = None, omega: Callable = of_omega
+) -> Updates:
     """Updates omega, then the alphas at the new omega: Algorithm 1.
 
     Args:
@@ -154,8 +166,9 @@ def omega_then_alpha(gradient: Callable, differentiations: int | None = None) ->
       differentiations: 1 or 2, see `Updates`. By default 1 for those of this module that
         differentiate once and 2, which is right for every gradient, for any other. With 1, a
         gradient through a gradient raises in one plan and is wrong in the other.
+      omega: gradient of omega, see `Updates`.
     """
-    return Updates(("omega", "alpha"), gradient, _times(gradient, differentiations))
+    return Updates(("omega", "alpha"), gradient, _times(gradient, differentiations), omega)
 
 
 def alpha_then_omega(gradient: Callable, differentiations: int | None = None) -> Updates:

@@ -2,6 +2,8 @@
 
 import jax.numpy as jnp
 
+from asap_jax.networks.spaces import SearchSpace
+
 
 def prune_below(mask, weights, threshold):
     """Algorithm 1, lines 7-9: prunes each candidate whose weight is below the threshold.
@@ -50,6 +52,37 @@ def keep_best_of_edge(mask, scores, count: int):
     living = jnp.where(mask, scores, -jnp.inf)
     rank = jnp.argsort(jnp.argsort(-living, -1, stable=True), -1)
     return mask & (rank < count)
+
+
+def connected(mask, space: SearchSpace):
+    """Prunes the candidates that leave a node without inputs or enter a node without outputs.
+
+    `none` connects nothing. The outputs of a "darts" cell are all its nodes, of a "nasbench201"
+    cell its last one.
+
+    Args:
+      mask: [E, O] bool.
+      space: its edges and candidates.
+
+    Returns:
+      [E, O] bool, a subset of `mask`.
+    """
+    named = jnp.array([name != "none" for name in space.candidates])
+
+    def leaving(node):
+        return [e for e, (source, _) in enumerate(space.edges) if source == node]
+
+    def without(mask, ends, edges):
+        """`mask` without `edges` unless some of the edges `ends` is connected."""
+        needed = (mask[jnp.array(ends, int)] & named).any()
+        return mask.at[jnp.array(edges, int)].set(mask[jnp.array(edges, int)] & needed)
+
+    for node in space.intermediate:
+        mask = without(mask, space.incoming(node), leaving(node))
+    if space.skeleton == "nasbench201":
+        for node in reversed(space.intermediate[:-1]):
+            mask = without(mask, leaving(node), space.incoming(node))
+    return mask
 
 
 def _among(scores, count):

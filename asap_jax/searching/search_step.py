@@ -156,9 +156,9 @@ class SearchStep:
     def update_omega(self, state, train, val):
         """Line 4: updates omega on the training loss, with the alphas fixed."""
         key = step_keys(state.key, state.step).omega
-        (value, (batch_stats, logits)), gradients = jax.value_and_grad(
-            self.loss(state), has_aux=True
-        )(state.params, state.arch.alphas, state.batch_stats, train, key)
+        (value, (batch_stats, logits)), gradients = self.strategy.updates.omega(
+            self.loss(state), self.point(state, train, val, key)
+        )
         state = self.move_omega(state, gradients, key).replace(batch_stats=batch_stats)
         return state, self.training_metrics(value, logits, train)
 
@@ -314,10 +314,10 @@ class SearchStep:
 
     def move_omega(self, state, gradients, key):
         """Applies omega's optimizer to the weights of the candidates that are computed."""
-        mixtures = self.strategy.mixture(state.arch, state.step, key)
+        trained = self.strategy.trained or self.strategy.mixture
         params, omega_opt = optim.update_where(
             self.optimizers.omega,
-            live_parameters(self.network, state.params, mixtures),
+            live_parameters(self.network, state.params, trained(state.arch, state.step, key)),
             self.mean(gradients),
             state.omega_opt,
             state.params,

@@ -39,14 +39,25 @@ PUBLISHED = {
         "two stages of 25, 20 cells of 36 channels; in the code one cosine runs through both",
     ),
     "edas": ("?", "?", "?", "?", "?", "", "not public: ASAP's"),
+    "parsec": ("?", "?", "?", "?", "?", "", "no code is public: DARTS' settings"),
     "magnitude": ("96", "50 to 70", "0.025 to 0.001", "3e-4", "1e-3", "", "the shortest of them"),
     "accum_grad": ("96", "50 to 70", "0.025 to 0.001", "3e-4", "1e-3", "", "the shortest of them"),
     "nap": ("?", "?", "?", "?", "?", "", "not public: ASAP's"),
+    "dso_nas": (
+        *("128", "220", "0.05, then 0.1", "1e-4", "0.1", "Nesterov"),
+        "100 epochs of pretraining at 0.05, then 120; the code clips each gradient at 2, here "
+        "omega's norm at 5",
+    ),
     "pc_darts": (
         *("256", "50", "0.1 to 0", "3e-4", "6e-4", ""),
         "the paper's cosine ends at 0, the code's at 0.001",
     ),
     "p_darts": ("96", "75", "0.025 to 0", "3e-4", "6e-4", "", "three stages of 25"),
+    "enas": (
+        *("160", "150", "0.05 to 0.0005", "2e-4", "0.0035", "Nesterov"),
+        "the code's cosine restarts after 10, 30 and 70 epochs, here it does not; it also has an "
+        "auxiliary head, dropout and drop-path",
+    ),
     "random": (
         *("64", "100", "0.025 to 0.001", "3e-4", "-", ""),
         "the code clips at 0.25 unless told otherwise, here at 5; it searches DARTS' space, here "
@@ -71,6 +82,7 @@ def settings(name: str) -> tuple[str, ...]:
     """The first six columns of PUBLISHED, for the preset."""
     search = presets.get_config(name).search
     omega, extra = search.omega, []
+    alpha = search.strategy.get("learning_rate", search.alpha.learning_rate)
     if omega.nesterov:
         extra.append("Nesterov")
     if search.drop_path:
@@ -82,7 +94,7 @@ def settings(name: str) -> tuple[str, ...]:
         str(search.epochs),
         f"{omega.learning_rate:g} to {omega.final_learning_rate:g}",
         number(omega.weight_decay),
-        "-" if name in ("random", "evolution") else number(search.alpha.learning_rate),
+        "-" if name in ("random", "evolution") else number(alpha),
         ", ".join(extra),
     )
 

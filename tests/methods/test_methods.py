@@ -1,22 +1,38 @@
 """What is specific to each method."""
 
+import itertools
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import theory
 
 from asap_jax import STRATEGIES, SearchSpace
 from asap_jax.configs import presets
-from asap_jax.methods import bilevel, darts_plus, derive, evolution, pruning, random, schedules
+from asap_jax.host.errors import UserError
+from asap_jax.methods import (
+    Architecture,
+    bilevel,
+    darts_plus,
+    derive,
+    dso_nas,
+    enas,
+    evolution,
+    pruning,
+    random,
+    schedules,
+)
 from asap_jax.methods.relaxation import gumbel_softmax
 from asap_jax.networks.mixture import one_hot_mixture
 from asap_jax.networks.spaces import ASAP, DARTS, NASBENCH201
 from asap_jax.runs import inputs
 from asap_jax.searching import stages
 from asap_jax.training import optim
+from asap_jax.training.feed import Batch
 
 SPACE = SearchSpace(("dil_conv_3x3", "max_pool_3x3", "skip_connect"), nodes=2)
 EDGES, CANDIDATES = len(SPACE.edges), len(SPACE.candidates)
@@ -488,6 +504,192 @@ def test_edas_keeps_all_edges_unless_asked():
     assert np.sum(differ) == 1
 
 
+# PARSEC
+
+
+PAIR = SearchSpace(("max_pool_3x3", "skip_connect"), nodes=1, edges=((0, 2), (1, 2)))
+
+
+def parsec_point(strategy, alphas, images, samples_key):
+    """A loss whose likelihoods are known: the sum of a table's entries of the sampled candidates.
+
+    omega [2, 2] is added to the normal cell's entries, so its gradient counts what was sampled.
+    """
+    table = {
+        "normal": jnp.asarray([[0.9, 0.2], [0.4, 0.6]]),
+        "reduce": jnp.asarray([[0.1, 0.5], [0.3, 0.3]]),
+    }
+    masks = strategy.init(KEY).masks
+
+    def loss(params, alphas, stats, batch, key):
+        arch = Architecture(alphas, masks)
+        chosen = {c: m.active for c, m in strategy.mixture(arch, 0, key).items()}
+        value = sum(jnp.vdot(chosen[c], table[c]) for c in CELLS) / 10
+        value += jnp.vdot(chosen["normal"], params) * batch.images.mean()
+        return value, (stats + 1, jnp.ones((len(batch.labels), 2)))
+
+    def batch(size, scale):
+        return Batch(jnp.full((size, 1), scale), jnp.zeros(size, jnp.int32))
+
+    point = bilevel.Point(
+        jnp.zeros((2, 2)),
+        alphas,
+        jnp.int32(0),
+        None,
+        jnp.int32(0),
+        batch(3, 2.0),
+        batch(images, 0.0),
+        samples_key,
+    )
+    return loss, point, table
+
+
+def test_parsec_follows_the_gradient_of_the_evidence():
+    """Many samples against all 16 architectures: the exact posterior, for both gradients."""
+    strategy = STRATEGIES["parsec"](PAIR, 4, 3, samples=20_000)
+    alphas = {c: jnp.asarray(RNG.normal(size=(2, 2)), jnp.float32) for c in CELLS}
+    images = 20
+    loss, point, table = parsec_point(strategy, alphas, images, KEY)
+
+    def evidence(alphas):
+        total = 0.0
+        for choice in itertools.product((0, 1), repeat=4):
+            log = 0.0
+            for c, chosen in zip(CELLS, (choice[:2], choice[2:]), strict=True):
+                for e, o in enumerate(chosen):
+                    log += jax.nn.log_softmax(alphas[c])[e, o] - images * table[c][e, o] / 10
+            total += jnp.exp(log)
+        return jnp.log(total)
+
+    (_, (stats, _)), got = strategy.updates.gradient(loss, point)
+    want = jax.grad(lambda alphas: -evidence(alphas))(alphas)
+    assert int(stats) == 20_000  # every sample updates the statistics
+    for cell in CELLS:
+        np.testing.assert_allclose(got[cell], want[cell], atol=0.02)
+        assert np.abs(want[cell]).max() > 0.1
+        np.testing.assert_allclose(got[cell].sum(-1), 0, atol=1e-5)
+    # A table of sums factorizes: the posterior of an edge is softmax(alpha - n loss).
+    posterior = jax.nn.softmax(alphas["normal"] - images * table["normal"] / 10)
+    (value, _), gradient = strategy.updates.omega(loss, point)
+    np.testing.assert_allclose(gradient, 2.0 * posterior, atol=0.03)
+    assert float(value) > 0
+
+
+@pytest.mark.parametrize("power", [1.0, 0.05])
+def test_parsecs_weights_are_the_samples_shares_of_the_likelihood(power):
+    strategy = STRATEGIES["parsec"](PAIR, 4, 3, samples=3, likelihood_power=power)
+    rng = np.random.default_rng(0)
+    alphas = {c: jnp.asarray(rng.normal(size=(2, 2)), jnp.float32) for c in CELLS}
+    loss, point, _ = parsec_point(strategy, alphas, 20, jax.random.key(3))
+    keys = jax.random.split(point.key, 3)
+    losses = [float(loss(point.params, alphas, 0, point.val, key)[0]) for key in keys]
+    likelihoods = np.exp(-np.asarray(losses)) ** (20 * power)
+    weights = likelihoods / likelihoods.sum()
+    assert np.ptp(weights) > 0.01
+    arch = strategy.init(KEY)._replace(alphas=alphas)
+    drawn = [strategy.mixture(arch, 0, key) for key in keys]
+    (value, _), got = strategy.updates.gradient(loss, point)
+    assert float(value) == pytest.approx(weights @ losses, rel=1e-5)
+    for cell in CELLS:  # d log pi = a - pi
+        soft = np.asarray(jax.nn.softmax(alphas[cell]))
+        terms = [
+            w * (soft - np.asarray(d[cell].active)) for w, d in zip(weights, drawn, strict=True)
+        ]
+        np.testing.assert_allclose(got[cell], sum(terms), rtol=1e-4, atol=1e-6)
+    _, gradient = strategy.updates.omega(loss, point)
+    want = sum(
+        2.0 * w * np.asarray(d["normal"].active) for w, d in zip(weights, drawn, strict=True)
+    )
+    np.testing.assert_allclose(gradient, want, rtol=1e-5)
+    trained = strategy.trained(arch, 0, point.key)
+    for cell in CELLS:
+        union = np.any([d[cell].active for d in drawn], 0)
+        np.testing.assert_array_equal(trained[cell].active, union)
+
+
+# DSO-NAS
+
+
+def test_dso_nas_moves_its_scales_by_the_accelerated_proximal_gradient():
+    """eta = 0.1, gamma = 0.5, mu = 0.9: two steps by hand."""
+    optimizer = dso_nas.accelerated_proximal(0.1, 0.5, 0.9)
+    scales = {"normal": jnp.asarray([1.0, 0.04, 0.2])}
+    state = optimizer.init(scales)
+    gradients = {"normal": jnp.asarray([-0.8, 0.0, 0.3])}
+    updates, state = optimizer.update(gradients, state, scales)
+    scales = optax.apply_updates(scales, updates)
+    # z = 1.08 - 0.05, 0, 0.17 - 0.05; m = z - lambda; lambda = max(0, z + 0.9 m).
+    np.testing.assert_allclose(state["normal"], [0.03, -0.04, -0.08], rtol=1e-5)
+    np.testing.assert_allclose(scales["normal"], [1.057, 0.0, 0.048], rtol=1e-5)
+    assert float(scales["normal"][1]) == 0
+    gradients = {"normal": jnp.asarray([-0.8, -2.0, 0.3])}
+    updates, state = optimizer.update(gradients, state, scales)
+    scales = optax.apply_updates(scales, updates)
+    # z = 1.137 - 0.05, 0.2 - 0.05, 0; m = z - lambda + 0.9 m: 0.057, 0.114, -0.12.
+    np.testing.assert_allclose(state["normal"], [0.057, 0.114, -0.12], rtol=1e-5)
+    np.testing.assert_allclose(scales["normal"], [1.1383, 0.2526, 0.0], rtol=1e-5)
+
+
+def test_dso_nas_drives_scales_to_zero_unless_their_gradient_outweighs_gamma():
+    """A linear loss: scales fall to exactly 0 unless g < -gamma; they are pruned when it is due."""
+    strategy = STRATEGIES["dso_nas"](SPACE, 10, 20, gamma=0.05, grace=0.2, prune_every=2)
+    assert [bool(strategy.learns(jnp.int32(step))) for step in (39, 40)] == [False, True]
+    slopes = jnp.asarray([-0.06, -0.04, 0.01])
+    arch = strategy.init(KEY)
+    assert all((scales == 1).all() for scales in arch.alphas.values())
+    gradients = {cell: jnp.tile(slopes, (EDGES, 1)) for cell in CELLS}
+
+    @jax.jit
+    def advance(arch, state, step):
+        live = strategy.live(arch, step, KEY)
+        alphas, state = optim.update_where(
+            strategy.alpha_optimizer, live, gradients, state, arch.alphas
+        )
+        return strategy.prune(arch._replace(alphas=alphas), gradients, step), state
+
+    state = strategy.alpha_optimizer.init(arch.alphas)
+    for step in range(40, 200):
+        arch, state = advance(arch, state, jnp.int32(step))
+        if step == 78:
+            assert (arch.alphas["normal"][:, 2] == 0).all()
+            assert arch.masks["normal"].all()  # not yet due
+        if step == 79:
+            assert not arch.masks["normal"][:, 2].any()
+    for cell in CELLS:
+        assert (arch.alphas[cell][:, 0] > 1).all()
+        assert (arch.alphas[cell][:, 1:] == 0).all()
+        np.testing.assert_array_equal(arch.masks[cell], np.tile([True, False, False], (EDGES, 1)))
+    found = strategy.derive(arch, 2, KEY, None)
+    assert found.normal[1] == tuple(("dil_conv_3x3", source) for source in range(3))
+    empty = {**arch.alphas, "reduce": jnp.zeros(SPACE.shape)}
+    with pytest.raises(UserError, match=r"scales of the reduce cell are all 0 .*gamma, now 0\.05"):
+        strategy.derive(arch._replace(alphas=empty), 2, KEY, None)
+
+
+def test_isolated_nodes_lose_their_edges():
+    """Node 2 has no inputs, so its edge to node 3 goes, and with it the only input of node 3."""
+    space = SearchSpace(("max_pool_3x3", "skip_connect"), nodes=3)
+    names = [f"{s}{t}" for s, t in space.edges]
+    assert names == "02 12 03 13 23 04 14 24 34".split()
+
+    def kept(edges, space=space, names=names, candidate=1):
+        mask = np.zeros(space.shape, bool)
+        mask[[names.index(edge) for edge in edges.split()], candidate] = True
+        left = np.asarray(pruning.connected(jnp.asarray(mask), space))
+        assert not (left & ~mask).any()
+        return " ".join(names[e] for e in np.flatnonzero(left.any(-1)))
+
+    assert kept("23 34 14 24") == "14"
+    assert kept("02 23 34") == "02 23 34"  # all nodes are outputs
+    bench = [f"{s}{t}" for s, t in NASBENCH201.edges]
+    assert bench == "01 02 12 03 13 23".split()
+    assert kept("01 02 12 03", NASBENCH201, bench, 3) == "03"  # only node 3 is an output
+    assert kept("01 12 23", NASBENCH201, bench, 3) == "01 12 23"
+    assert kept("02 12 23", NASBENCH201, bench, 3) == "02 23"
+    assert NASBENCH201.candidates[0] == "none"
+    assert kept("01 13", NASBENCH201, bench, 0) == ""  # `none` connects nothing
+
+
 # PC-DARTS
 
 
@@ -594,10 +796,192 @@ def test_p_darts_ends_with_few_skips_in_the_normal_cell():
     assert found.reduce == derive.strongest(arch.alphas, arch.masks, DARTS, 2).reduce
 
 
+# ENAS
+
+RANGES = enas.Ranges(temperature=5.0, source=1.1, op=1.1 / 2.5, conv_bias=False)
+
+
+def enas_point(alphas, reward, images=200):
+    """A loss whose accuracy on the alpha batch is the reward of the drawn candidates."""
+
+    def loss(params, alphas, stats, batch, key):
+        right = jnp.arange(images) < reward(alphas, key) * images
+        logits = jnp.where(right[:, None], jnp.array([1.0, 0.0]), jnp.array([0.0, 1.0]))
+        return jnp.float32(0.5), (stats, logits)
+
+    batch = Batch(jnp.zeros((images, 1)), jnp.zeros(images, jnp.int32))
+    return loss, bilevel.Point({}, alphas, {}, None, jnp.int32(0), batch, batch, KEY)
+
+
+def test_enas_controller_finds_the_best_arm():
+    """A bandit whose reward is the share of skips from node 1: REINFORCE alone decides it."""
+    space = SearchSpace(("dil_conv_3x3", "max_pool_3x3", "skip_connect"), nodes=1)
+    strategy = STRATEGIES["enas"](
+        *(space, 4, 3),
+        **{"inputs_per_node": 1, "tanh_constant": 5.0, "op_tanh_reduce": 1.0},
+        baseline_decay=0.9,
+    )
+    arch = strategy.init(KEY)
+
+    def reward(alphas, key):
+        mixtures = strategy.mixture(arch._replace(alphas=alphas), 0, key)
+        return sum(mixtures[cell].active[1, 2] / 2 for cell in CELLS)
+
+    def update(carry, key):
+        alphas, state = carry
+        loss, point = enas_point(alphas, reward)
+        _, gradients = strategy.updates.gradient(loss, point._replace(key=key))
+        updates, state = strategy.alpha_optimizer.update(gradients, state, alphas)
+        return (optax.apply_updates(alphas, updates), state), None
+
+    @jax.jit
+    def expected(alphas):
+        return jax.vmap(lambda key: reward(alphas, key))(jax.random.split(KEY, 500)).mean()
+
+    first = float(expected(arch.alphas))
+    assert first == pytest.approx(1 / 6, abs=0.06)  # of 6 pairs
+    start = arch.alphas, strategy.alpha_optimizer.init(arch.alphas)
+    keys = jax.random.split(jax.random.key(1), 200)
+    (alphas, _), _ = jax.jit(partial(jax.lax.scan, update))(start, keys)
+    assert float(expected(alphas)) > 0.9
+    assert float(alphas["baseline"]) == pytest.approx(float(expected(alphas)), abs=0.1)
+
+    def skips(mixtures, images):
+        assert images == 160
+        return float(sum(mixtures[cell].weights[1, 2] for cell in CELLS))
+
+    found = strategy.derive(arch._replace(alphas=alphas), 2, KEY, skips)
+    assert found.normal == found.reduce == ((("skip_connect", 1),),)
+
+
+def test_enas_rewards_are_accuracies_and_entropies_above_the_baseline():
+    """The gradient and the baseline of one update, from its two architectures by hand."""
+    options = {"architectures": 2, "entropy_weight": 0.1, "baseline_decay": 0.9}
+    strategy = STRATEGIES["enas"](SPACE, 4, 3, **options)
+    arch = strategy.init(KEY)
+    alphas = arch.alphas | {"baseline": jnp.float32(0.3)}
+
+    def reward(alphas, key):
+        mixtures = strategy.mixture(arch._replace(alphas=alphas), 0, key)
+        return mixtures["normal"].active[:, 2].mean()
+
+    loss, point = enas_point(alphas, reward)
+    (value, (_, logits)), got = jax.jit(partial(strategy.updates.gradient, loss))(point)
+    assert float(value) == 0.5
+    assert logits.shape == (200, 2)
+    ranges = enas.Ranges(1.0, 1.1, 1.1 / 2.5, False)
+    drawn = partial(enas.draw, space=SPACE, inputs_per_node=2, ranges=ranges)
+
+    @jax.jit
+    def one(controller, key):
+        log = jax.grad(lambda params: drawn(params, key).log_probability)(controller)
+        return log, drawn(controller, key).entropy, reward(alphas, key)
+
+    rewards, want = [], []
+    for key in jax.random.split(KEY, 2):
+        log, entropy, share = one(alphas["controller"], key)
+        rewards.append(float(share) + 0.1 * float(entropy))
+        want.append(jax.tree.map(lambda g, r=rewards[-1]: -(r - 0.3) * g, log))
+    assert rewards[0] != rewards[1]
+    mean = jax.tree.map(lambda a, b: (a + b) / 2, *want)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6), got["controller"], mean
+    )
+    # The moving average of two equal rewards R: 0.81 b + 0.19 R.
+    updates, _ = strategy.alpha_optimizer.update(got, strategy.alpha_optimizer.init(alphas), alphas)
+    average = np.mean(rewards)
+    assert float(0.3 + updates["baseline"]) == pytest.approx(0.81 * 0.3 + 0.19 * average, rel=1e-5)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_enas_decisions_by_hand(bias):
+    """One node: the LSTM, the attention over its two sources, tanh, temperature and biases."""
+    space = SearchSpace(("sep_conv_3x3", "max_pool_3x3", "skip_connect"), nodes=1)
+    params = jax.tree.map(
+        lambda a: 4 * a + 0.0, enas.init_controller(space, bias, jax.random.key(2))
+    )
+    params["op_bias"] = params["op_bias"] / 4 + jnp.asarray([0.0, 1.0, -2.0])
+    drawn = enas.draw(
+        params, KEY, space=space, inputs_per_node=1, ranges=RANGES._replace(conv_bias=bias)
+    )
+    p = {name: np.asarray(a, np.float64) for name, a in params.items()}
+
+    def sigmoid(x):
+        return 1 / (1 + np.exp(-x))
+
+    def lstm(x, c, h):
+        i, f, o, g = np.split(np.concatenate([x, h]) @ p["lstm"], 4)
+        c = sigmoid(i) * np.tanh(g) + sigmoid(f) * c
+        return c, sigmoid(o) * np.tanh(c)
+
+    def softmax(x):
+        return np.exp(x) / np.exp(x).sum()
+
+    c, h = np.zeros((2, 64))
+    log_probability = entropy = 0.0
+    for cell in CELLS:
+        nodes = []
+        for _ in range(2):
+            c, h = lstm(p["begin"], c, h)
+            nodes.append(h @ p["node"])
+        c, h = lstm(p["begin"], c, h)
+        scores = np.tanh(np.stack(nodes) + h @ p["query"]) @ p["score"]
+        of_sources = softmax(1.1 * np.tanh(scores / 5))
+        c, h = lstm(np.zeros(64), c, h)  # the embedding of an input node
+        logits = 0.44 * np.tanh((h @ p["op"] + p["op_bias"]) / 5)
+        if bias and cell == "normal":
+            logits += [0.25, -0.25, -0.25]
+        of_ops = softmax(logits)
+        chosen, expected = drawn.pairs[cell]
+        np.testing.assert_allclose(expected, of_sources[:, None] * of_ops, rtol=1e-4)
+        [(source, op)] = np.argwhere(chosen)
+        log_probability += np.log(of_sources[source] * of_ops[op])
+        entropy -= sum(np.sum(each * np.log(each)) for each in (of_sources, of_ops))
+        c, h = lstm(p["op_embedding"][op], c, h)
+    assert float(drawn.log_probability) == pytest.approx(log_probability, rel=1e-4)
+    assert float(drawn.entropy) == pytest.approx(entropy, rel=1e-4)
+
+
+def test_enas_log_probabilities_are_those_of_its_draws():
+    """An operation on each edge, as in NAS-Bench-201: how often each of 4 architectures comes."""
+    space = SearchSpace(("none", "skip_connect"), 2, ((0, 1), (1, 2)), "nasbench201")
+    params = jax.tree.map(lambda a: 8 * a, enas.init_controller(space, False, KEY))
+    ranges = enas.Ranges(1.0, 5.0, 5.0, False)
+    one = partial(enas.draw, params, space=space, inputs_per_node=None, ranges=ranges)
+    drawn = jax.jit(jax.vmap(one))(jax.random.split(KEY, 4000))
+    chosen = np.asarray(drawn.pairs["normal"][0])
+    assert (chosen.sum(-1) == 1).all()
+    code = chosen[:, 0, 1] * 2 + chosen[:, 1, 1]
+    logs = np.asarray(drawn.log_probability)
+    for i in range(4):
+        assert np.ptp(logs[code == i]) < 1e-4
+        assert np.exp(logs[code == i][0]) == pytest.approx((code == i).mean(), abs=0.03)
+    assert float(-logs.mean()) == pytest.approx(float(drawn.entropy.mean()), abs=0.05)
+
+
+def test_enas_spreads_its_updates_over_the_epoch_and_never_draws_none():
+    strategy = STRATEGIES["enas"](DARTS, 4, 50, updates_per_epoch=30)
+    learns = np.asarray(jax.vmap(strategy.learns)(jnp.arange(100)))
+    assert learns[:50].sum() == learns[50:].sum() == 30
+    assert not (~learns[1:] & ~learns[:-1]).any()  # 2 steps in 5 rest, never two in a row
+    every = STRATEGIES["enas"](DARTS, 4, 20, updates_per_epoch=30)
+    assert np.asarray(jax.vmap(every.learns)(jnp.arange(40))).all()
+    mixtures = jax.jit(jax.vmap(partial(strategy.mixture, strategy.init(KEY), 0)))(
+        jax.random.split(KEY, 200)
+    )
+    for cell in CELLS:
+        active = np.asarray(mixtures[cell].active)
+        assert not active[:, :, DARTS.candidates.index("none")].any()
+        assert active.any(0).sum() > 50
+        for target in DARTS.intermediate:
+            count = active[:, DARTS.incoming(target)].sum((1, 2))
+            assert set(count.tolist()) <= {1, 2}
+
+
 # Distributions
 
 
-@pytest.mark.parametrize("name", ["snas", "gdas", "edas"])
+@pytest.mark.parametrize("name", ["snas", "gdas", "edas", "parsec"])
 def test_a_sampling_methods_distribution_is_the_softmax_of_its_alphas(name):
     strategy = STRATEGIES[name](SPACE, 10, 5)
     arch = strategy.init(KEY)._replace(alphas=random_alphas())
@@ -612,7 +996,7 @@ def test_a_sampling_methods_distribution_is_the_softmax_of_its_alphas(name):
 
 def test_what_is_not_normalised_or_has_no_alphas_has_no_distribution():
     without = {n for n in STRATEGIES if STRATEGIES[n](ASAP, 10, 5).distribution is None}
-    assert without == {"nap", "random", "evolution"}
+    assert without == {"nap", "dso_nas", "enas", "random", "evolution"}
 
 
 # Gradual pruning
@@ -894,6 +1278,17 @@ def test_arms_without_a_difference_are_not_decided_by_the_theorem():
         ("nap", {"relaxation": "softmax"}, "relaxation has to be"),
         ("nap", {"sparsity": 1.0}, "sparsity has to lie"),
         ("asap_pac", {"delta": 0.0}, "delta has to lie"),
+        ("dso_nas", {"gamma": 0.0}, "gamma and learning_rate have to be above 0"),
+        ("dso_nas", {"momentum": 1.0}, "momentum has to lie"),
+        ("dso_nas", {"grace": 1.0}, "grace has to lie"),
+        ("dso_nas", {"prune_every": 0}, "prune_every has to be at least 1"),
+        ("enas", {"architectures": 0}, "architectures has to be at least 1"),
+        ("enas", {"inputs_per_node": 0}, "inputs_per_node has to be at least 1"),
+        ("enas", {"temperature": 0.0}, "temperature has to be above 0"),
+        ("enas", {"baseline_decay": 1.0}, "baseline_decay has to lie"),
+        ("enas", {"entropy_weight": -1.0}, "entropy_weight has to be 0 or more"),
+        ("parsec", {"samples": 0}, "samples has to be at least 1"),
+        ("parsec", {"likelihood_power": 0.0}, "likelihood_power has to be above 0"),
         ("pc_darts", {"partial_channels": 0}, "partial_channels has to be"),
         ("pc_darts", {"grace": 1.0}, "grace has to lie"),
         ("p_darts", {"keep": (2,)}, "keep has one entry less"),

@@ -68,7 +68,8 @@ def test_a_nasbench201_networks_cells_are_counted_stage_by_stage():
 
 
 @pytest.mark.parametrize(
-    "name", ["snas", *(pytest.param(name, marks=pytest.mark.slow) for name in ("darts", "gdas"))]
+    "name",
+    ["snas", *(pytest.param(name, marks=pytest.mark.slow) for name in ("darts", "gdas", "parsec"))],
 )
 def test_a_step_adds_the_costs_gradient_to_the_alphas_own(name):
     """Plain gradient descent: steps with and without the cost differ by the cost's gradient."""

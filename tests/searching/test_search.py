@@ -49,6 +49,9 @@ OPTIONS = {
     "p_darts": {"extra_cells": (0, 0), "keep": (2,), "skip_dropout": (0.3, 0.4)},
     "random": {"samples": 3},
     "evolution": {"population": 4, "sample": 2, "cycles": 9, "best": 2},
+    "parsec": {"samples": 2},
+    "enas": {"architectures": 2, "samples": 3},
+    "dso_nas": {"gamma": 0.5, "grace": 0.25, "prune_every": 1},
 }
 # One of several methods with similar steps represents the others in the default run.
 SLOW = (
@@ -61,6 +64,8 @@ SLOW = (
     "edas",
     "evolution",
     "drnas stage 2",
+    "parsec",
+    "enas",
     "p_darts",
     "darts second",
     "darts exact",
@@ -139,7 +144,7 @@ def test_inactive_candidates_are_not_touched(history):
     for i, (before, after) in enumerate(itertools.pairwise(states)):
         key = step_keys(before.key, i).omega
         seen = after.arch if alphas_first(strategy) else before.arch  # as the omega step sees them
-        mixtures = strategy.mixture(seen, before.step, key)
+        mixtures = (strategy.trained or strategy.mixture)(seen, before.step, key)
         for mixture in mixtures.values():
             assert (mixture.weights[~mixture.active] == 0).all()
         live = live_parameters(network_of(strategy), before.params, mixtures)
@@ -273,6 +278,11 @@ def test_derivation_gives_a_network(history, request):
         sizes = [len(node) for node in genotype.normal + genotype.reduce]
         if name == "nap":  # any number of inputs, as many candidates as edges in total
             assert sum(sizes[:2]) == sum(sizes[2:]) == len(SPACE.edges)
+        elif name == "enas":  # pairs that were drawn twice count once
+            assert all(1 <= size <= 2 for size in sizes)
+        elif name == "dso_nas":  # whatever has a scale left
+            assert all(sizes[node] <= len(SPACE.incoming(2 + node % 2)) * 3 for node in range(4))
+            assert 0 < sum(sizes) <= sum(m.sum() for m in states[-1].arch.masks.values())
         else:
             every = inputs is None or name in KEEP_ALL_EDGES
             assert sizes == ([2, 3] * 2 if every else [2, 2] * 2)
