@@ -40,7 +40,7 @@ from asap_jax.networks import plans
 from asap_jax.networks.plans import PLANS
 from asap_jax.runs import trained
 from asap_jax.searching import planned_step, search_loop, search_step, stages
-from asap_jax.searching.passes import Pass, SplitState, in_turn
+from asap_jax.searching.passes import Pass, SplitState, chained
 from asap_jax.training import evaluation, train_loop, train_step
 from asap_jax.training.losses import cross_entropy
 
@@ -246,9 +246,9 @@ def search(
     passes = planned_step.passes_by_plan(step, plan)[learns]
     chosen = [each for each in passes if part in (None, each.name)]
     changes = tuple(dict.fromkeys(name for each in chosen for name in each.changes))
-    whole = Pass("step", changes, in_turn(chosen))
+    whole = Pass("step", changes, chained(chosen))
     batch = integers(found.config.batch_size)
-    turns = (2, 2) if step.takes_turns else (0, 1)
+    turns = (2, 2) if step.fuses_updates else (0, 1)
     over = jax.ShapeDtypeStruct((), bool)
     operands = (*SplitState.of(found.state, whole), over, *on_device(found.dataset), batch, batch)
     augmentation = stages.make_augmentation(found.config, found.dataset)

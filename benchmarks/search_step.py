@@ -42,7 +42,7 @@ def ours(options):
     from asap_jax.networks import plans
     from asap_jax.networks.models import Supernet
     from asap_jax.networks.spaces import ASAP
-    from asap_jax.searching.passes import Pass, SplitState, in_turn, of_programs, program
+    from asap_jax.searching.passes import Pass, SplitState, chained, of_programs, program
     from asap_jax.searching.search_step import Optimizers, SearchStep, init_state
     from asap_jax.training import optim
     from asap_jax.training.feed import Batch
@@ -68,7 +68,7 @@ def ours(options):
     if plan == "unrolled":  # as in a search
         passes = search_step.passes(learns=options.masks != "grace")
     else:
-        passes = [Pass("step", state.CHANGING, in_turn(search_step.passes()))]
+        passes = [Pass("step", state.CHANGING, chained(search_step.passes()))]
     programs = {}
     for each in passes:
         run = precisions.computed_in(options.precision, each.run)

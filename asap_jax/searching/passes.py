@@ -25,7 +25,7 @@ class Pass(NamedTuple):
     run: Callable[..., tuple[Any, dict[str, jax.Array]]]
 
 
-def in_turn(passes) -> Callable[..., tuple[Any, dict]]:
+def chained(passes) -> Callable[..., tuple[Any, dict]]:
     """Chains passes into one step, with the operands that each of them takes."""
 
     def step(state, *operands):
@@ -85,4 +85,4 @@ def of_programs(passes) -> Callable[..., tuple[Any, dict]]:
 
         return each._replace(run=after)
 
-    return in_turn([whole(each, run) for each, run in passes])
+    return chained([whole(each, run) for each, run in passes])

@@ -15,7 +15,7 @@ from asap_jax.host import compile_cache, precisions
 from asap_jax.host.compiling import Compiler, shapes_of
 from asap_jax.networks import plans
 from asap_jax.searching import prunings
-from asap_jax.searching.passes import Pass, SplitState, in_turn, of_programs, program
+from asap_jax.searching.passes import Pass, SplitState, chained, of_programs, program
 from asap_jax.searching.search_step import SearchState, SearchStep, step_keys
 from asap_jax.training import feed
 
@@ -165,7 +165,7 @@ def passes_by_plan(step: SearchStep, plan: plans.Plan) -> dict[bool, tuple[Pass,
     step = replace(step, network=step.network.clone(plan=plan))
     if plan.name == "unrolled":
         return {learns: step.passes(learns) for learns in (False, True)}
-    whole = Pass("step", SearchState.CHANGING, in_turn(step.passes()))
+    whole = Pass("step", SearchState.CHANGING, chained(step.passes()))
     return dict.fromkeys((False, True), (whole,))
 
 

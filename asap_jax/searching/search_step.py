@@ -17,7 +17,7 @@ from asap_jax.methods.relaxation import normalised_entropy
 from asap_jax.networks.mixture import Dropout
 from asap_jax.networks.models import Supernet, live_parameters
 from asap_jax.searching.costs import Constraint
-from asap_jax.searching.passes import Pass, in_turn
+from asap_jax.searching.passes import Pass, chained
 from asap_jax.training import optim
 from asap_jax.training.feed import Batch
 from asap_jax.training.losses import accuracy, all_finite, cross_entropy
@@ -100,7 +100,7 @@ def make_search_step(
     network: Supernet, strategy: Strategy, optimizers: Optimizers, **options
 ) -> Callable[[SearchState, Batch, Batch], tuple[SearchState, dict[str, jax.Array]]]:
     """Builds step(state, omega batch, alpha batch) -> (state, metrics); see `SearchStep`."""
-    return in_turn(SearchStep(network, strategy, optimizers, **options).passes())
+    return chained(SearchStep(network, strategy, optimizers, **options).passes())
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -137,8 +137,8 @@ class SearchStep:
         """
         updates, close = self.strategy.updates, Pass("close", ("step",), self.close)
         both = tuple(dict.fromkeys(WEIGHTS + ALPHAS))
-        if learns is None and self.takes_turns:
-            return Pass("halves", both, self.update_in_turns), close
+        if learns is None and self.fuses_updates:
+            return Pass("fused", both, self.update_fused), close
         if updates.joint and learns is False:
             rest = partial(self.update_jointly, learns=False)
             return Pass("joint, alphas rest", WEIGHTS, rest), close
@@ -163,7 +163,7 @@ class SearchStep:
         return state, self.training_metrics(value, logits, train)
 
     def update_alphas(self, state, train, val):
-        """Lines 5 to 7: updates the alphas on the validation loss, then prunes candidates."""
+        """Lines 6 to 9: updates the alphas on the validation loss, then prunes candidates."""
         key = step_keys(state.key, state.step).alpha
         (value, (batch_stats, _)), gradients = self.gradient(state, train, val, key)
         state = self.move_alphas(state, self.mean(gradients), key)
@@ -200,14 +200,14 @@ class SearchStep:
         return state, self.training_metrics(value, logits, train)
 
     @property
-    def takes_turns(self) -> bool:
-        """Whether `update_in_turns` computes the step: first-order gradients by the plan "loop".
+    def fuses_updates(self) -> bool:
+        """Whether `update_fused` computes the step: first-order gradients by the plan "loop".
 
         A GPU uses the other plan; there the turns would be conditionals.
         """
         return self.strategy.updates.alternates_first_order and self.network.plan.name == "loop"
 
-    def update_in_turns(self, state, train, val):
+    def update_fused(self, state, train, val):
         """`update_omega` and `update_alphas` as two turns of one loop, with the same results.
 
         The network is then compiled once for both. Each turn computes both gradients on its own
@@ -267,7 +267,10 @@ class SearchStep:
     # What the updates are built from.
 
     def loss(self, state, learn=None):
-        """Builds loss(params, alphas, batch_stats, batch, key), for the state's masks and step."""
+        """Builds loss(params, alphas, batch_stats, batch, key), for the state's masks and step.
+
+        `learn`, a bool scalar or None for yes, says whether the gradients of kernels are needed.
+        """
         strategy, twice = self.strategy, self.strategy.updates.differentiations > 1
         context = Context(train=True, twice=twice, axis_name=self.axis_name, dtype=self.dtype)
 
