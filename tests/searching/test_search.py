@@ -7,11 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import sharded
 from jax.sharding import NamedSharding, PartitionSpec
 
 from asap_jax import STRATEGIES, Context, EvalNetwork, SearchSpace, Supernet
 from asap_jax.configs import presets
-from asap_jax.host import loop, parallel
+from asap_jax.host import loop
 from asap_jax.host.checkpoint import Checkpoints
 from asap_jax.host.errors import UserError
 from asap_jax.methods import derive
@@ -483,7 +484,7 @@ def assert_trees_close(got, want):
 def test_two_devices_equal_one():
     """A search step below tau, in float64: state and metrics."""
     assert len(jax.devices()) >= 2
-    mesh = parallel.data_mesh(jax.devices()[:2])
+    mesh = sharded.data_mesh(jax.devices()[:2])
     with jax.enable_x64(True):
         strategy = make("asap")
         state = start(strategy).replace(step=jnp.int32(STEPS))
@@ -493,11 +494,11 @@ def test_two_devices_equal_one():
         alone, alone_metrics = jax.jit(make_search_step(NETWORK, strategy, OPTIMIZERS))(
             state, *batches
         )
-        split = parallel.split_batches(
-            make_search_step(NETWORK, strategy, OPTIMIZERS, axis_name=parallel.AXIS), mesh
+        split = sharded.split_batches(
+            make_search_step(NETWORK, strategy, OPTIMIZERS, axis_name=sharded.AXIS), mesh
         )
-        sharded = jax.device_put(batches, NamedSharding(mesh, PartitionSpec(parallel.AXIS)))
-        both, both_metrics = jax.jit(split)(state, *sharded)
+        split_over = jax.device_put(batches, NamedSharding(mesh, PartitionSpec(sharded.AXIS)))
+        both, both_metrics = jax.jit(split)(state, *split_over)
         for part in ("params", "batch_stats", "arch", "omega_opt", "alpha_opt"):
             assert_trees_close(getattr(both, part), getattr(alone, part))
         assert_trees_close(both_metrics, alone_metrics)
@@ -506,7 +507,7 @@ def test_two_devices_equal_one():
 @pytest.mark.slow
 def test_two_devices_train_as_one():
     """A training step with auxiliary head and drop-path, in float64."""
-    mesh = parallel.data_mesh(jax.devices()[:2])
+    mesh = sharded.data_mesh(jax.devices()[:2])
     genotype = make("darts").derive(start(make("darts")).arch, 2, None, None)
     with jax.enable_x64(True):
         network = EvalNetwork(genotype, 3, channels=4, cells=4, auxiliary=True)
@@ -516,7 +517,7 @@ def test_two_devices_train_as_one():
         batch = Batch(BATCHES[0].images.astype(jnp.float64), BATCHES[0].labels)
         step = train_step.make_train_step(network, optimizer, **options)
         alone, alone_metrics = jax.jit(step)(state, batch)
-        step = train_step.make_train_step(network, optimizer, **options, axis_name=parallel.AXIS)
-        both, both_metrics = jax.jit(parallel.split_batches(step, mesh))(state, batch)
+        step = train_step.make_train_step(network, optimizer, **options, axis_name=sharded.AXIS)
+        both, both_metrics = jax.jit(sharded.split_batches(step, mesh))(state, batch)
         assert_trees_close((both.params, both.batch_stats), (alone.params, alone.batch_stats))
         assert_trees_close(both_metrics, alone_metrics)
