@@ -22,7 +22,7 @@ from asap_jax import GENOTYPES, Genotype, data
 from asap_jax.configs import command_line, presets, rules
 from asap_jax.host import checkpoint, run_log, workdir
 from asap_jax.host.errors import UserError
-from asap_jax.report.cells import draw_cells
+from asap_jax.networks.drawings import draw_cells
 from asap_jax.runs import inputs, job, resolve
 from asap_jax.searching import stages
 

@@ -1,6 +1,7 @@
 """Output of a run in progress: a progress bar, one line per epoch, JSON lines."""
 
 import errno
+import html
 import json
 import math
 import os
@@ -208,3 +209,11 @@ def table(rows: list[tuple[str, str]]) -> str:
     """Formats rows of (name, value) with the values aligned."""
     width = max(len(name) for name, _ in rows)
     return "\n" + "\n".join(f"  {name:<{width}}  {value}" for name, value in rows)
+
+
+def html_table(rows: list[tuple[str, str]]) -> str:
+    """The same as an HTML element, for notebooks."""
+    cells = (
+        f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td>" for name, value in rows
+    )
+    return f"<table>{''.join(cells)}</table>"

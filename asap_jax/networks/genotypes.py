@@ -33,6 +33,12 @@ class Genotype:
     reduce_concat: tuple[int, ...] = ()
     skeleton: str = "darts"
 
+    def _repr_svg_(self) -> str:
+        """The drawn cells, for notebooks."""
+        from asap_jax.networks import drawings  # Matplotlib takes a while to import
+
+        return drawings.svg(self)
+
     def __post_init__(self):
         if self.skeleton not in SKELETONS:
             raise ValueError(

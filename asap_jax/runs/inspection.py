@@ -15,9 +15,9 @@ from asap_jax.data.tables import class_number
 from asap_jax.host import memory, precisions, workdir
 from asap_jax.host.errors import UserError
 from asap_jax.host.run_log import say, table
+from asap_jax.networks.drawings import draw_cells
 from asap_jax.networks.genotypes import Genotype
 from asap_jax.networks.models import count_parameters, multiply_adds
-from asap_jax.report.cells import draw_cells
 from asap_jax.runs import trained
 from asap_jax.runs.inputs import check_size, find_genotype, load_data, load_sizes
 from asap_jax.training import evaluation, train_loop

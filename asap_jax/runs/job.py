@@ -24,11 +24,11 @@ from asap_jax.host import checkpoint, lock, loop, precisions, workdir
 from asap_jax.host.errors import UserError
 from asap_jax.host.interruption import NOBODY_READS, Interruption
 from asap_jax.host.lines import MEASURED_ON
-from asap_jax.host.run_log import RunLog, table
+from asap_jax.host.run_log import RunLog, html_table, table
+from asap_jax.networks.drawings import draw_cells
 from asap_jax.networks.genotypes import Genotype
 from asap_jax.networks.models import count_parameters, multiply_adds
 from asap_jax.report import page
-from asap_jax.report.cells import draw_cells
 from asap_jax.runs import trained
 from asap_jax.runs.resolve import Job, check_training_memory, resolve
 from asap_jax.searching import search_loop, stages
@@ -52,6 +52,11 @@ class Outcome(NamedTuple):
     search: dict
     network: trained.TrainedNetwork | None
     results: dict
+
+    def _repr_html_(self) -> str:
+        """The cells and what was measured, for notebooks."""
+        rows = train_rows(self.results) if self.results else []
+        return self.genotype._repr_svg_() + html_table(rows)
 
 
 @precisions.in_32_bits

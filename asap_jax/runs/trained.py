@@ -19,9 +19,9 @@ from asap_jax.data.images import Preparation, prepare, why
 from asap_jax.host import checkpoint, loop, precisions, workdir
 from asap_jax.host.errors import UserError
 from asap_jax.host.interruption import NOBODY_READS, Interruption
-from asap_jax.host.run_log import RunLog
+from asap_jax.host.run_log import RunLog, html_table
 from asap_jax.networks.genotypes import Genotype
-from asap_jax.networks.models import EvalNetwork
+from asap_jax.networks.models import EvalNetwork, count_parameters
 from asap_jax.runs import portable
 from asap_jax.training import train_loop
 
@@ -51,6 +51,20 @@ class TrainedNetwork:
     std: tuple[float, ...]
     results: dict = dataclasses.field(default_factory=dict)
     config: dict = dataclasses.field(default_factory=dict)
+
+    def _repr_html_(self) -> str:
+        """The cells, what they take and answer, and the accuracy, for notebooks."""
+        height, width, channels = self.preparation.shape
+        rows = [
+            ("images", f"{height} x {width} x {channels}"),
+            ("classes", ", ".join(map(str, self.class_names))),
+            ("parameters", f"{count_parameters(self.variables['params']):,}"),
+        ]
+        names = {"test_accuracy": "test accuracy", "val_accuracy": "validation accuracy"}
+        for key, name in names.items():
+            if key in self.results:
+                rows.append((name, f"{100 * self.results[key]:.2f} %"))
+        return self.module.genotype._repr_svg_() + html_table(rows)
 
     def predict(self, images) -> np.ndarray:
         """Names of the most probable classes, [N]; for `images` see `predict_proba`."""

@@ -15,8 +15,8 @@ from asap_jax.data.augment import Augmentation
 from asap_jax.host import workdir
 from asap_jax.host.errors import UserError
 from asap_jax.host.workdir import claim
+from asap_jax.networks.drawings import draw_cells
 from asap_jax.report import charts, comparison, page, pictures
-from asap_jax.report.cells import draw_cells
 from asap_jax.searching.stages import make_space
 
 VOID = {"meta", "link", "img", "br"}

@@ -1,21 +1,28 @@
 """Draws derived cells with one lane per edge, which stays readable for any number of edges."""
 
+import io
+
 import matplotlib
 from matplotlib.figure import Figure
-
-from asap_jax.networks.genotypes import Genotype
 
 _FAMILIES = (("sep", "#2f6fb3"), ("dil", "#7a4fa3"), ("pool", "#b3622f"), ("skip", "#5a8f3c"))
 _OTHER = "#666666"
 _TITLES = {"normal": "Normal cell", "reduce": "Reduction cell"}
 
 
-def draw_cells(genotype: Genotype, paths) -> None:
-    """Draws the cells into each of `paths`; the extension selects the format (.svg, .png).
+def svg(genotype) -> str:
+    """The drawing of `draw_cells` as an SVG element."""
+    file = io.StringIO()
+    draw_cells(genotype, [file])
+    return file.getvalue()[file.getvalue().index("<svg") :]
 
-    Columns are the nodes in order: outputs of previous cells, intermediate nodes, the cell's
-    output. Each lane below is one edge: an arrow from its source's column to its target's, labelled
-    with the operation.
+
+def draw_cells(genotype, paths) -> None:
+    """Draws the cells of a `Genotype` into each of `paths`: files by their ending, .svg or .png.
+
+    An open text file gets SVG. Columns are the nodes in order: outputs of previous cells,
+    intermediate nodes, the cell's output. Each lane below is one edge: an arrow from its source's
+    column to its target's, labelled with the operation.
     """
     cells = genotype.cells
     lanes = [sum(map(len, nodes)) for nodes, _ in cells.values()]
@@ -29,8 +36,9 @@ def draw_cells(genotype: Genotype, paths) -> None:
         _draw_cell(axis, _TITLES[cell], nodes, concat, genotype.inputs)
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "asap_jax"}):
         for path in paths:
-            metadata = {"Date": None} if str(path).endswith(".svg") else None
-            figure.savefig(path, dpi=120, metadata=metadata)
+            is_svg = hasattr(path, "write") or str(path).endswith(".svg")
+            metadata = {"Date": None} if is_svg else None
+            figure.savefig(path, format="svg" if is_svg else None, dpi=120, metadata=metadata)
 
 
 def _draw_cell(axis, title, nodes, concat, inputs):
