@@ -278,7 +278,7 @@ def test_config():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"policy": "cifar"}, "one of cifar10, svhn, imagenet .did you mean 'cifar10'"),
+        ({"policy": "cifar"}, "one of '', 'cifar10', 'svhn', 'imagenet' .did you mean 'cifar10'"),
         ({"jitter": (0.4, 0.4, 0.4)}, "empty or four numbers"),
         ({"jitter": (0.4, 0.4, -0.4, 0.2)}, "empty or four numbers"),
         ({"jitter": (0.4, 0.4, 0.4, 0.6)}, "hue up to 0.5"),

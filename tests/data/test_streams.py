@@ -307,7 +307,7 @@ def test_streams_that_are_refused(changes, message, folder):
 
 @pytest.mark.parametrize(
     ("key", "value", "expected"),
-    [("streaming", "yes", "auto or on or off"), ("workers", -2, "-1, 0 or more")],
+    [("streaming", "yes", "one of auto, on, off"), ("workers", -2, "-1, 0 or more")],
 )
 def test_keys_out_of_range(key, value, expected):
     config = presets.get_config()
