@@ -340,7 +340,7 @@ def test_a_validation_share_keeps_groups_whole(share):
     x, groups = rng.integers(0, 256, (200, 8, 8), dtype=np.uint8), np.arange(200) // 5
     x[:, 0, 0] = groups  # identifies them later
     given = data.from_arrays(x, groups % 2, x[:4], [0, 1, 0, 1], groups=groups)
-    split = resolve._validating(config, "train", given)
+    split = resolve._hold_out_validation(config, "train", given)
     kept, held = (set(part[:, 0, 0, 0]) for part in (split.train_images, split.test_images))
     assert not kept & held
     assert len(kept | held) == 40
@@ -348,7 +348,7 @@ def test_a_validation_share_keeps_groups_whole(share):
     assert len(split.train_groups) == split.train_count
     one = data.from_arrays(x, groups % 2, x[:4], [0, 1, 0, 1], groups=np.zeros(200, int))
     with pytest.raises(UserError, match=r"1 group, which cannot be split for .*validation_share"):
-        resolve._validating(config, "train", one)
+        resolve._hold_out_validation(config, "train", one)
 
 
 @pytest.mark.parametrize("shape", ["even", "uneven", "many classes", "two a class"])

@@ -580,7 +580,7 @@ def test_a_training_may_be_judged_by_held_out_training_images(capsys):
     config.genotype = "ASAP"
     whole = inputs.load_data(config)
     config.train.validation_share = 0.25
-    held = resolve._validating(config, "train", whole)
+    held = resolve._hold_out_validation(config, "train", whole)
     assert (held.train_count, held.test_count) == (120, 40)
     both = np.concatenate([held.train_images, held.test_images]).reshape(160, -1)
     assert sorted(map(bytes, both)) == sorted(map(bytes, whole.train_images))
@@ -599,4 +599,4 @@ def test_a_training_may_be_judged_by_held_out_training_images(capsys):
         asap_jax.run(tiny(), train={"validation_share": 0.25}, quiet=True)
     config.train.validation_share = 0.001
     with pytest.raises(UserError, match="leaves 0 to validate on"):
-        resolve._validating(config, "train", whole)
+        resolve._hold_out_validation(config, "train", whole)
