@@ -69,6 +69,7 @@ def test_without_a_workdir_nothing_is_written(tmp_path, monkeypatch):
     assert told["picture"] is None and not [*tmp_path.iterdir()]
 
 
+@pytest.mark.slow  # compiles the steps of both parts
 def test_the_time_is_that_of_the_runs_own_steps(capsys):
     """Both programs, each with as many steps as the run takes."""
     told = asap_jax.look(tiny())
