@@ -127,7 +127,7 @@ def run(
     index: int = 0,
     stage: int = 0,
     note: Callable[[Progress, dict], None] | None = None,
-    watch: Callable[[Any], Callable[[Any, dict], bool]] | None = None,
+    watch: Callable[[dict], bool] | None = None,
     begin: Callable[[Progress], None] | None = None,
     after_epoch: Callable[[Any, Progress, float], None] | None = None,
 ) -> tuple[Any, Progress]:
@@ -149,8 +149,7 @@ def run(
       identity: identity that a checkpoint must match.
       note: called with (progress before a step, metrics of the step); takes out of the metrics
         what is no scalar, and may keep it in `progress.history`.
-      watch: called with the state at each start; returns a function that is called after each
-        step with (state, record of the step) and returns whether to end.
+      watch: called with the record of each step, after `note`; returns whether to end.
       begin: called with the progress before the first step after each start.
       after_epoch: called with (state, progress, seconds of the epoch's steps) after the epoch is
         logged and before it is saved; what it adds to `progress.history` is saved too.
@@ -167,7 +166,7 @@ def run(
     place = {"phase": phase, "run": index} | ({"stage": stage} if stage else {})
     progress, checkpoints = Progress(), session.checkpoints(name, identity)
     callbacks, interruption = session.callbacks, session.interruption
-    under_way = collections.deque()  # (state, metrics) of the steps in flight
+    under_way = collections.deque()  # metrics of the steps in flight
     metrics: dict = {}  # of the last step fetched
 
     def save_if_need_be(over=False):
@@ -186,7 +185,7 @@ def run(
     def done():
         return progress.epoch * steps + progress.step
 
-    def count(reached, measured):
+    def count(measured):
         """Fetches a step's metrics, waiting for them, and adds the step to the progress."""
         nonlocal metrics
         metrics = jax.device_get(measured)
@@ -198,7 +197,7 @@ def run(
         seen = {**place, "epoch": progress.epoch + 1}
         seen |= {"step": progress.step, **{k: v.item() for k, v in metrics.items()}}
         ends = [callbacks.on_step and callbacks.on_step(seen)]
-        ends.append(watcher and watcher(reached, seen))
+        ends.append(watch and watch(seen))
         if metrics.get("finished"):
             progress.ended = "finished"
         elif any(ends):
@@ -235,8 +234,8 @@ def run(
         )
         if begin:
             begin(progress)
-        watcher, clock = watch and watch(state), _Clock(progress)
-        observed = callbacks.on_step or watcher  # may end the run at any step: nothing runs ahead
+        clock = _Clock(progress)
+        observed = callbacks.on_step or watch  # may end the run at any step: nothing runs ahead
         coming = contextlib.closing(batches(progress.epoch, progress.step))
         with coming as batch, session.log.bar(phase, epochs * steps, done()) as bar:
             while progress.epoch < epochs and not progress.ended:
@@ -244,10 +243,10 @@ def run(
                 while progress.step < steps and not progress.ended:
                     if not (under_way and interruption.wanted):
                         state, measured = step(state, *next(batch))
-                        under_way.append((state, measured))
+                        under_way.append(measured)
                     ahead = may_run_ahead()
                     while len(under_way) > ahead:
-                        count(*under_way.popleft())
+                        count(under_way.popleft())
                     if not under_way and progress.step < steps and not progress.ended:
                         clock.tick()
                         save_if_need_be()

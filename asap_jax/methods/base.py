@@ -21,6 +21,7 @@ network itself is in the Mixture (dropout on skips) or, if it changes shapes, he
 """
 
 import inspect
+import itertools
 import typing
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -146,6 +147,26 @@ class Method(NamedTuple):
 
 
 # Shared by several methods.
+
+
+def check_stages(space: SearchSpace, epochs: int, keep: tuple[int, ...], grace: float) -> None:
+    """Raises ValueError unless a search in stages can keep so many candidates after each of them.
+
+    Args:
+      space: edges and candidates.
+      epochs: of all stages together.
+      keep: candidates that an edge keeps after each stage but the last.
+      grace: share of a stage's epochs in which only omega learns.
+    """
+    counts = len(space.candidates), *keep, 1
+    if any(after > before for before, after in itertools.pairwise(counts)):
+        raise ValueError(
+            f"keep has to fall from at most {counts[0]} candidates to at least 1: got {keep}"
+        )
+    if epochs <= len(keep):
+        raise ValueError(f"{len(keep) + 1} stages need at least as many epochs, got {epochs}")
+    if not 0 <= grace < 1:
+        raise ValueError(f"grace has to lie in [0, 1), as a share of the epochs; got {grace}")
 
 
 def in_darts_space(search, alpha_rate: float) -> None:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax.scipy.special import digamma, gammaln
 
 from asap_jax.methods import bilevel, derive, pruning
-from asap_jax.methods.base import PAPER_CELLS, Method, Strategy, normal_alphas
+from asap_jax.methods.base import PAPER_CELLS, Method, Strategy, check_stages, normal_alphas
 from asap_jax.methods.relaxation import masked_softmax
 from asap_jax.networks.mixture import Mixture
 from asap_jax.networks.spaces import SearchSpace
@@ -62,15 +62,7 @@ def drnas(
         )
     if any(k < 1 for k in partial_channels):
         raise ValueError(f"partial_channels have to be at least 1, got {partial_channels}")
-    if any(b > a for a, b in zip((len(space.candidates), *keep), (*keep, 1), strict=True)):
-        raise ValueError(
-            f"keep has to fall from at most {len(space.candidates)} candidates to at least 1: got "
-            f"{keep}"
-        )
-    if epochs < stages:
-        raise ValueError(f"{stages} stages need at least as many epochs, got {epochs}")
-    if not 0 <= grace < 1:
-        raise ValueError(f"grace has to lie in [0, 1), as a share of the epochs; got {grace}")
+    check_stages(space, epochs, keep, grace)
     if kl < 0:
         raise ValueError(f"kl has to be 0 or more, got {kl}")
 

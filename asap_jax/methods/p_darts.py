@@ -9,6 +9,7 @@ from asap_jax.methods.base import (
     PAPER_CELLS,
     Method,
     Strategy,
+    check_stages,
     in_darts_space,
     normal_alphas,
     softmax_mixture,
@@ -59,17 +60,9 @@ def p_darts(
             f"extra_cells, skip_dropout and keep describe {stages}, {len(skip_dropout)} and "
             f"{len(keep) + 1} stages (keep has one entry less than there are stages)"
         )
-    if any(b > a for a, b in zip((len(space.candidates), *keep), (*keep, 1), strict=True)):
-        raise ValueError(
-            f"keep has to fall from at most {len(space.candidates)} candidates to at least 1: got "
-            f"{keep}"
-        )
-    if epochs < stages:
-        raise ValueError(f"{stages} stages need at least as many epochs, got {epochs}")
+    check_stages(space, epochs, keep, grace)
     if not all(0 <= rate < 1 for rate in skip_dropout):
         raise ValueError(f"skip_dropout has to lie in [0, 1), got {skip_dropout}")
-    if not 0 <= grace < 1:
-        raise ValueError(f"grace has to lie in [0, 1), as a share of the epochs; got {grace}")
     if min(extra_cells) < 0 or max_skips < 0:
         raise ValueError("extra_cells and max_skips have to be 0 or more")
 

@@ -17,16 +17,20 @@ class Prunings:
     def __init__(self, masks):
         """`masks` are those at the start of the stage, {cell type: [E, O]}."""
         self._start, self._left = masks, None
+        self.latest: list[tuple[str, int, int]] = []  # (cell, edge, candidate) of the last step
 
     def note(self, progress: Progress, metrics: dict) -> None:
         """Takes the masks out of the metrics of a step that `progress` does not count yet."""
         masks = {cell: np.asarray(mask, bool) for cell, mask in metrics.pop(METRIC).items()}
         if self._left is None:
             self._left = self._known(progress, masks)
-        pruned = progress.history.setdefault("pruned", [])
-        for cell, mask in masks.items():
-            for edge, candidate in np.argwhere(self._left[cell] & ~mask).tolist():
-                pruned.append([progress.epoch + 1, progress.step + 1, cell, edge, candidate])
+        self.latest = [
+            (cell, edge, candidate)
+            for cell, mask in masks.items()
+            for edge, candidate in np.argwhere(self._left[cell] & ~mask).tolist()
+        ]
+        place = progress.epoch + 1, progress.step + 1
+        progress.history.setdefault("pruned", []).extend([*place, *each] for each in self.latest)
         self._left = masks
 
     def _known(self, progress, masks) -> dict:

@@ -228,7 +228,7 @@ class _StageRun:
                     index=index,
                     stage=number,
                     note=noted.note,
-                    watch=_prune_watch(self.session.callbacks.on_prune, self.space),
+                    watch=_prune_watch(self.session.callbacks.on_prune, noted, self.space),
                     begin=begin,
                     after_epoch=planned.consider,
                 )
@@ -405,28 +405,14 @@ class _StageRun:
         return shared
 
 
-def _prune_watch(on_prune, space):
+def _prune_watch(on_prune, noted: prunings.Prunings, space):
     """Builds the watch for `loop.run` that calls on_prune after each step that pruned."""
     if on_prune is None:
         return None
 
-    def watch(state):
-        seen = jax.device_get(state.arch.masks)
-
-        def look(state, record):
-            nonlocal seen
-            if record["candidates_left"] == sum(mask.sum() for mask in seen.values()):
-                return False
-            now = jax.device_get(state.arch.masks)
-            pruned = [
-                (cell, space.edges[edge], space.candidates[candidate])
-                for cell in now
-                for edge, candidate in np.argwhere(seen[cell] & ~now[cell])
-            ]
-            seen = now
-            return bool(pruned) and bool(on_prune({**record, "pruned": pruned}))
-
-        return look
+    def watch(record):
+        pruned = [(cell, space.edges[e], space.candidates[o]) for cell, e, o in noted.latest]
+        return bool(pruned) and bool(on_prune({**record, "pruned": pruned}))
 
     return watch
 

@@ -111,12 +111,13 @@ def test_a_search_ends_with_the_state_of_the_step_that_says_so(last, tmp_path):
 @pytest.mark.parametrize("last", range(1, 9))
 def test_a_callback_ends_with_the_state_of_its_step(last):
     """Nothing runs ahead of a callback that may end the run."""
-    for options in (
-        {"on_step": lambda record: (record["epoch"] - 1) * STEPS + record["step"] == last},
-        {"watch": lambda state: lambda state, record: int(state["steps"]) == last},
-    ):
+
+    def is_last(record):
+        return (record["epoch"] - 1) * STEPS + record["step"] == last
+
+    for name in ("on_step", "watch"):
         run = Run()
-        state, progress = run(**options)
+        state, progress = run(**{name: is_last})
         assert int(state["steps"]) == last
         assert progress.ended == "stopped"
         assert f"step {last + 1}" not in run.told

@@ -1,5 +1,6 @@
 """Exported source files give the network's numbers where this package cannot be imported."""
 
+import ast
 import dataclasses
 import os
 import re
@@ -346,4 +347,4 @@ def test_long_sums_and_lists_are_broken():
     assert code.listed("a = f(", ["1"], ")") == ["a = f(1)"]
     assert code.listed("a = [", ["1" * 90], "]") == ["a = [", "    " + "1" * 90 + ",", "]"]
     for text in (*CLASS_NAMES, "'\"", "''\"", '\'""'):
-        assert eval(code.string(text)) == text
+        assert ast.literal_eval(code.string(text)) == text

@@ -39,6 +39,20 @@ def listed(before: str, items: Sequence[str], after: str, indents: int = 2) -> l
     return [before, *(f"{INDENT}{item}," for item in items), after]
 
 
+def joined(nodes: Sequence[str], call: str) -> tuple[list[str], str]:
+    """(statements before, expression) that join nodes along their channels.
+
+    `call` is the call with {} for the list: "torch.cat({}, dim=1)". A single node is its own
+    expression; a list that no line holds is assigned first.
+    """
+    lines = listed("nodes = [", nodes, "]")
+    if len(nodes) == 1:
+        return [], nodes[0]
+    if len(lines) > 1:
+        return lines, call.format("nodes")
+    return [], call.format(f"[{', '.join(nodes)}]")
+
+
 def indented(lines: Iterable[str], indents: int = 1) -> list[str]:
     """Lines moved to the right, but not empty ones."""
     return [INDENT * indents + line if line else line for line in lines]

@@ -2,7 +2,7 @@
 
 import re
 
-from asap_jax.runs.written_out.code import fits, indented, listed, summed
+from asap_jax.runs.written_out.code import fits, indented, joined, summed
 from asap_jax.runs.written_out.layout import Cell, Edge, Layout
 
 OPERATIONS = {
@@ -92,17 +92,10 @@ def _term(edge: Edge) -> str:
 
 
 def _output(cell):
-    nodes = [f"x{number}" for number in cell.concat]
-    joined = listed("nodes = [", nodes, "]")
-    if len(nodes) == 1:
-        joined, value = [], nodes[0]
-    elif len(joined) > 1:
-        value = "jnp.concatenate(nodes, axis=-1)"
-    else:
-        joined, value = [], f"jnp.concatenate([{', '.join(nodes)}], axis=-1)"
+    before, value = joined([f"x{number}" for number in cell.concat], "jnp.concatenate({}, axis=-1)")
     if not (cell.convolved or any(cell.squeeze)):
-        return [*joined, f"return {value}"]
-    lines = [*joined, f"x = {value}"]
+        return [*before, f"return {value}"]
+    lines = [*before, f"x = {value}"]
     if cell.convolved:
         lines.append('x = ReluConvNorm(c, name="output")(x, train)')
     gate = ['x = SqueezeExcite(self.squeeze_by, name="squeeze")(x)']

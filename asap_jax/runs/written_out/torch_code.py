@@ -2,7 +2,7 @@
 
 import re
 
-from asap_jax.runs.written_out.code import indented, listed, summed
+from asap_jax.runs.written_out.code import indented, joined, listed, summed
 from asap_jax.runs.written_out.layout import Cell, Edge, Layout
 
 OPERATIONS = {
@@ -123,17 +123,10 @@ def _identity(edge: Edge) -> bool:
 
 
 def _output(cell):
-    nodes = [f"x{number}" for number in cell.concat]
-    joined = listed("nodes = [", nodes, "]")
-    if len(nodes) == 1:
-        joined, value = [], nodes[0]
-    elif len(joined) > 1:
-        value = "torch.cat(nodes, dim=1)"
-    else:
-        joined, value = [], f"torch.cat([{', '.join(nodes)}], dim=1)"
+    before, value = joined([f"x{number}" for number in cell.concat], "torch.cat({}, dim=1)")
     if not (cell.convolved or any(cell.squeeze)):
-        return [*joined, f"return {value}"]
-    lines = [*joined, f"x = {value}"]
+        return [*before, f"return {value}"]
+    lines = [*before, f"x = {value}"]
     if cell.convolved:
         lines.append("x = self.output(x)")
     if any(cell.squeeze):
