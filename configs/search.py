@@ -6,7 +6,7 @@
 |-----------------|---------------------------------------------------|--------------------------|
 | (none), `paper` | the paper's search on CIFAR-10: 50 epochs,        | 13,000 steps: 15 minutes |
 |                 | 8 cells, 16 channels; then 100 epochs of training | on an H200, computed     |
-| `digits`        | scikit-learn's 8 x 8 digits, nothing to download  | 2 minutes on 2 CPU cores |
+| `digits`        | scikit-learn's 8 x 8 digits, nothing to download  | 2 to 3 minutes, 2 cores  |
 | `tiny`          | a quarter of them, to see that something runs     | seconds, once compiled   |
 | `small`         | 4 cells of 8 channels, for a few thousand images  | minutes on 2 CPU cores   |
 | `cifar10_small` | the same on 2,000 images of CIFAR-10              | minutes on 2 CPU cores   |
