@@ -333,6 +333,7 @@ def test_each_ablation_is_a_config_of_its_own(monkeypatch, tmp_path):
     assert len(set(seen.values())) == len(seen) == 12
 
 
+@pytest.mark.slow  # a dozen runs; the other tables share its code
 def test_ablations(tmp_path):
     options = ("--size=digits", "--of=output", "--seeds=1", f"--out={tmp_path}")
     printed = run("ablations.py", *options, "--", *flags())
