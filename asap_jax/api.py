@@ -17,7 +17,7 @@ from asap_jax.configs import presets, recipes
 from asap_jax.host import compile_cache, loop
 from asap_jax.host.errors import UserError
 from asap_jax.networks.genotypes import Genotype
-from asap_jax.runs import inputs, job, trained
+from asap_jax.runs import inputs, runner, trained
 from asap_jax.runs import look as looking
 
 
@@ -32,7 +32,7 @@ def search(
     on_prune=None,
     quiet: bool = False,
     **changes,
-) -> job.Outcome:
+) -> runner.Outcome:
     """Searches for a cell, like `--mode=search`.
 
     Args:
@@ -106,7 +106,7 @@ def run(
     on_prune=None,
     quiet: bool = False,
     **changes,
-) -> job.Outcome:
+) -> runner.Outcome:
     """Searches, then trains the result, like the command without a mode.
 
     Args:
@@ -165,9 +165,9 @@ def _config(config, seed, changes) -> ConfigDict:
     return config
 
 
-def _run(config, given, workdir, mode, callbacks, quiet) -> job.Outcome:
+def _run(config, given, workdir, mode, callbacks, quiet) -> runner.Outcome:
     config, dataset = _with_data(config, given)
-    return job.run(config, workdir, mode=mode, dataset=dataset, callbacks=callbacks, quiet=quiet)
+    return runner.run(config, workdir, mode=mode, dataset=dataset, callbacks=callbacks, quiet=quiet)
 
 
 def _with_data(config, given) -> tuple:

@@ -54,12 +54,12 @@ def _main(argv) -> None:
     if len(argv) > 1:
         raise UserError(f"unexpected argument {argv[1]!r}: options are written --name=value")
     from asap_jax.report import page
-    from asap_jax.runs import inspection, job, look, trained
+    from asap_jax.runs import inspection, look, runner, trained
 
     mode = _MODE.value
-    if mode and mode not in job.MODES:
+    if mode and mode not in runner.MODES:
         raise UserError(
-            f"--mode={mode}{nearest(mode, job.MODES)}: modes are {', '.join(job.MODES)}, "
+            f"--mode={mode}{nearest(mode, runner.MODES)}: modes are {', '.join(runner.MODES)}, "
             "or none for a search and a training"
         )
     for flag in () if mode == "evaluate" else (_SPLIT, _DATA, _DATA_DIR):
@@ -108,7 +108,7 @@ def _main(argv) -> None:
             _leave(_exit_code(stop))
         return
     try:
-        job.run(config, folder, mode=mode, command=_arguments(folder))
+        runner.run(config, folder, mode=mode, command=_arguments(folder))
     except KeyboardInterrupt as stop:
         where = "at once, so what was saved before is all there is"
         if isinstance(stop, Interrupted):

@@ -468,7 +468,7 @@ def _list() -> dict[str, Callable[[Size, str], Program]]:
         found[f"use/apply-supernet/{plan}"] = partial(apply_supernet, plan=plan)
     for live in ("half", "one"):
         found[f"search/asap/unrolled-{live}"] = partial(search, plan="unrolled", live=live)
-    for part in ("omega", "alpha", "close"):
+    for part in ("omega", "alpha", "advance"):
         found[f"search/asap/unrolled-{part}"] = partial(search, plan="unrolled", part=part)
     found |= {
         "search/first-state": search_state,

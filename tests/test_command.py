@@ -23,7 +23,7 @@ from asap_jax.configs import command_line, presets, rules
 from asap_jax.host import checkpoint, run_log, workdir
 from asap_jax.host.errors import UserError
 from asap_jax.networks.drawings import draw_cells
-from asap_jax.runs import inputs, job, resolve
+from asap_jax.runs import inputs, resolve, runner
 from asap_jax.searching import stages
 
 CONFIG = f"--config={ROOT / 'configs' / 'search.py'}"
@@ -43,7 +43,7 @@ def finished(tmp_path_factory):
     """(workdir, results, output)."""
     workdir, printed = tmp_path_factory.mktemp("run"), io.StringIO()
     with contextlib.redirect_stdout(printed):
-        results = job.run(tiny(), workdir).results
+        results = runner.run(tiny(), workdir).results
     return workdir, results, printed.getvalue()
 
 
@@ -101,12 +101,12 @@ def first_lines(config, mode, monkeypatch, capsys):
         raise Reached
 
     for stage in ("search", "train"):
-        monkeypatch.setattr(job._Run, stage, stop)
+        monkeypatch.setattr(runner._Run, stage, stop)
     images = np.arange(2 * 64 * 16 * 16).reshape(128, 16, 16) % 251
     dataset = data.from_arrays(images.astype(np.uint8), np.arange(128) % 2)
     config.check_memory = False
     with pytest.raises(Reached):
-        job.run(config, None, mode=mode, dataset=dataset)
+        runner.run(config, None, mode=mode, dataset=dataset)
     return capsys.readouterr().out
 
 
@@ -187,7 +187,7 @@ def test_another_config_is_refused_and_nothing_is_lost(finished):
     config = tiny()
     config.search.epochs = 5
     with pytest.raises(UserError, match=r"another config .*search.epochs: 8 there, 5 here"):
-        job.run(config, workdir, quiet=True)
+        runner.run(config, workdir, quiet=True)
     assert {path: path.stat().st_mtime_ns for path in workdir.iterdir()} == before
 
 
@@ -265,7 +265,7 @@ def test_impossible_values_are_refused(change, message, tmp_path):
     config = tiny()
     change(config)
     with pytest.raises(UserError, match=message):
-        job.run(config, tmp_path / "run", quiet=True)
+        runner.run(config, tmp_path / "run", quiet=True)
     assert not (tmp_path / "run").exists()  # so that the corrected command can use it
 
 

@@ -31,7 +31,7 @@ from asap_jax.host import checkpoint, workdir
 from asap_jax.layers import ops
 from asap_jax.methods import METHODS
 from asap_jax.networks import spaces
-from asap_jax.runs import job, resolve, trained
+from asap_jax.runs import resolve, runner, trained
 from asap_jax.searching import stages
 from asap_jax.training import evaluation, train_loop
 
@@ -200,7 +200,7 @@ def test_options_and_keys_within_lines():
                 if preset.islower():
                     {"search": presets, "train": recipes}[kind[1]].get_config(preset)
             elif name == "--mode":
-                assert value in (*job.MODES, ""), f"{snippet.place}: no mode {value}"
+                assert value in (*runner.MODES, ""), f"{snippet.place}: no mode {value}"
             elif option:
                 assert name in ("--workdir", "--data", "--split", "--config", "--dry_run"), (
                     snippet.place
@@ -317,7 +317,7 @@ def rehearsed(network, folder, monkeypatch):
             workdir.claim(done.folder, done.described)
             network.save(done.folder)
         found = done.genotype or CELLS
-        return job.Outcome(found, {}, network, network.results)
+        return runner.Outcome(found, {}, network, network.results)
 
     def train(config, genotype, dataset, seed, session, **_):
         module = train_loop.make_network(config, genotype, len(dataset.class_names))

@@ -87,8 +87,8 @@ def start(code, cwd, **options):
         "import os, signal",
         "from asap_jax import main",
         "from asap_jax.host import run_log",
-        "from asap_jax.runs import job",
-        f"job.run = lambda *_, **__: {code}",
+        "from asap_jax.runs import runner",
+        f"runner.run = lambda *_, **__: {code}",
         "main.run()",
     )
     return subprocess.Popen(

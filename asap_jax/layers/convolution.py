@@ -73,24 +73,24 @@ conv.defvjp(
 
 
 @jax.custom_vjp
-def product(x, kernel, learn=None):
+def product(x, kernel, kernel_gradients=None):
     """x [M, C] @ kernel [C, C'].
 
     Args:
-      learn: scalar bool; if False, the kernel's gradient is zeros. None means True.
+      kernel_gradients: scalar bool; if False, the kernel's gradient is zeros. None means True.
     """
-    return _product_forward(x, kernel, learn)[0]
+    return _product_forward(x, kernel, kernel_gradients)[0]
 
 
-def _product_forward(x, kernel, learn):
+def _product_forward(x, kernel, kernel_gradients):
     x = whole(x)
-    return x @ kernel, (x, kernel, learn)
+    return x @ kernel, (x, kernel, kernel_gradients)
 
 
 def _product_backward(residuals, g):
-    x, kernel, learn = residuals
+    x, kernel, kernel_gradients = residuals
     g = whole(g)
-    return g @ kernel.T, if_it_learns(learn, lambda x, g: x.T @ g, kernel, x, g), None
+    return g @ kernel.T, if_it_learns(kernel_gradients, lambda x, g: x.T @ g, kernel, x, g), None
 
 
 product.defvjp(_product_forward, _product_backward)
@@ -168,8 +168,8 @@ def pieces(x, step):
     return x.transpose(2, 4, 0, 1, 3, 5).reshape(-1, rows, columns, channels)
 
 
-def if_it_learns(learn, gradient, kernel, *operands):
-    """gradient(*operands), or zeros like the kernel if `learn` is False."""
-    if learn is None:
+def if_it_learns(kernel_gradients, gradient, kernel, *operands):
+    """gradient(*operands), or zeros like the kernel if `kernel_gradients` is False."""
+    if kernel_gradients is None:
         return gradient(*operands)
-    return lax.cond(learn, gradient, lambda *_: jnp.zeros_like(kernel), *operands)
+    return lax.cond(kernel_gradients, gradient, lambda *_: jnp.zeros_like(kernel), *operands)

@@ -23,7 +23,7 @@ from asap_jax.layers.convolution import if_it_learns, pieces
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def depthwise_conv(x, kernel, stride=1, dilation=1, learn=None):
+def depthwise_conv(x, kernel, stride=1, dilation=1, kernel_gradients=None):
     """Convolves each channel with its own k x k kernel, with padding that keeps the map's size.
 
     Args:
@@ -31,7 +31,7 @@ def depthwise_conv(x, kernel, stride=1, dilation=1, learn=None):
       kernel: [k, k, C], k odd.
       stride: output every `stride` pixels, starting at the first.
       dilation: distance between the kernel's taps; the padding is dilation * (k - 1) / 2.
-      learn: scalar bool; if False, the kernel's gradient is zeros. None means True.
+      kernel_gradients: scalar bool; if False, the kernel's gradient is zeros. None means True.
 
     Returns:
       [N, ceil(H / stride), ceil(W / stride), C].
@@ -53,19 +53,19 @@ def depthwise_conv_reference(x, kernel, stride=1, dilation=1):
     )
 
 
-def _forward(x, kernel, stride, dilation, learn):
-    return depthwise_conv(x, kernel, stride, dilation), (x, kernel, learn)
+def _forward(x, kernel, stride, dilation, kernel_gradients):
+    return depthwise_conv(x, kernel, stride, dilation), (x, kernel, kernel_gradients)
 
 
 def _backward(stride, dilation, residuals, g):
-    x, kernel, learn = residuals
+    x, kernel, kernel_gradients = residuals
     options = stride, dilation, on_cpu()
     g_x = _pull_input(x, kernel, g, *options)
 
     def pull_kernel(x, kernel, g):
         return _pull_kernel(x, kernel, g, *options)
 
-    return g_x, if_it_learns(learn, pull_kernel, kernel, x, kernel, g), None
+    return g_x, if_it_learns(kernel_gradients, pull_kernel, kernel, x, kernel, g), None
 
 
 depthwise_conv.defvjp(_forward, _backward)

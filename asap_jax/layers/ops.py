@@ -39,8 +39,8 @@ class Context(NamedTuple):
     folded: fold depthwise and pointwise kernels into one dense kernel, equal up to rounding. For
       programs that run only a few times on a GPU: a separate depthwise convolution needs less
       compute there, but its first run takes 0.2 s, since cuDNN compiles it.
-    learn: scalar bool or None; if False, the backward pass may return zeros for the gradients of
-      kernels. Traced, so it cannot be part of a static context.
+    kernel_gradients: scalar bool or None; if False, the backward pass may return zeros for them.
+      Traced, so it cannot be part of a static context.
     """
 
     train: bool = False
@@ -50,7 +50,7 @@ class Context(NamedTuple):
     reference: bool = False
     dtype: str | None = None
     folded: bool = False
-    learn: jax.Array | None = None
+    kernel_gradients: jax.Array | None = None
 
 
 class Weight(NamedTuple):
@@ -183,7 +183,10 @@ def pointwise(inputs, outputs) -> Layer:
 
     def apply(params, stats, x, context):
         flat, kernel = x.reshape(-1, inputs), fit(params["kernel"], x)
-        y = flat @ kernel if context.reference else convolution.product(flat, kernel, context.learn)
+        if context.reference:
+            y = flat @ kernel
+        else:
+            y = convolution.product(flat, kernel, context.kernel_gradients)
         return y.reshape(*x.shape[:-1], outputs), stats
 
     return Layer({"kernel": Weight((inputs, outputs), inputs)}, dict, apply)
@@ -196,7 +199,8 @@ def depthwise_conv(channels, kernel, stride=1, dilation=1) -> Layer:
         weights = fit(params["kernel"], x)
         if context.reference:
             return depthwise.depthwise_conv_reference(x, weights, stride, dilation), stats
-        return depthwise.depthwise_conv(x, weights, stride, dilation, context.learn), stats
+        wanted = context.kernel_gradients
+        return depthwise.depthwise_conv(x, weights, stride, dilation, wanted), stats
 
     return Layer({"kernel": Weight((kernel, kernel, channels), kernel**2)}, dict, apply)
 

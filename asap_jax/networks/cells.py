@@ -68,7 +68,7 @@ class SearchCell(nn.Module):
     plan: Plan = Plan()
 
     @nn.compact
-    def __call__(self, states, mixture: Mixture, context: Context, learn=None):
+    def __call__(self, states, mixture: Mixture, context: Context, kernel_gradients=None):
         """Maps the outputs of the previous cells to this cell's output.
 
         Args:
@@ -76,14 +76,14 @@ class SearchCell(nn.Module):
             a reduction; else a single input map [N, H, W, channels].
           mixture: the mixture of the cell's type.
           context: how to apply the layers.
-          learn: scalar bool for the cell's kernels, see `Context`; or None.
+          kernel_gradients: scalar bool for the cell's kernels, see `Context`; or None.
 
         Returns:
           "darts": [N, H, W, nodes * channels], half the size for a reduction cell;
           "nasbench201": [N, H, W, channels].
         """
         if self.space.skeleton == "darts":
-            learning = context._replace(learn=learn)
+            learning = context._replace(kernel_gradients=kernel_gradients)
             s0, s1 = states
             states = _preprocess(self, s0, s1, self.channels, self.reduction_prev, False, learning)
         inputs = jnp.stack(states)
@@ -96,12 +96,14 @@ class SearchCell(nn.Module):
             nodes = jnp.concatenate([inputs, jnp.zeros(shape, inputs.dtype)])
         for stride, indices in self.space.by_stride(self.reduction).items():
             if indices:
-                nodes = self._add_edges(stride, indices, inputs, nodes, mixture, context, learn)
+                nodes = self._add_edges(
+                    stride, indices, inputs, nodes, mixture, context, kernel_gradients
+                )
         if self.space.skeleton == "nasbench201":
             return nodes[-1]
         return jnp.concatenate(list(nodes[self.space.inputs :]), -1)
 
-    def _add_edges(self, stride, indices, inputs, nodes, mixture, context, learn):
+    def _add_edges(self, stride, indices, inputs, nodes, mixture, context, kernel_gradients):
         width = self.channels // self.partial_channels
         normed = SKELETONS[self.space.skeleton].normed_pools
         layers = {name: candidate(name, width, stride, normed) for name in self.space.candidates}
@@ -145,7 +147,7 @@ class SearchCell(nn.Module):
             mixture.active[rows],
             edge_weights,
             dropout,
-            learn if learn is None else jnp.broadcast_to(learn, len(indices)),
+            None if kernel_gradients is None else jnp.broadcast_to(kernel_gradients, len(indices)),
         )
         cell_type = "reduce" if self.reduction else "normal"
         nodes, new_stats = self.plan.add_edges(edges, indices, variables, inputs, nodes, cell_type)

@@ -62,7 +62,7 @@ class Variables(NamedTuple):
     active: [E, O] bool.
     edge_weights: [E], factors of the bypassing channels; None if share is 1.
     dropout: (key data [E, ...] uint32, rates [E]), or None without dropout.
-    learn: [E] bool, see `ops.Context`; None means True.
+    kernel_gradients: [E] bool, see `ops.Context`; None means True.
     """
 
     params: Mapping
@@ -71,7 +71,7 @@ class Variables(NamedTuple):
     active: jax.Array
     edge_weights: jax.Array | None = None
     dropout: tuple[jax.Array, jax.Array] | None = None
-    learn: jax.Array | None = None
+    kernel_gradients: jax.Array | None = None
 
 
 def stack_params(layers: Mapping[str, Layer], edges: int, key):
@@ -381,7 +381,9 @@ def _pull_back(edges, variables, maps, g_nodes):
             g, g_edge_weight, g_passed = pull(g)
             g_x += g_passed
             g_edge_weights = _set(g_edge_weights, step.edge, g_edge_weight)
-        context = edges.context._replace(learn=v.learn, known=not edges.context.twice)
+        context = edges.context._replace(
+            kernel_gradients=v.kernel_gradients, known=not edges.context.twice
+        )
 
         def pull_shared(o, layer, operands, carry):
             x, stats = operands
@@ -449,7 +451,7 @@ def _pull_back(edges, variables, maps, g_nodes):
         )
         return (g_sources, x, g_x, g_params, g_weights, g_edge_weights), None
 
-    nothing = jax.tree.map(jnp.zeros_like, variables._replace(active=None, learn=None))
+    nothing = jax.tree.map(jnp.zeros_like, variables._replace(active=None, kernel_gradients=None))
     start = g_nodes if edges.in_place else jnp.zeros_like(maps)
     x = jnp.zeros_like(maps[0])
     carry = start, x, x, dict(nothing.params), nothing.weights, nothing.edge_weights

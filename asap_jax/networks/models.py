@@ -134,7 +134,11 @@ class Supernet(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x, mixtures: Mapping[str, Mixture], context: Context = Context(), learn=None
+        self,
+        x,
+        mixtures: Mapping[str, Mixture],
+        context: Context = Context(),
+        kernel_gradients=None,
     ):
         """Applies the network.
 
@@ -142,8 +146,8 @@ class Supernet(nn.Module):
           x: [N, H, W, 1 or 3].
           mixtures: one per cell type.
           context: how to apply the layers.
-          learn: scalar bool, may be traced; if False, the gradients of the cells' weights may be
-            wrong, see `Context`. None means True.
+          kernel_gradients: scalar bool, may be traced; if False, the gradients of the cells'
+            weights may be wrong, see `Context`. None means True.
 
         Returns:
           Logits [N, num_classes].
@@ -171,7 +175,7 @@ class Supernet(nn.Module):
                 self.plan,
                 name=f"cell{i}",
             )
-            return module(states, mixture, context, learn)
+            return module(states, mixture, context, kernel_gradients)
 
         if self.space.skeleton == "nasbench201":
             x = _residual_stages(self, x, context, cell)

@@ -37,13 +37,13 @@ def look(
     timed: bool = True,
     quiet: bool = False,
 ) -> dict:
-    """Resolves a run as `job.run` does, and tells what it would do; nothing is searched or trained.
+    """Resolves a run as `runner.run` does, and tells what it would do. Nothing is learned.
 
     The steps are compiled as the run compiles them, and end up in the same cache (a training's step
     serves the run only if its cells are given).
 
     Args:
-      config, folder, mode, dataset, quiet: see `job.run`. The workdir is not claimed: it only
+      config, folder, mode, dataset, quiet: see `runner.run`. The workdir is not claimed: it only
         receives look/images.png.
       timed: whether to compile the steps and time a few of them.
 

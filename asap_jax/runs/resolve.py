@@ -98,7 +98,7 @@ class Job:
 
 
 def resolve(config: ConfigDict, folder: str | Path | None, mode: str = "", dataset=None) -> Job:
-    """Finds and checks everything a run consists of; see `job.run` for the arguments.
+    """Finds and checks everything a run consists of; see `runner.run` for the arguments.
 
     The cheapest checks come first: the config alone, the workdir's place, the cells; then the data,
     the combination of data and config, the memory of the device; and last whether the workdir is

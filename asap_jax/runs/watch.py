@@ -12,7 +12,7 @@ from asap_jax.host import lock, workdir
 from asap_jax.host.errors import UserError
 from asap_jax.host.lines import MEASURED_ON, epoch_line, seconds_left
 from asap_jax.host.run_log import Status, say, table, wait
-from asap_jax.runs import job
+from asap_jax.runs import runner
 
 
 def watch(folder: str | Path, pause: float = 1.0) -> bool | None:
@@ -123,7 +123,7 @@ def _end(folder) -> tuple[bool, str]:
     searched = _search_rows(folder, config, searches) if searches else []
     results = folder / "results.json"
     if trainings and results.exists() and all(_is_whole(config, each) for each in trainings):
-        return True, table([*searched, *job.train_rows(workdir.read_json(results))])
+        return True, table([*searched, *runner.train_rows(workdir.read_json(results))])
     command = folder / "command.txt"
     again = "the same command goes on from what was saved"
     if command.exists():
@@ -152,4 +152,4 @@ def _search_rows(folder, config, searches) -> list[tuple[str, str]]:
     chosen = max(range(len(searches)), key=lambda i: selected[i].get("val_accuracy", 0.0))
     seconds = sum(record.get("seconds", 0.0) for record in (*searches, *selected))
     record = searches[chosen] | selected[chosen] | {"seconds": seconds}
-    return job.search_rows(config, record)
+    return runner.search_rows(config, record)

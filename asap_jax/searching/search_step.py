@@ -135,13 +135,13 @@ class SearchStep:
         Args:
           learns: whether the alphas learn in this step; None to decide it inside the step.
         """
-        updates, close = self.strategy.updates, Pass("close", ("step",), self.close)
+        updates, advance = self.strategy.updates, Pass("advance", ("step",), self.advance)
         both = tuple(dict.fromkeys(WEIGHTS + ALPHAS))
         if learns is None and self.fuses_updates:
-            return Pass("fused", both, self.update_fused), close
+            return Pass("fused", both, self.update_fused), advance
         if updates.joint and learns is False:
             rest = partial(self.update_jointly, learns=False)
-            return Pass("joint, alphas rest", WEIGHTS, rest), close
+            return Pass("joint, alphas rest", WEIGHTS, rest), advance
         learn = self.maybe_alphas if learns is None else self.update_alphas
         parts = {
             "omega": Pass("omega", WEIGHTS, self.update_omega),
@@ -149,7 +149,7 @@ class SearchStep:
             "joint": Pass("joint", both, partial(self.update_jointly, learns=learns)),
         }
         order = [name for name in updates.order if name != "alpha" or learns is not False]
-        return *(parts[name] for name in order), close
+        return *(parts[name] for name in order), advance
 
     # The updates. Each is (state, omega batch, alpha batch) -> (state, metrics).
 
@@ -159,14 +159,14 @@ class SearchStep:
         (value, (batch_stats, logits)), gradients = self.strategy.updates.omega(
             self.loss(state), self.point(state, train, val, key)
         )
-        state = self.move_omega(state, gradients, key).replace(batch_stats=batch_stats)
+        state = self.apply_omega_gradients(state, gradients, key).replace(batch_stats=batch_stats)
         return state, self.training_metrics(value, logits, train)
 
     def update_alphas(self, state, train, val):
         """Lines 6 to 9: updates the alphas on the validation loss, then prunes candidates."""
         key = step_keys(state.key, state.step).alpha
         (value, (batch_stats, _)), gradients = self.gradient(state, train, val, key)
-        state = self.move_alphas(state, self.mean(gradients), key)
+        state = self.apply_alpha_gradients(state, self.mean(gradients), key)
         return state.replace(batch_stats=batch_stats), {"val_loss": self.mean(value)}
 
     def maybe_alphas(self, state, train, val):
@@ -184,7 +184,7 @@ class SearchStep:
         (value, (batch_stats, logits)), (g_params, g_alphas) = self.gradient(state, train, val, key)
 
         def learn(state):
-            return self.move_alphas(state, self.mean(g_alphas), key)
+            return self.apply_alpha_gradients(state, self.mean(g_alphas), key)
 
         def rest(state):
             return state
@@ -193,7 +193,7 @@ class SearchStep:
             learned = lax.cond(self.strategy.learns(state.step), learn, rest, state)
         else:
             learned = (learn if learns else rest)(state)
-        moved = self.move_omega(state, g_params, key)
+        moved = self.apply_omega_gradients(state, g_params, key)
         state = moved.replace(
             batch_stats=batch_stats, arch=learned.arch, alpha_opt=learned.alpha_opt
         )
@@ -212,7 +212,7 @@ class SearchStep:
 
         The network is then compiled once for both. Each turn computes both gradients on its own
         batch and uses one; the gradients of the kernels, expensive and not needed for the alphas,
-        are skipped in the alphas' turn (`Context.learn`).
+        are skipped in the alphas' turn (`Context.kernel_gradients`).
         """
         alphas_first = self.strategy.updates.order[0] == "alpha"
         batches = jax.tree.map(lambda *pair: jnp.stack(pair), train, val)
@@ -225,12 +225,12 @@ class SearchStep:
             half = 1 - i if alphas_first else i  # 0 for omega, 1 for alpha
             batch = jax.tree.map(lambda pair: pair[half], batches)
             (value, (batch_stats, logits)), gradients = jax.value_and_grad(
-                self.loss(state, learn=half == 0), (0, 1), has_aux=True
+                self.loss(state, kernel_gradients=half == 0), (0, 1), has_aux=True
             )(state.params, state.arch.alphas, state.batch_stats, batch, keys[half])
             state = lax.cond(
                 half == 0,
-                lambda state: self.move_omega(state, gradients[0], keys[0]),
-                lambda state: self.move_alphas(state, self.mean(gradients[1]), keys[1]),
+                lambda state: self.apply_omega_gradients(state, gradients[0], keys[0]),
+                lambda state: self.apply_alpha_gradients(state, self.mean(gradients[1]), keys[1]),
                 state,
             ).replace(batch_stats=batch_stats)
             measured = self.mean({"loss": value, "accuracy": accuracy(logits, batch.labels)})
@@ -246,7 +246,7 @@ class SearchStep:
             "val_loss": metrics["loss"][1],
         }
 
-    def close(self, state: SearchState, train, val):
+    def advance(self, state: SearchState, train, val):
         """Advances the step counter and computes the metrics."""
         strategy, arch = self.strategy, state.arch
         key = step_keys(state.key, state.step).alpha
@@ -266,10 +266,10 @@ class SearchStep:
 
     # What the updates are built from.
 
-    def loss(self, state, learn=None):
+    def loss(self, state, kernel_gradients=None):
         """Builds loss(params, alphas, batch_stats, batch, key), for the state's masks and step.
 
-        `learn`, a bool scalar or None for yes, says whether the gradients of kernels are needed.
+        `kernel_gradients`, a bool scalar or None for yes, says whether those are needed.
         """
         strategy, twice = self.strategy, self.strategy.updates.differentiations > 1
         context = Context(train=True, twice=twice, axis_name=self.axis_name, dtype=self.dtype)
@@ -285,7 +285,7 @@ class SearchStep:
                 batch.images,
                 mixtures,
                 context,
-                learn,
+                kernel_gradients,
                 mutable=["batch_stats"],
             )
             value = cross_entropy(
@@ -315,7 +315,7 @@ class SearchStep:
             self.optimizers.virtual_step,
         )
 
-    def move_omega(self, state, gradients, key):
+    def apply_omega_gradients(self, state, gradients, key):
         """Applies omega's optimizer to the weights of the candidates that are computed."""
         trained = self.strategy.trained or self.strategy.mixture
         params, omega_opt = optim.update_where(
@@ -327,7 +327,7 @@ class SearchStep:
         )
         return state.replace(params=params, omega_opt=omega_opt)
 
-    def move_alphas(self, state, gradients, key):
+    def apply_alpha_gradients(self, state, gradients, key):
         """Applies the alphas' optimizer, then the strategy's pruning."""
         strategy = self.strategy
         if self.constraint is not None:

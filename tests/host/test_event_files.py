@@ -20,7 +20,7 @@ from asap_jax.host.event_files import scalars
 from asap_jax.host.interruption import Interrupted
 from asap_jax.host.loop import Callbacks
 from asap_jax.host.run_log import RunLog
-from asap_jax.runs import job
+from asap_jax.runs import runner
 
 WEIGHTS = {"normal": [[0.25, 0.75], [1.0, 0.0]], "reduce": [[0.5, 0.5]]}
 
@@ -142,9 +142,9 @@ def test_a_run_that_is_cut_and_resumed(end, tmp_path):
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises((Interrupted, ZeroDivisionError)):
-        job.run(config, tmp_path, quiet=True, callbacks=Callbacks(on_step=cut))
+        runner.run(config, tmp_path, quiet=True, callbacks=Callbacks(on_step=cut))
     assert {each[1] for each in read(tmp_path / "tensorboard")["search-0"]} == {1, 2}
-    job.run(config, tmp_path, quiet=True)
+    runner.run(config, tmp_path, quiet=True)
     found = read(tmp_path / "tensorboard")
     assert {stage: numbers(events) for stage, events in found.items()} == expected(tmp_path)
     epochs = [each[1] for each in found["search-0"] if each[0] == "search/val_accuracy"]
@@ -159,7 +159,7 @@ def test_a_missing_package_is_told_before_anything_is_begun(tmp_path, monkeypatc
     config = tiny()
     config.tensorboard = True
     with pytest.raises(UserError, match=r"pip install 'asap_jax\[tensorboard\]'"):
-        job.run(config, tmp_path / "run", quiet=True)
+        runner.run(config, tmp_path / "run", quiet=True)
     assert not (tmp_path / "run").exists()
 
 

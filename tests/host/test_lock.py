@@ -14,7 +14,7 @@ from tiny import tiny
 
 from asap_jax.host import lock
 from asap_jax.host.errors import UserError
-from asap_jax.runs import job
+from asap_jax.runs import runner
 
 HERE, OTHER = socket.gethostname(), "another-machine"
 HOLD = """
@@ -86,7 +86,7 @@ def test_a_second_run_is_refused_and_told_whose_the_first_is(tmp_path, system):
         with pytest.raises(UserError, match=who), lock.held(tmp_path):
             pass
         with pytest.raises(UserError, match=who):
-            job.run(tiny(), tmp_path, quiet=True)
+            runner.run(tiny(), tmp_path, quiet=True)
         assert [path.name for path in tmp_path.iterdir()] == [lock.NAME]
     with lock.held(tmp_path):  # released when the first one ended
         pass

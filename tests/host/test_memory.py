@@ -8,7 +8,7 @@ from tiny import tiny
 from asap_jax import GENOTYPES, data
 from asap_jax.host import memory
 from asap_jax.host.errors import UserError
-from asap_jax.runs import inputs, job
+from asap_jax.runs import inputs, runner
 from asap_jax.searching import stages
 from asap_jax.searching.search_step import init_state, make_search_step
 from asap_jax.training import train_loop
@@ -69,11 +69,11 @@ def test_search_estimate_is_near_the_compilers(dataset):
 def test_too_much_is_refused_with_advice(dataset, monkeypatch, tmp_path):
     monkeypatch.setattr(memory, "available", lambda: 1_000_000)
     with pytest.raises(UserError, match=r"the search is .*MB.*lower config.search.batch_size"):
-        job.run(tiny(), tmp_path, mode="search", dataset=dataset, quiet=True)
+        runner.run(tiny(), tmp_path, mode="search", dataset=dataset, quiet=True)
     config = tiny()
     config.genotype = "ASAP"
     with pytest.raises(UserError, match=r"the training is .*1 MB left: .*config.train.accumulate"):
-        job.run(config, tmp_path / "train", mode="train", dataset=dataset, quiet=True)
+        runner.run(config, tmp_path / "train", mode="train", dataset=dataset, quiet=True)
 
 
 def test_sizes_are_readable():
@@ -89,4 +89,4 @@ def test_what_is_available_here():
 def test_images_that_reductions_cannot_halve_are_refused_with_the_nearest_size():
     odd = data.from_arrays(jnp.arange(20 * 30 * 30).reshape(20, 30, 30) % 251, jnp.arange(20) % 2)
     with pytest.raises(UserError, match=r"multiple of 4: .*good size is 32.*image_size=32"):
-        job.run(tiny(), None, dataset=odd, quiet=True)
+        runner.run(tiny(), None, dataset=odd, quiet=True)

@@ -12,7 +12,7 @@ from tiny import tiny
 from asap_jax.host import checkpoint, workdir
 from asap_jax.host.checkpoint import Checkpoints
 from asap_jax.host.errors import UserError
-from asap_jax.runs import inputs, inspection, job, trained
+from asap_jax.runs import inputs, inspection, runner, trained
 
 TREE = {"a": {"b": np.arange(5, dtype=np.float32), "c": np.int32(3)}}
 UNREADABLE = ("lr=[0.1]", "lr=[0.1]/below", "a\\b", "[")
@@ -22,7 +22,7 @@ READABLE = ("lr=(0.1)", "a*b?", "ä € {x} #%", "~x")
 @pytest.mark.parametrize("name", UNREADABLE)
 def test_a_path_that_could_not_be_read_again_is_refused_at_the_start(name, tmp_path):
     for write in (
-        lambda: job.run(tiny(), tmp_path / name, quiet=True),
+        lambda: runner.run(tiny(), tmp_path / name, quiet=True),
         lambda: checkpoint.save(tmp_path / name / "network", TREE),
         lambda: Checkpoints(tmp_path / name / "checkpoints", {}, 2, 0, 0),
         lambda: trained._place_to_save(tmp_path / name),
@@ -143,10 +143,10 @@ def test_a_full_disk_is_one_paragraph_and_the_run_goes_on_when_there_is_room(
         monkeypatch.setattr(checkpoint, "_room", room)
     dataset = inputs.load_data(config)
     with pytest.raises(UserError, match="the same command then goes on from what was saved before"):
-        job.run(config, tmp_path, mode="train", dataset=dataset, quiet=True)
+        runner.run(config, tmp_path, mode="train", dataset=dataset, quiet=True)
     assert not (tmp_path / "results.json").exists()
     monkeypatch.undo()
-    job.run(config, tmp_path, mode="train", dataset=dataset, quiet=True)
+    runner.run(config, tmp_path, mode="train", dataset=dataset, quiet=True)
     assert json.loads((tmp_path / "results.json").read_text())["epochs"]["train"] == 1
     assert trained.load(tmp_path).results
 
@@ -170,7 +170,7 @@ def look_at(use, folder, message):
     """Uses a folder in one of several ways, each of which must be refused."""
     config = tiny()
     uses = {
-        "run": lambda: job.run(config, folder, quiet=True),
+        "run": lambda: runner.run(config, folder, quiet=True),
         "load": lambda: trained.load(folder),
         "evaluate": lambda: inspection.evaluate(folder),
         "describe": lambda: inspection.describe(config, folder),

@@ -115,23 +115,23 @@ def test_conv(stride, kernel, padding):
             np.testing.assert_allclose(got, want, rtol=1e-11, atol=1e-11)
 
 
-@pytest.mark.parametrize("learn", [None, True, False])
-def test_kernels_that_do_not_learn_get_zeros(learn):
+@pytest.mark.parametrize("wanted", [None, True, False])
+def test_kernels_that_do_not_learn_get_zeros(wanted):
     x, k, mixer = RNG.normal(size=(2, 6, 6, 3)), RNG.normal(size=(3, 3, 3)), RNG.normal(size=(3, 4))
     g = RNG.normal(size=(2, 6, 6, 3))
     flat, flat_g = x.reshape(-1, 3), RNG.normal(size=(72, 4))
 
     @jax.jit
-    def pulled(learn):
-        spatial = jax.vjp(lambda x, k: depthwise.depthwise_conv(x, k, 1, 1, learn), x, k)[1](g)
-        mixed = jax.vjp(lambda x, k: convolution.product(x, k, learn), flat, mixer)[1](flat_g)
+    def pulled(wanted):
+        spatial = jax.vjp(lambda x, k: depthwise.depthwise_conv(x, k, 1, 1, wanted), x, k)[1](g)
+        mixed = jax.vjp(lambda x, k: convolution.product(x, k, wanted), flat, mixer)[1](flat_g)
         return spatial, mixed
 
-    (g_x, g_k), (g_flat, g_mixer) = pulled(None if learn is None else jnp.bool_(learn))
+    (g_x, g_k), (g_flat, g_mixer) = pulled(None if wanted is None else jnp.bool_(wanted))
     _, expected_x, expected_k = slow_depthwise(x, k, 1, 1, g)
     np.testing.assert_allclose(g_x, expected_x, rtol=1e-11, atol=1e-11)
     np.testing.assert_allclose(g_flat, flat_g @ mixer.T, rtol=1e-12)
-    learns = learn is not False
+    learns = wanted is not False
     np.testing.assert_allclose(g_k, learns * expected_k, rtol=1e-11, atol=1e-11)
     np.testing.assert_allclose(g_mixer, learns * (flat.T @ flat_g), rtol=1e-11, atol=1e-11)
 

@@ -8,7 +8,7 @@ import numpy as np
 from asap_jax import GENOTYPES, EvalNetwork, TrainedNetwork
 from asap_jax.data.images import Preparation
 from asap_jax.networks import drawings
-from asap_jax.runs import job
+from asap_jax.runs import runner
 from asap_jax.training import train_loop
 
 
@@ -48,5 +48,5 @@ def test_a_network_shows_its_cells_and_what_it_answers():
     shown = network._repr_html_()
     assert shown.startswith("<svg") and "<td>87.50 %</td>" in shown and "8 x 8 x 1" in shown
     assert "&lt;cat&gt;, dog" in shown and "<cat>" not in shown
-    found = job.Outcome(GENOTYPES["ASAP"], {}, network, {})
+    found = runner.Outcome(GENOTYPES["ASAP"], {}, network, {})
     assert found._repr_html_().startswith("<svg")

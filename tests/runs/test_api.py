@@ -24,7 +24,7 @@ from asap_jax.data.images import Preparation
 from asap_jax.host import workdir
 from asap_jax.host.errors import UserError
 from asap_jax.host.interruption import Interrupted
-from asap_jax.runs import inputs, inspection, job, resolve
+from asap_jax.runs import inputs, inspection, resolve, runner
 
 
 def test_callbacks_follow_and_may_stop(tmp_path):
@@ -472,9 +472,9 @@ def test_cells_come_from_a_file_or_a_workdir(trained, tmp_path):
 @pytest.mark.slow
 def test_a_search_is_trained_in_its_own_workdir(tmp_path):
     """Mode by mode, the results equal those of a run without a mode."""
-    job.run(tiny(), tmp_path, mode="search", quiet=True)
+    runner.run(tiny(), tmp_path, mode="search", quiet=True)
     assert not (tmp_path / "results.json").exists()
-    outcome = job.run(tiny(), tmp_path, mode="train", quiet=True)
+    outcome = runner.run(tiny(), tmp_path, mode="train", quiet=True)
     assert outcome.results["candidates_left"] == 28
     searched = [record for record in records(tmp_path) if record["phase"] == "search"]
     assert outcome.results["epochs"] == {"search": len(searched), "train": 2}

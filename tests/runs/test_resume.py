@@ -20,7 +20,7 @@ from asap_jax import data
 from asap_jax.configs import presets
 from asap_jax.host.errors import UserError
 from asap_jax.host.interruption import Interrupted
-from asap_jax.runs import inputs, job
+from asap_jax.runs import inputs, runner
 
 HERE = ROOT / "tests" / "support"
 SEARCH_EPOCHS, EPOCH_STEPS, TRAIN_STEPS = 8, 4, 8  # of the tiny config; its search ends earlier
@@ -30,7 +30,7 @@ SEARCH_EPOCHS, EPOCH_STEPS, TRAIN_STEPS = 8, 4, 8  # of the tiny config; its sea
 def whole(tmp_path_factory):
     """The workdir of an uninterrupted run."""
     workdir = tmp_path_factory.mktemp("whole")
-    job.run(tiny(), workdir, quiet=True)
+    runner.run(tiny(), workdir, quiet=True)
     return workdir
 
 
@@ -149,7 +149,7 @@ def test_a_signal_while_data_are_read_is_told_like_any_other(tmp_path):
     lines = (
         "import os, signal",
         "from asap_jax import main",
-        "from asap_jax.runs import job, resolve",
+        "from asap_jax.runs import runner, resolve",
         "resolve.load_data = lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM)",
         "main.run()",
     )
@@ -172,7 +172,7 @@ def copy(whole, tmp_path):
 def test_a_finished_run_is_not_run_again(copy, capsys):
     before = (copy / "results.json").read_text()
     started = time.monotonic()
-    outcome = job.run(tiny(), copy)
+    outcome = runner.run(tiny(), copy)
     assert time.monotonic() - started < 60
     assert "compiling" not in capsys.readouterr().out
     assert outcome.results == json.loads(before)
@@ -185,7 +185,7 @@ def test_a_finished_run_is_not_run_again(copy, capsys):
 def test_more_epochs_of_training_may_be_asked_for_fewer_not(copy):
     config, before = tiny(), search_epochs(copy)
     config.train.epochs = 3
-    job.run(config, copy, quiet=True)
+    runner.run(config, copy, quiet=True)
     epochs = [(r["phase"], r["epoch"]) for r in records(copy)]
     assert epochs[-3:] == [("train", 1), ("train", 2), ("train", 3)]
     assert epochs[:-3] == [("search", i) for i in before]
@@ -194,7 +194,7 @@ def test_more_epochs_of_training_may_be_asked_for_fewer_not(copy):
     assert json.loads((copy / "stages/train-0.json").read_text())["test_readings"] == 2
     config.train.epochs = 1
     with pytest.raises(UserError, match="training of 3 epochs that is done"):
-        job.run(config, copy, quiet=True)
+        runner.run(config, copy, quiet=True)
     assert json.loads((copy / "config.json").read_text())["train"]["epochs"] == 3
 
 
@@ -202,10 +202,10 @@ def test_what_may_change_is_said_and_the_rest_is_refused_by_name(copy):
     config = tiny()
     config.checkpoint.every_seconds = 1.0
     config.data.dir = "/elsewhere"
-    job.run(config, copy, quiet=True)
+    runner.run(config, copy, quiet=True)
     config.search.omega.clip = 1.0
     with pytest.raises(UserError, match=r"\(search.omega.clip: 5.0 there, 1.0 here\)"):
-        job.run(config, copy, quiet=True)
+        runner.run(config, copy, quiet=True)
 
 
 def test_a_checkpoint_of_other_data_is_refused(copy):
@@ -217,7 +217,7 @@ def test_a_checkpoint_of_other_data_is_refused(copy):
         images, dataset.train_labels, dataset.test_images, dataset.test_labels
     )
     with pytest.raises(UserError, match=r"belongs to another run \(data: .* there, .* here\)"):
-        job.run(tiny(), copy, dataset=changed, quiet=True)
+        runner.run(tiny(), copy, dataset=changed, quiet=True)
 
 
 def test_a_finished_stage_of_other_data_is_refused(copy):
@@ -230,13 +230,13 @@ def test_a_finished_stage_of_other_data_is_refused(copy):
         dataset.test_labels,
     )
     with pytest.raises(UserError, match=r"stages/search-0.json belongs to another run \(data: "):
-        job.run(tiny(), copy, dataset=changed, quiet=True)
+        runner.run(tiny(), copy, dataset=changed, quiet=True)
 
 
 def test_a_network_that_was_deleted_is_made_again_from_its_checkpoint(copy):
     before = asap_jax.load(copy).variables
     shutil.rmtree(copy / "network")
-    job.run(tiny(), copy, quiet=True)
+    runner.run(tiny(), copy, quiet=True)
     jax.tree.map(np.testing.assert_array_equal, asap_jax.load(copy).variables, before)
 
 
@@ -286,7 +286,7 @@ def test_a_checkpoint_of_other_cells_is_refused(copy):
     record["genotype"] = json.loads(asap_jax.GENOTYPES["ASAP"].to_json())
     stage.write_text(json.dumps(record))
     with pytest.raises(UserError, match=r"belongs to another run \(genotype: "):
-        job.run(tiny(), copy, quiet=True)
+        runner.run(tiny(), copy, quiet=True)
 
 
 def test_a_checkpoint_that_cannot_be_read_is_named(copy):
@@ -296,7 +296,7 @@ def test_a_checkpoint_that_cannot_be_read_is_named(copy):
         if file.is_file():
             file.write_bytes(b"")
     with pytest.raises(UserError, match=f"train-0/{TRAIN_STEPS}"):
-        job.run(tiny(), copy, quiet=True)
+        runner.run(tiny(), copy, quiet=True)
 
 
 def test_a_workdir_of_a_newer_version_is_refused(copy):
@@ -304,13 +304,13 @@ def test_a_workdir_of_a_newer_version_is_refused(copy):
     record["workdir_version"] = 99
     (copy / "config.json").write_text(json.dumps(record))
     with pytest.raises(UserError, match="has version 99, this asap_jax reads version 1"):
-        job.run(tiny(), copy, quiet=True)
+        runner.run(tiny(), copy, quiet=True)
 
 
 def test_the_last_few_states_are_kept(tmp_path):
     config = tiny()
     config.checkpoint.update({"every_steps": 2, "keep": 3})
-    job.run(config, tmp_path, mode="search", quiet=True)
+    runner.run(config, tmp_path, mode="search", quiet=True)
     kept = sorted(int(path.name) for path in (tmp_path / "checkpoints/search-0").iterdir())
     # The very last step is saved as the end of its epoch.
     before = list(range(2, search_steps(tmp_path), 2))

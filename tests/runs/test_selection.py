@@ -11,7 +11,7 @@ from asap_jax import GENOTYPES, data
 from asap_jax.host import loop
 from asap_jax.host.interruption import Interruption
 from asap_jax.host.run_log import RunLog
-from asap_jax.runs import job, resolve
+from asap_jax.runs import resolve, runner
 
 
 def numbered(count=400, classes=4):
@@ -35,12 +35,12 @@ def test_no_search_is_measured_on_its_own_half(seed, searches, monkeypatch):
         answers = types.SimpleNamespace(accuracy=accuracies[options["index"]])
         return types.SimpleNamespace(answers=answers, seconds=0.0)
 
-    monkeypatch.setattr(job.train_loop, "train", train)
+    monkeypatch.setattr(runner.train_loop, "train", train)
     config, dataset = tiny(), numbered()
     config.seed, config.searches = seed, searches
     session = loop.Session(RunLog(None, quiet=True), Interruption())
     whole = resolve.Job(config, {}, None, "", dataset, None, None, None)
-    run = job._Run(whole, session, loop.Stopwatch())
+    run = runner._Run(whole, session, loop.Stopwatch())
     found = {"genotype": json.loads(GENOTYPES["ASAP"].to_json()), "seconds": 0.0}
     assert run.select([dict(found) for _ in range(searches)]) == np.argmax(accuracies)
     count = len(dataset.train_labels)

@@ -21,7 +21,7 @@ from asap_jax.host import lock, workdir
 from asap_jax.host.interruption import NOBODY_READS
 from asap_jax.host.lines import MEASURED_ON, epoch_line, seconds_left
 from asap_jax.host.run_log import RunLog
-from asap_jax.runs import job
+from asap_jax.runs import runner
 from asap_jax.runs.watch import watch
 
 CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f]")
@@ -119,7 +119,7 @@ def finished(tmp_path_factory):
     printed = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("asap_jax.host.run_log.say", lambda line: printed.append(line) or True)
-        job.run(tiny(), folder)
+        runner.run(tiny(), folder)
     return folder, printed
 
 

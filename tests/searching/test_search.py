@@ -297,7 +297,7 @@ def test_passes_as_programs_are_the_step_and_change_nothing_once_it_is_over():
     strategy = make("asap")
     state = start(strategy).replace(step=jnp.int32(STEPS))  # alphas learn
     passes = SearchStep(NETWORK, strategy, OPTIMIZERS).passes(learns=True)
-    assert [each.name for each in passes] == ["omega", "alpha", "close"]
+    assert [each.name for each in passes] == ["omega", "alpha", "advance"]
     programs = [(each, jax.jit(program(each))) for each in passes]
     for each, run in programs:
         changed, _ = run(*SplitState.of(state, each), np.bool_(True), *BATCHES[:2])

@@ -27,7 +27,7 @@ from asap_jax.host import workdir
 from asap_jax.host.errors import UserError
 from asap_jax.networks.genotypes import GENOTYPES, is_text
 from asap_jax.report import page
-from asap_jax.runs import inputs, inspection, job, look, resolve, trained, watch
+from asap_jax.runs import inputs, inspection, look, resolve, runner, trained, watch
 from asap_jax.searching import stages
 
 ROOT = Path(__file__).parents[2]
@@ -44,7 +44,7 @@ def check_source(source: str) -> None:
 
 
 def check_run(config, folder, mode="", command=()) -> None:
-    """`job.run` as far as it needs neither data nor files."""
+    """`runner.run` as far as it needs neither data nor files."""
     rules.check(config)
     mode = mode or config.mode
     resolve._check_mode(config, mode)
@@ -72,7 +72,7 @@ def run_command(arguments) -> None:
     sys.argv = ["asap_jax.main", *arguments]
     from asap_jax import main
 
-    job.run = check_run
+    runner.run = check_run
     inspection.describe = lambda config, folder: check_run(config, folder, "train")
     inspection.evaluate = check_evaluation
     look.look = check_run
