@@ -6,10 +6,11 @@
     python -m asap_jax.main --config=configs/search.py:digits --dry_run
     python -m asap_jax.main --mode=evaluate --workdir=runs/digits --split=train
     python -m asap_jax.main --mode=watch --workdir=runs/digits
+    python -m asap_jax.main --mode=compare --config=configs/compare.py:tiny
 
 `--config` takes a file with `get_config(name)` and, after a colon, the preset's name. Outside a
-checkout, `--config=search:digits` and `--config=train:asap_small` name the same presets and
-recipes, which the package includes.
+checkout, `--config=search:digits`, `--config=train:asap_small` and `--config=compare:tiny` name the
+same presets, recipes and comparisons, which the package includes.
 """
 
 import contextlib
@@ -32,15 +33,15 @@ from asap_jax.networks import genotypes
 UNREAD = 128 + NOBODY_READS  # the exit code that a shell reports
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
-    help_string="FILE:PRESET, search:PRESET or train:RECIPE.",
+    help_string="FILE:PRESET, search:PRESET, train:RECIPE or compare:SIZE.",
     sys_argv=command_line.ordered(sys.argv),  # where the flag looks for overridden values
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run (runs/PRESET if unset).")
 _MODE = flags.DEFINE_string(
     "mode",
     "",
-    "search, train, evaluate, describe, report, export or watch; if unset: config.mode, or search "
-    "and train.",
+    "search, train, evaluate, describe, report, export, watch or compare; if unset: config.mode, "
+    "or search and train.",
 )
 _DRY_RUN = flags.DEFINE_bool(
     "dry_run", False, "Look at the data, the steps, the memory and the time; start nothing."
@@ -54,7 +55,7 @@ def _main(argv) -> None:
     if len(argv) > 1:
         raise UserError(f"unexpected argument {argv[1]!r}: options are written --name=value")
     from asap_jax.report import page
-    from asap_jax.runs import inspection, look, runner, trained
+    from asap_jax.runs import comparing, inspection, look, runner, sweep, trained
 
     mode = _MODE.value
     if mode and mode not in runner.MODES:
@@ -95,6 +96,13 @@ def _main(argv) -> None:
             print(*trained.load(_WORKDIR.value).export(out), sep="\n")
         return
     config = _config(mode)
+    if (mode == "compare") != ("run" in config):
+        needs = "takes a config of configs/compare.py, such as --config=compare:tiny"
+        raise UserError(
+            f"--mode=compare {needs}"
+            if mode == "compare"
+            else "this config compares methods: add --mode=compare"
+        )
     folder = workdir.locate(_WORKDIR.value or _default_workdir(mode, config))
     if mode == "describe":
         inspection.describe(config, folder)
@@ -108,9 +116,17 @@ def _main(argv) -> None:
             _leave(_exit_code(stop))
         return
     try:
-        runner.run(config, folder, mode=mode, command=_arguments(folder))
+        if mode == "compare":
+            comparing.compare(config, folder)
+        else:
+            runner.run(config, folder, mode=mode, command=_arguments(folder))
+    except sweep.RunFailed as failure:
+        _complain(str(failure))
+        sys.exit(failure.code)
     except KeyboardInterrupt as stop:
         where = "at once, so what was saved before is all there is"
+        if mode == "compare":
+            where = "the runs in progress saved their state"
         if isinstance(stop, Interrupted):
             where = f"{stop.where}, all saved"
         if _exit_code(stop) != UNREAD:
@@ -159,6 +175,8 @@ def _default_workdir(mode, config) -> Path:
     """runs/PRESET, plus the name of the published cells to train, if any."""
     preset = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[2]
     parts = [preset.replace(",", "-") or "paper"]
+    if mode == "compare":
+        return Path("runs") / f"compare-{preset or 'digits'}"
     if mode == "describe":
         parts.append("described")
     if config.genotype:

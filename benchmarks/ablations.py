@@ -5,16 +5,18 @@
 
 The settings: T0; tau, and with it the number of grace epochs; theta, in units of 1 / N; the
 schedule (the final temperature, Theorem 2 instead of the exponential schedule); the edges kept; the
-cells' output. Runs one after another, each in its own process; the same command resumes where it
-stopped. Writes ablations.json (one record per run) and ablations.md as results arrive. Options
-after `--` are passed to each run.
+cells' output. Each run has its own process; the same command resumes where it stopped. Writes
+ablations.json (one record per run) and ablations.md as results arrive. Options after `--` are
+passed to each run.
 """
 
 import json
 import statistics
 from pathlib import Path
 
-from runs import arguments_of, by_seed, keep, results_of, spread
+from tables import arguments_of, fill, keep, results_of
+
+from asap_jax.runs.comparing import spread
 
 # T0 = 1.3 and tau = 1 give five grace epochs of 50; tau = T0 gives none.
 STRATEGY = "--config.search.strategy."
@@ -94,10 +96,11 @@ def main() -> None:
     unknown = [kind for kind in of if kind not in CHANGES]
     if unknown:
         parser.error(f"--of={','.join(unknown)}: known are {', '.join(CHANGES)}")
-    records = by_seed(
+    if "output" in of:
+        arguments.at_once = 1  # its runs train the cells that others have found
+    records = fill(
         cases_of(arguments.size, of, out, arguments.options),
-        arguments.seeds,
-        out,
+        arguments,
         record_of,
         lambda records: keep(out, "ablations", records, table(records)),
     )

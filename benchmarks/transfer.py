@@ -4,9 +4,9 @@
     python benchmarks/transfer.py --cells=ASAP,runs/mine --data=cifar100,fashion_mnist --seeds=1
 
 Rows are cells, published names or workdirs of searches; columns are recipes of configs/train.py.
-The networks of two cells differ only in the cell. Runs one after another, each in its own process;
-the same command resumes where it stopped. Writes transfer.json (one record per run) and transfer.md
-as results arrive. Options after `--` are passed to each run; --config.train.epochs=100 shortens all
+The networks of two cells differ only in the cell. Each run has its own process; the same command
+resumes where it stopped. Writes transfer.json (one record per run) and transfer.md as results
+arrive. Options after `--` are passed to each run; --config.train.epochs=100 shortens all
 of them. CINIC-10 and Freiburg are folders (docs/data.md), which --source names, one per column:
 
     python benchmarks/transfer.py --source=cinic10=cinic10:/data/CINIC-10 \
@@ -15,10 +15,11 @@ of them. CINIC-10 and Freiburg are folders (docs/data.md), which --source names,
 
 from pathlib import Path
 
-from runs import arguments_of, by_seed, keep, results_of, spread
+from tables import arguments_of, fill, keep, results_of
 
 from asap_jax.configs.recipes import RECIPES
 from asap_jax.host.errors import nearest
+from asap_jax.runs.comparing import spread
 
 # The paper's rows. Its SNAS has 2.8M parameters in table 1: the moderate cell (2,847,358).
 CELLS = "AmoebaNet,NASNet,PNASNet,SNAS_moderate,DARTS_V1,DARTS_V2,ASAP"
@@ -86,10 +87,9 @@ def main() -> None:
         for cell in cells
         for each in data
     }
-    records = by_seed(
+    records = fill(
         cases,
-        arguments.seeds,
-        out,
+        arguments,
         results_of,
         lambda records: keep(out, "transfer", records, table(records, data)),
     )

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from command import ROOT, command
+from command import ROOT, command, each_command
 from tiny import tiny
 
 from asap_jax import GENOTYPES, Genotype, data
@@ -269,29 +269,43 @@ def test_impossible_values_are_refused(change, message, tmp_path):
     assert not (tmp_path / "run").exists()  # so that the corrected command can use it
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ((f"{CONFIG}:digits", "--config.search.epoch=3"), "epochs"),
-        ((f"{CONFIG}:digits", "--config.serach.epochs=3"), "search"),
-        (("--config", "search:digist"), "did you mean 'digits'"),
-        ((f"{CONFIG}:digits", "--config.search.epochs=many"), "many"),
-        ((f"{CONFIG}:digits", "--wrokdir=x"), "did you mean 'workdir'"),
-        (("--config=configs/serach.py:digits",), "serach.py"),
-        ((), "--config is missing"),
-        (("--mode=trian", f"{CONFIG}:digits"), "did you mean 'train'"),
-        (("--mode=train", f"{CONFIG}:digits", "--workdir=none"), "there are no cells to train"),
-        (("--mode=train", f"{CONFIG}:digits", "--config.genotype=DARTS"), "expected a published"),
-        (("--mode=search", "--config=train:asap_small"), "such as --config=search:small"),
-        (("--mode=evaluate",), "--mode=evaluate takes --workdir"),
-        (("--mode=evaluate", "--workdir=none"), "there is no trained network at none"),
-        (("--split=train", f"{CONFIG}:digits"), "--split belongs to --mode=evaluate"),
-        (("--dry_run", "--mode=evaluate"), "and --mode=evaluate is neither"),
-        (("--dry_run", f"{CONFIG}:digits", "--config.data.image_size=10"), "nearest good size is"),
-    ],
-)
-def test_bad_flags_are_one_paragraph_and_exit_code_2(arguments, message):
-    done = command(*arguments)
+BAD_FLAGS = [
+    ((f"{CONFIG}:digits", "--config.search.epoch=3"), "epochs"),
+    ((f"{CONFIG}:digits", "--config.serach.epochs=3"), "search"),
+    (("--config", "search:digist"), "did you mean 'digits'"),
+    ((f"{CONFIG}:digits", "--config.search.epochs=many"), "many"),
+    ((f"{CONFIG}:digits", "--wrokdir=x"), "did you mean 'workdir'"),
+    (("--config=configs/serach.py:digits",), "serach.py"),
+    ((), "--config is missing"),
+    (("--mode=trian", f"{CONFIG}:digits"), "did you mean 'train'"),
+    (("--mode=train", f"{CONFIG}:digits", "--workdir=none"), "there are no cells to train"),
+    (("--mode=train", f"{CONFIG}:digits", "--config.genotype=DARTS"), "expected a published"),
+    (("--mode=search", "--config=train:asap_small"), "such as --config=search:small"),
+    (("--mode=evaluate",), "--mode=evaluate takes --workdir"),
+    (("--mode=evaluate", "--workdir=none"), "there is no trained network at none"),
+    (("--split=train", f"{CONFIG}:digits"), "--split belongs to --mode=evaluate"),
+    (("--dry_run", "--mode=evaluate"), "and --mode=evaluate is neither"),
+    (("--dry_run", f"{CONFIG}:digits", "--config.data.image_size=10"), "nearest good size is"),
+    (("--mode=compare", f"{CONFIG}:digits"), "takes a config of configs/compare.py"),
+    (("--config=compare:tiny",), "add --mode=compare"),
+    (("--mode=compare", "--config=compare:tiny", "--config.methods=asap,dart"), "mean 'darts'?"),
+    (("--mode=compare", "--config=compare:huge"), "sizes are tiny, digits"),
+    (("--mode=compare", "--config=compare:tiny", "--config.run.seed=1"), "config.first_seed"),
+    (
+        ("--mode=compare", "--config=compare:tiny", "--config.run.search.cost_weight=-1"),
+        "asap: config.search.cost_weight is -1",
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def refused():
+    return each_command([arguments for arguments, _ in BAD_FLAGS])
+
+
+@pytest.mark.parametrize("number", range(len(BAD_FLAGS)))
+def test_bad_flags_are_one_paragraph_and_exit_code_2(number, refused):
+    done, (_, message) = refused[number], BAD_FLAGS[number]
     assert done.returncode == 2, done.stderr
     assert done.stderr.startswith("asap_jax: ")
     assert done.stderr.count("\n") == 1

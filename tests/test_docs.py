@@ -25,7 +25,7 @@ from PIL import Image
 
 import asap_jax
 from asap_jax import EvalNetwork, Genotype, TrainedNetwork
-from asap_jax.configs import presets, recipes
+from asap_jax.configs import command_line, comparisons, presets, recipes
 from asap_jax.data.images import Preparation
 from asap_jax.host import checkpoint, workdir
 from asap_jax.layers import ops
@@ -177,7 +177,7 @@ def test_options_and_keys_within_lines():
         return any(holds(config, path.split(".")) for config in configs)
 
     configs = [presets.get_config(f"digits,{method}") for method in METHODS]
-    configs += [recipes.get_config("imagenet")]
+    configs += [recipes.get_config("imagenet"), comparisons.get_config("tiny")]
     used, count = set(), 0
     for snippet in snippets.inline():
         option = re.match(r"-(?=-)", snippet.text)
@@ -190,15 +190,17 @@ def test_options_and_keys_within_lines():
             if re.fullmatch(r"(--)?config(\.\w+)+", name) and not name.endswith(".json"):
                 path = name.partition(".")[2]
                 assert is_key(path), f"{snippet.place}: no key {path}"
+            elif name.endswith(".json"):
+                continue  # a file of a workdir
             elif re.fullmatch(r"(search|train|data|strategy|checkpoint)(\.\w+)+", name):
                 path = f"search.{name}" if name.startswith("strategy") else name
                 assert is_key(path) or is_name(f"asap_jax.{name}"), f"{snippet.place}: {name}"
             elif name == "--config" and value:
                 file, _, preset = value.partition(":")
-                kind = re.fullmatch(r"(?:configs/)?(search|train)(?:\.py)?", file)
+                kind = re.fullmatch(r"(?:configs/)?(search|train|compare)(?:\.py)?", file)
                 assert kind, f"{snippet.place}: no file {file}"
                 if preset.islower():
-                    {"search": presets, "train": recipes}[kind[1]].get_config(preset)
+                    command_line.PACKAGED[kind[1]].get_config(preset)
             elif name == "--mode":
                 assert value in (*runner.MODES, ""), f"{snippet.place}: no mode {value}"
             elif option:
@@ -329,7 +331,7 @@ def rehearsed(network, folder, monkeypatch):
         return train_loop.TrainOutcome(answers, config.epochs, 1.0, module, variables, "", {})
 
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(asap_jax.api.job, "run", run)
+    monkeypatch.setattr(asap_jax.api.runner, "run", run)
     monkeypatch.setattr(trained.train_loop, "train", train)
     for registry in (spaces.SPACES, ops.OPERATIONS):
         for name in list(registry):

@@ -4,10 +4,10 @@ from pathlib import Path
 
 from absl import flags
 
-from asap_jax.configs import presets, recipes
+from asap_jax.configs import comparisons, presets, recipes
 from asap_jax.host.errors import UserError, nearest
 
-PACKAGED = {"search": presets, "train": recipes}
+PACKAGED = {"search": presets, "train": recipes, "compare": comparisons}
 
 
 def parse(argv) -> list[str]:
@@ -46,7 +46,7 @@ def _check_file(argv) -> None:
         if name.lstrip("-") == "config" and not Path(file).is_file():
             raise UserError(
                 f"there is no config file {file}: name a file with get_config(preset), or "
-                "search:PRESET or train:RECIPE for those in the package"
+                "search:PRESET, train:RECIPE or compare:SIZE for those in the package"
             )
 
 

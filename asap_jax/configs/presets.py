@@ -91,6 +91,9 @@ def paper() -> ConfigDict:
             "augmentation": {"pad": 4, "flip": True},
             "drop_path": 0.0,  # probability that an edge of the supernet drops a sample
             "cost_weight": 0.0,  # weight of the cells' expected cost in the alphas' loss: costs.py
+            "target_params": 0.0,  # parameters of the trained network to search for; 0 for any
+            "target_macs": 0.0,  # the same in multiply-adds; at most one of the two
+            "target_weight": 1.0,  # of the term in the alphas' loss: targets.py
             "watch": {
                 "images": 1024,  # of the alpha half, for the gap after each epoch; 0 to disable
                 "eigenvalue": False,  # the dominant one of the alphas' Hessian; expensive
@@ -98,7 +101,9 @@ def paper() -> ConfigDict:
                 "eigenvalue_from": 10,  # earliest epoch to return to, after the first measurement
             },
             "early_stop": False,  # stop where RobustDARTS does, with the cells it returns
+            "max_skips": -1,  # stop at more skips in the normal cell, with the cells of before
             "benchmark": "",  # CSV file of NAS-Bench-201 accuracies, to log the derived cell's
+            "benchmark_cells": 0,  # of its cells that the shared weights rank at the end
         }
     )
     config.train = ConfigDict(

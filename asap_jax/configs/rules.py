@@ -92,7 +92,12 @@ RULES: dict[str, Rule] = {
     "search.alpha.learning_rate": ABOVE_0,
     **of_each(SHARE, "search.alpha.b1", "search.alpha.b2"),
     **of_each(at_least(0), "search.alpha.weight_decay", "search.cost_weight"),
+    **of_each(at_least(0), "search.target_params", "search.target_macs", "search.target_weight"),
+    "search.max_skips": Rule(lambda value: value >= -1, lambda value: "-1, 0 or more"),
     "search.watch.images": at_least(0),
+    "search.benchmark_cells": Rule(
+        lambda value: value == 0 or value >= 2, lambda value: "0 or at least 2 cells to rank"
+    ),
     "search.watch.eigenvalue_every": at_least(1, " epoch"),
     "search.watch.eigenvalue_from": at_least(0, " epochs"),
     "train.seeds": at_least(1),
@@ -122,6 +127,12 @@ def check(config: ConfigDict) -> None:
         "search.early_stop",
         search.early_stop,
         "False unless config.search.watch.eigenvalue=True, which tells when to stop",
+    )
+    _require(
+        not (search.target_params and search.target_macs),
+        "search.target_macs",
+        search.target_macs,
+        f"0 beside config.search.target_params={search.target_params:g}: choose one of the two",
     )
     _require(
         train.final_learning_rate > 0 or train.schedule != "exponential",

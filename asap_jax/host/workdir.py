@@ -30,6 +30,7 @@ MAY_CHANGE = (
     "search.watch.images",
     "search.watch.eigenvalue",
     "search.benchmark",
+    "search.benchmark_cells",
     "train.epochs",
 )
 
@@ -80,14 +81,12 @@ def check(path: str | Path, config: dict) -> dict | None:
         raise UserError(
             f"--workdir={path} holds a saved network and no run: choose another --workdir"
         )
-    # Data keys that are unset here and did not exist in the version that made the run.
-    unset = {f"data.{key}" for key, value in config.get("data", {}).items() if not value}
     before = read_config(path) if (path / "config.json").exists() else None
     if before is not None:
         changed = [
             f"{key}: {old!r} there, {new!r} here"
             for key, old, new in differences(before, config)
-            if not _may_change(key, old, new) and not (old is None and key in unset)
+            if not _may_change(key, old, new) and not (old is None and _means_nothing(key, new))
         ]
         if changed:
             raise UserError(
@@ -145,6 +144,11 @@ def _may_change(key: str, old, new) -> bool:
     if key == "data.source":  # a folder or an archive may have moved
         return old.partition(":")[0] == new.partition(":")[0] != "tfds"
     return any(fnmatch.fnmatch(key, pattern) for pattern in MAY_CHANGE)
+
+
+def _means_nothing(key: str, value) -> bool:
+    """Whether a key that the version before did not have changes nothing, as it is unset."""
+    return key.count(".") == 1 and key.startswith(("data.", "search.")) and not value
 
 
 def write_json(path: Path, record) -> None:

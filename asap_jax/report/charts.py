@@ -2,9 +2,11 @@
 
 import html
 import math
+import re
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import TypeGuard
+from pathlib import Path
+from typing import NamedTuple, TypeGuard
 
 LEFT, RIGHT, TOP, BOTTOM = 44, 8, 8, 20  # margins of a chart with axes, pixels
 COLOURS = 8  # --c0, ... of the page; further series start over
@@ -13,6 +15,67 @@ COLOURS = 8  # --c0, ... of the page; further series start over
 def colour(index: int) -> str:
     """The color of a series, as CSS."""
     return f"var(--c{index % COLOURS})"
+
+
+class _Plane(NamedTuple):
+    """A rectangle of values, and where it lies in a chart's view box.
+
+    x, y: (lowest, highest) value.
+    width, height: size of the view box in pixels; a page may scale it.
+    margins: (left, right, top, bottom), pixels.
+    """
+
+    x: tuple[float, float]
+    y: tuple[float, float]
+    width: int = 340
+    height: int = 170
+    margins: tuple[int, int, int, int] = (LEFT, RIGHT, TOP, BOTTOM)
+
+    def at(self, x: float, y: float) -> tuple[float, float]:
+        """The pixel of a point."""
+        left, right, top, bottom = self.margins
+        (x0, x1), (y0, y1) = self.x, self.y
+        across = (x - x0) / (x1 - x0 or 1)
+        return (
+            left + (self.width - left - right) * across,
+            top + (self.height - top - bottom) * (1 - (y - y0) / (y1 - y0)),
+        )
+
+    def grid(self, numbers: Sequence[float]) -> list[str]:
+        """Horizontal lines with their values, and `numbers` along the horizontal axis."""
+        left, right, *_ = self.margins
+        parts = []
+        for value in _ticks(*self.y):
+            _, y = self.at(self.x[0], value)
+            parts.append(
+                f'<line class="grid" x1="{left}" x2="{self.width - right}" y1="{y:.1f}" '
+                f'y2="{y:.1f}"/><text class="tick" x="{left - 5}" y="{y + 3.5:.1f}" '
+                f'text-anchor="end">{_number(value)}</text>'
+            )
+        for number in numbers:
+            x, _ = self.at(number, self.y[0])
+            parts.append(
+                f'<text class="tick" x="{x:.1f}" y="{self.height - 5}" text-anchor="middle">'
+                f"{_number(number)}</text>"
+            )
+        return parts
+
+    def svg(self, title: str, parts: Sequence[str]) -> str:
+        """The chart as one SVG element, labeled for screen readers."""
+        title = html.escape(title)
+        return (
+            f'<svg class="chart" role="img" viewBox="0 0 {self.width} {self.height}" '
+            f'aria-label="{title}"><title>{title}</title>{"".join(parts)}</svg>'
+        )
+
+
+def _limits(values: Sequence[float], low: float | None = None, high: float | None = None):
+    """(low, high), from the values where not given; never equal."""
+    low = min(values, default=0.0) if low is None else low
+    high = max(values, default=1.0) if high is None else high
+    if high <= low:
+        return low - 0.5 * (abs(low) or 1), high + 0.5 * (abs(high) or 1)
+    return low, high
 
 
 def line_chart(
@@ -26,6 +89,7 @@ def line_chart(
     high: float | None = None,
     axes: bool = True,
     marks: Sequence[int] = (),
+    span: tuple[float, float] | None = None,
 ) -> str:
     """One SVG element with one line per series over the epochs.
 
@@ -37,42 +101,30 @@ def line_chart(
       low, high: limits of the value axis; taken from the values if None.
       axes: whether to draw axes with numbers.
       marks: epochs at which to draw a vertical line.
+      span: instead of epochs, the values lie evenly between these two.
     """
     finite = [v for values in series.values() for v in values if _finite(v)]
     count = max((len(values) for values in series.values()), default=0)
-    low = min(finite, default=0.0) if low is None else low
-    high = max(finite, default=1.0) if high is None else high
-    if high <= low:
-        low, high = low - 0.5 * (abs(low) or 1), high + 0.5 * (abs(high) or 1)
-    left, right, top, bottom = (LEFT, RIGHT, TOP, BOTTOM) if axes else (2, 2, 3, 3)
+    first, last = span or (start, start + max(count - 1, 0))
+    margins = (LEFT, RIGHT, TOP, BOTTOM) if axes else (2, 2, 3, 3)
+    plane = _Plane((first, last), _limits(finite, low, high), width, height, margins)
 
-    def x(epoch):
-        return left + (width - left - right) * (epoch - start) / max(count - 1, 1)
+    def position(index):
+        return first + (last - first) * index / max(count - 1, 1)
 
-    def y(value):
-        return top + (height - top - bottom) * (1 - (value - low) / (high - low))
-
-    parts = [f"<title>{html.escape(title)}</title>"]
-    if axes:
-        for value in _ticks(low, high):
-            parts.append(
-                f'<line class="grid" x1="{left}" x2="{width - right}" y1="{y(value):.1f}" '
-                f'y2="{y(value):.1f}"/><text class="tick" x="{left - 5}" y="{y(value) + 3.5:.1f}" '
-                f'text-anchor="end">{_number(value)}</text>'
-            )
-        for epoch in sorted({start, start + (count - 1) // 2, start + count - 1}):
-            parts.append(
-                f'<text class="tick" x="{x(epoch):.1f}" y="{height - 5}" text-anchor="middle">'
-                f"{epoch}</text>"
-            )
+    middle = (first + last) / 2 if span else start + (count - 1) // 2
+    parts = plane.grid(sorted({first, middle, last})) if axes else []
     for epoch in marks:
+        x, _ = plane.at(epoch, 0)
         parts.append(
-            f'<line class="mark" x1="{x(epoch):.1f}" x2="{x(epoch):.1f}" y1="{top}" '
-            f'y2="{height - bottom}"/>'
+            f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="{margins[2]}" '
+            f'y2="{height - margins[3]}"/>'
         )
+    what = "at" if span else "epoch"
     for index, (name, values) in enumerate(series.items()):
-        for first, run in _runs(values):
-            points = [(x(start + first + i), y(v)) for i, v in enumerate(run)]
+        for begin, run in _runs(values):
+            places = [position(begin + i) for i in range(len(run))]
+            points = [plane.at(*pair) for pair in zip(places, run, strict=True)]
             if len(points) == 1:
                 parts.append(
                     f'<circle cx="{points[0][0]:.1f}" cy="{points[0][1]:.1f}" r="2.5" '
@@ -81,15 +133,53 @@ def line_chart(
             text = " ".join(f"{a:.1f},{b:.1f}" for a, b in points)
             parts.append(f'<polyline style="stroke:{colour(index)}" points="{text}"/>')
             for i, (a, b) in enumerate(points) if axes else ():
-                label = f"{name}, epoch {start + first + i}: {run[i]:.4g}"
+                label = f"{name}, {what} {_number(places[i])}: {run[i]:.4g}"
                 parts.append(
                     f'<circle class="point" cx="{a:.1f}" cy="{b:.1f}" r="5">'
                     f"<title>{html.escape(label)}</title></circle>"
                 )
-    return (
-        f'<svg class="chart" role="img" viewBox="0 0 {width} {height}" '
-        f'aria-label="{html.escape(title)}">{"".join(parts)}</svg>'
-    )
+    return plane.svg(title, parts)
+
+
+class Spot(NamedTuple):
+    """A point of a scatter chart.
+
+    name: shown beside it.
+    x, y: its place.
+    size: its area, in units of the largest one's.
+    """
+
+    name: str
+    x: float
+    y: float
+    size: float
+
+
+def scatter(title: str, spots: Sequence[Spot], across: str, up: str) -> str:
+    """One SVG element with a named disc per spot.
+
+    Args:
+      title: label for screen readers.
+      spots: at least one.
+      across, up: what the axes are, with units.
+    """
+    xs, ys = [spot.x for spot in spots], [spot.y for spot in spots]
+    (left, right), (low, high) = _limits(xs), _limits(ys)
+    room = 0.06 * (right - left), 0.1 * (high - low)
+    x = left - room[0], right + 3 * room[0]  # names stand to the right of their discs
+    plane = _Plane(x, (low - room[1], high + room[1]), 520, 300)
+    parts = plane.grid(_ticks(left, right))
+    for index, spot in enumerate(spots):
+        a, b = plane.at(spot.x, spot.y)
+        radius = 3 + 7 * math.sqrt(spot.size)
+        label = f"{spot.name}: {spot.x:.4g} {across}, {spot.y:.4g} {up}"
+        parts.append(
+            f'<circle class="spot" cx="{a:.1f}" cy="{b:.1f}" r="{radius:.1f}" '
+            f'style="fill:{colour(index)}"><title>{html.escape(label)}</title></circle>'
+            f'<text class="tick" x="{a + radius + 2:.1f}" y="{b + 3.5:.1f}">'
+            f"{html.escape(spot.name)}</text>"
+        )
+    return plane.svg(title, parts)
 
 
 def dot_strip(title: str, values: Sequence[float], low: float, high: float) -> str:
@@ -129,6 +219,37 @@ def dot_strip(title: str, values: Sequence[float], low: float, high: float) -> s
     return (
         f'<svg class="chart strip" role="img" viewBox="0 0 {width} {height}" '
         f'aria-label="{html.escape(title)}">{"".join(parts)}</svg>'
+    )
+
+
+def standalone(svg: str, names: Sequence[str] = ()) -> str:
+    """A chart as a picture of its own: with the light colors of the page, and a legend below.
+
+    Args:
+      svg: one element, as the functions here return it.
+      names: of its series; without them there is no legend.
+    """
+    width, height = (int(n) for n in re.findall(r'viewBox="0 0 (\d+) (\d+)"', svg)[0])
+    step, columns = 14, 3
+    entries = "".join(
+        f'<rect x="{10 + (i % columns) * (width - 20) / columns:.0f}" '
+        f'y="{height + 6 + i // columns * step}" width="8" height="8" style="fill:{colour(i)}"/>'
+        f'<text class="tick" x="{22 + (i % columns) * (width - 20) / columns:.0f}" '
+        f'y="{height + 14 + i // columns * step}">{html.escape(name)}</text>'
+        for i, name in enumerate(names)
+    )
+    style = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
+    colours = "".join(re.findall(r"--c\d: #[0-9a-f]{6};", style)[:COLOURS])
+    total = height + -(-len(names) // columns) * step + (8 if names else 0)
+    rules = (
+        "polyline{fill:none;stroke-width:1.6}.grid{stroke:#dfe3ea}.point{fill:transparent}"
+        ".tick{font:10px system-ui,sans-serif;fill:#5b6475}.spot{fill-opacity:.75}"
+    )
+    inside = svg[svg.index(">") + 1 : svg.rindex("</svg>")]
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {total}" '
+        f'width="{2 * width}" height="{2 * total}"><style>:root{{{colours}}}{rules}</style>'
+        f'<rect width="{width}" height="{total}" style="fill:#ffffff"/>{inside}{entries}</svg>\n'
     )
 
 

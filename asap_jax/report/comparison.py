@@ -5,6 +5,7 @@ import os
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 from urllib.parse import quote
 
@@ -35,6 +36,7 @@ def write(
     header: Sequence[str],
     rows: Sequence[Sequence[str]],
     cases: Mapping[str, Sequence[Run]],
+    figures: Mapping[str, tuple[str, Sequence[str], str]] = MappingProxyType({}),
 ) -> Path:
     """Writes the page and returns its path.
 
@@ -44,6 +46,7 @@ def write(
       measure: what `Run.value` is, with its unit.
       header, rows: the table, as plain text.
       cases: {name: its runs}; the first is the one that the others' configs are compared with.
+      figures: {title: (SVG, names of its series, caption)}.
 
     Raises:
       UserError: the page cannot be written, or a run's config.json cannot be read.
@@ -51,6 +54,7 @@ def write(
     sections = [
         ("Table", _table(header, rows)),
         ("Each seed", _seeds(path.parent, measure, cases)),
+        ("Figures", _figures(figures)),
         ("Differences of the configs", _differences(cases)),
     ]
     return page.save(path, page.assemble(title, sections))
@@ -65,6 +69,26 @@ def _table(header, rows) -> str:
         "<div class='wide' tabindex='0'><table class='compared'><thead><tr>"
         f"{head}</tr></thead><tbody>{body}</tbody></table></div>"
     )
+
+
+def cells(markdown: str) -> tuple[list[str], list[list[str]]]:
+    """(header, rows) of a Markdown table, as plain text."""
+    header, _, *rows = (
+        [cell.strip(" `") for cell in line.strip("|").split(" | ")]
+        for line in markdown.splitlines()
+    )
+    return header, rows
+
+
+def _figures(figures) -> str:
+    parts = []
+    for title, (picture, names, caption) in figures.items():
+        legend = charts.legend(names) if len(names) > 1 else ""
+        parts.append(
+            f"<figure>{picture}<figcaption><b>{html.escape(title)}</b><br>{html.escape(caption)}"
+            f"</figcaption>{legend}</figure>"
+        )
+    return f'<div class="charts">{"".join(parts)}</div>' if parts else ""
 
 
 def _seeds(folder, measure, cases) -> str:

@@ -241,7 +241,7 @@ def _time(job: Job, cells, log) -> tuple[dict, list[tuple[str, str]]]:
     if job.searches:
         session = loop.Session(log, Interruption())
         trials = search_loop.try_steps(
-            config.search, job.in_memory, config.seed, session, job.class_weights
+            config.search, job.in_memory, config.seed, session, job.class_weights, job.target
         )
         compiling += sum(trial.compiling for trial in trials)
         seconds["search"] = config.searches * sum(trial.seconds for trial in trials)

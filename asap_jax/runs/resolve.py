@@ -7,7 +7,7 @@ for the memory of a training whose cells a search has just found.
 import contextlib
 import dataclasses
 import json
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from asap_jax.networks.genotypes import Genotype
 from asap_jax.runs import trained
 from asap_jax.runs.inputs import check_size, find_genotype, load_data
 from asap_jax.searching import stages
+from asap_jax.searching.targets import Target
 from asap_jax.training import train_loop
 
 
@@ -37,6 +38,7 @@ class Job:
     genotype: the cells to train; None if a search finds them.
     start: the network to start the training from, or None.
     class_weights: [classes], weights of the losses, or None.
+    target: for the size of the network that a search derives, or None.
     """
 
     config: ConfigDict
@@ -47,6 +49,7 @@ class Job:
     genotype: Genotype | None
     start: trained.TrainedNetwork | None
     class_weights: Any
+    target: Target | None = None
 
     @property
     def in_memory(self) -> data.Dataset:
@@ -135,7 +138,14 @@ def resolve(config: ConfigDict, folder: str | Path | None, mode: str = "", datas
         workdir.check(folder, described)
     if config.data.class_weights == "balanced":
         weights = data.balanced_weights(dataset.train_labels, len(dataset.class_names))
-    return Job(config, described, folder, mode, dataset, genotype, start, weights)
+    target = None if mode == "train" else _size_target(config, dataset)
+    return Job(config, described, folder, mode, dataset, genotype, start, weights, target)
+
+
+def _size_target(config, dataset) -> Target | None:
+    """The target for the size of the network that is trained from the search's cells, or None."""
+    build = partial(train_loop.make_network, config.train, num_classes=len(dataset.class_names))
+    return stages.size_target(config.search, dataset, build)
 
 
 def _flip_notes(config, mode) -> list[str]:

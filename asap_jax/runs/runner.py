@@ -36,7 +36,7 @@ from asap_jax.training import evaluation, train_loop
 
 LIBRARIES = ("asap_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 SELECTION = 4  # distinguishes this draw from others by (seed, number)
-MODES = ("search", "train", "evaluate", "describe", "report", "export", "watch")
+MODES = ("search", "train", "evaluate", "describe", "report", "export", "watch", "compare")
 
 
 class Outcome(NamedTuple):
@@ -121,6 +121,8 @@ class _Run:
         )
         genotype, search = (job.genotype, {}) if job.genotype and not searched else self.search()
         if self.folder is not None:
+            if search:
+                workdir.write_json(self.folder / "search.json", search)
             genotype.save(self.folder / "genotype.json")
             draw_cells(genotype, [self.folder / "cells.svg", self.folder / "cells.png"])
         self.write_page()
@@ -201,6 +203,7 @@ class _Run:
                         index=index,
                         identity=identity,
                         class_weights=self.job.class_weights,
+                        target=self.job.target,
                     )
                 record = found._asdict() | {"seed": config.seed + index}
                 record["genotype"] = json.loads(found.genotype.to_json())
@@ -340,6 +343,7 @@ class _Run:
             "candidates_left": search.get("candidates_left"),
             "epochs": {"search": search.get("epochs", 0), "train": records[0]["epochs"]},
             "gap": search.get("gap", {}),
+            "benchmark": search.get("benchmark", {}),
             "seed": self.config.seed,
             "device": jax.devices()[0].device_kind,
             "precision": {
@@ -429,6 +433,15 @@ def search_rows(config, search) -> list[tuple[str, str]]:
         rows.append(("architecture", name))
     for column, value in search["benchmark"].items():
         rows.append((f"benchmark {column}", f"{value:g}"))
+    if search.get("ranking"):
+        found = search["ranking"]
+        rows.append(
+            (
+                "ranked by shared weights",
+                f"{found['cells']} cells against {found['column']}: "
+                f"Kendall's tau {found['kendall']:.2f}",
+            )
+        )
     if "val_accuracy" in search:
         accuracy = 100 * search["val_accuracy"]
         rows.append(("chosen search", f"seed {search['seed']}, {accuracy:.2f} % on the other half"))

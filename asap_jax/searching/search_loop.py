@@ -2,11 +2,12 @@
 
 import math
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy import stats
 
 from asap_jax import data
 from asap_jax.data.augment import normalise
@@ -20,8 +21,11 @@ from asap_jax.networks.mixture import one_hot_mixture
 from asap_jax.searching import prunings, stages
 from asap_jax.searching.planned_step import PlannedStep
 from asap_jax.searching.search_step import init_state, step_keys
+from asap_jax.searching.targets import TOLERANCE, Target
 from asap_jax.training.evaluation import Accuracy
 from asap_jax.training.losses import cross_entropy
+
+RANKED = 5  # distinguishes the draw of cells to rank from others by (seed, number)
 
 
 class SearchOutcome(NamedTuple):
@@ -35,9 +39,12 @@ class SearchOutcome(NamedTuple):
     epochs, seconds: duration, over all starts.
     candidates_left: over all cell types; equals the number of edges when every edge is decided.
     ended: "finished" if the strategy was: its edges decided, or its criterion met; "stopped" if a
-      callback ended it, or RobustDARTS' criterion, in which case the cells are those of the epoch
-      it points back to; else "".
+      callback ended it, or RobustDARTS' criterion or too many skips, in which case the cells are
+      those of the epoch that these point back to; else "".
     benchmark: the entry of `config.benchmark` for the genotype, {column: value}; {} if none.
+    derived_accuracy: of the derived cells alone, with shared weights, on the alpha half.
+    ranking: how well shared weights rank `config.benchmark_cells` random cells of the benchmark,
+      against its last column: {"column", "cells", "kendall", "spearman"}; {} without a benchmark.
     """
 
     genotype: Genotype
@@ -47,6 +54,8 @@ class SearchOutcome(NamedTuple):
     candidates_left: int
     ended: str
     benchmark: dict[str, float]
+    derived_accuracy: float
+    ranking: dict[str, Any]
 
 
 def search(
@@ -58,6 +67,7 @@ def search(
     index: int = 0,
     identity: dict | None = None,
     class_weights=None,
+    target: Target | None = None,
 ) -> SearchOutcome:
     """Searches for a cell on the data set's training images.
 
@@ -69,15 +79,15 @@ def search(
       index: index of this search among several.
       identity: identity that its checkpoints must match.
       class_weights: [classes], weights of both losses, or None.
+      target: for the size of the derived network, or None.
     """
     watch = loop.Stopwatch()
     halves = _halves_on_device(dataset, *stages.split(config, dataset, seed), seed)
     strategy, epochs, seconds, number, warned = None, 0, 0.0, 0, []
     total = len(stages.build_all(config, dataset))
     while True:
-        running = _StageRun(
-            config, dataset, stages.build(config, dataset, strategy), halves, seed, session, warned
-        )
+        stage = stages.build(config, dataset, strategy)
+        running = _StageRun(config, dataset, stage, halves, seed, session, warned, target)
         state, progress = running.run(
             number, total, epochs, index, identity or {}, class_weights, watch
         )
@@ -86,7 +96,7 @@ def search(
         if running.strategy.next_stage is None or progress.ended == "stopped":
             break
         strategy, number = running.strategy.next_stage(state.arch), number + 1
-    derived, gaps = running.end(state, progress)
+    derived, gaps, accuracy = running.end(state, progress)
     return SearchOutcome(
         derived[config.edges],
         gaps,
@@ -95,6 +105,8 @@ def search(
         int(sum(mask.sum() for mask in state.arch.masks.values())),
         progress.ended,
         running.benchmark.get(derived[config.edges], {}) if running.benchmark else {},
+        accuracy,
+        running.ranking(state),
     )
 
 
@@ -120,12 +132,19 @@ class Trial(NamedTuple):
 
 
 def try_steps(
-    config, dataset: data.Dataset, seed: int, session: loop.Session, class_weights=None
+    config,
+    dataset: data.Dataset,
+    seed: int,
+    session: loop.Session,
+    class_weights=None,
+    target: Target | None = None,
 ) -> list[Trial]:
     """Compiles the programs of a search as `search` does, and times a few steps of each stage."""
     halves = _halves_on_device(dataset, *stages.split(config, dataset, seed), seed)
     return [
-        _StageRun(config, dataset, stage, halves, seed, session, []).try_steps(class_weights)
+        _StageRun(config, dataset, stage, halves, seed, session, [], target).try_steps(
+            class_weights
+        )
         for stage in stages.build_all(config, dataset)
     ]
 
@@ -153,7 +172,7 @@ class _Halves(NamedTuple):
 class _StageRun:
     """A stage in progress: its parts, and the functions that the host calls."""
 
-    def __init__(self, config, dataset, stage, halves, seed, session, warned):
+    def __init__(self, config, dataset, stage, halves, seed, session, warned, target):
         if stage.strategy.updates.joint:
             halves = halves._replace(omega=np.arange(len(dataset.train_labels)))
         self.config, self.dataset, self.halves, self.seed = config, dataset, halves, seed
@@ -161,6 +180,7 @@ class _StageRun:
         self.network, self.optimizers = stage.network, stage.optimizers
         self.epochs, self.steps, self.stage = stage.epochs, stage.steps, stage
         self.session, self.benchmark, self.warned = session, stages.benchmark_table(config), warned
+        self.target: Target | None = target
         # Under the stage's own plan for all candidates: one compilation serves every mask.
         self.accuracy, self.accuracy_by_batch = (
             Accuracy(
@@ -281,7 +301,7 @@ class _StageRun:
         """Builds the step of this stage, on its images."""
         config = self.config
         return PlannedStep(
-            self.stage.step(config, class_weights),
+            self.stage.step(config, class_weights, self.target),
             stages.make_augmentation(config, self.dataset),
             self.halves.images,
             self.halves.labels,
@@ -313,8 +333,7 @@ class _StageRun:
             for cell, mix in weighed(state.arch, mixtures).items()
         }
         record["pruned"] = prunings.of_epoch(progress)
-        inputs, key = EDGES[self.config.edges], jax.random.key(self.seed)
-        genotype = self.strategy.derive(state.arch, inputs, key, self._shared(state))
+        genotype = self._now(state, self.config.edges)
         record |= {f"skips_{cell}": count for cell, count in derive.skips(genotype).items()}
         if self.watched:
             alone = one_hot_mixture(genotype, self.space)
@@ -334,8 +353,8 @@ class _StageRun:
             ends = progress.ended or progress.epoch + 1 == self.epochs
             final = ends and self.strategy.next_stage is None
             texts = collapse.warnings(genotype, record, back, final)
-            if back is not None and self.config.early_stop and not ends:
-                progress.ended, history["returned"] = "stopped", [back]
+            if not ends:
+                self._stop_on_evidence(state, progress, back, record["skips_normal"])
         if self.benchmark is not None and name is not None:
             record["benchmark"] = self.benchmark.get(name, {})
             if name not in self.benchmark:
@@ -356,18 +375,51 @@ class _StageRun:
         epochs = progress.history.get("eigenvalue_epochs", [progress.epoch])
         return (progress.epoch - epochs[0]) % watch.eigenvalue_every == 0
 
+    def _stop_on_evidence(self, state, progress, back, skips) -> None:
+        """Ends the search where it collapses, and notes the cells from before that it returns.
+
+        That is at RobustDARTS' criterion (`config.early_stop`), or once the normal cell has more
+        than `config.max_skips` skips after it had fewer (at most so many) since the alphas learn.
+        """
+        history, limit = progress.history, self.config.max_skips
+        if back is not None and self.config.early_stop:
+            index = history["eigenvalue_epochs"].index(back)
+            returned = back, history["eigenvalue_cells"][index]
+        elif limit >= 0 and skips > limit and "few_skips" in history:
+            returned = history["few_skips"]
+        else:
+            if 0 <= skips <= limit:
+                history["few_skips"] = [progress.epoch, self._by_rule(state)]
+            return
+        progress.ended, history["returned"] = "stopped", list(returned)
+        self.session.log.say(
+            f"the search ends here, with the cells of epoch {returned[0] + 1}: "
+            + (f"{skips} skips, more than {limit}" if skips > limit >= 0 else "eigenvalue")
+        )
+
+    def _now(self, state, rule) -> Genotype:
+        """The genotype by an edge rule that this state gives, of the target's size if possible."""
+        key = jax.random.key(self.seed)
+        found = self.strategy.derive(state.arch, EDGES[rule], key, self._shared(state))
+        if self.target is None or rule != self.config.edges:
+            return found
+        mixtures = _final_mixtures(self.strategy, state)
+        if self.strategy.distribution is not None:
+            mixtures = self.strategy.distribution(state.arch, mixtures)
+        weights = {cell: mix.weights for cell, mix in mixtures.items()}
+        return self.target.fit(found, *jax.device_get((weights, state.arch.masks)))
+
+    def _by_rule(self, state) -> dict[str, str]:
+        """{edge rule: genotype that this state gives, as JSON}."""
+        return {rule: self._now(state, rule).to_json() for rule in EDGES}
+
     def _note_eigenvalue(self, state, progress, value) -> int | None:
         """Records it with the current cells; returns the epoch to return to, or None."""
         history = progress.history
-        cells = {}
-        for rule, inputs in EDGES.items():
-            key = jax.random.key(self.seed)
-            found = self.strategy.derive(state.arch, inputs, key, self._shared(state))
-            cells[rule] = found.to_json()
         for name, new in (
             ("eigenvalue", value),
             ("eigenvalue_epochs", progress.epoch),
-            ("eigenvalue_cells", cells),
+            ("eigenvalue_cells", self._by_rule(state)),
         ):
             history.setdefault(name, []).append(new)
         values, epochs = history["eigenvalue"], history["eigenvalue_epochs"]
@@ -375,25 +427,59 @@ class _StageRun:
 
     def _derive(self, state, progress, rule) -> Genotype:
         """The genotype by an edge rule, of this state or of the epoch the search returned to."""
-        history = progress.history
-        if history.get("returned"):
-            index = history["eigenvalue_epochs"].index(history["returned"][0])
-            return Genotype.from_json(history["eigenvalue_cells"][index][rule])
-        key = jax.random.key(self.seed)
-        return self.strategy.derive(state.arch, EDGES[rule], key, self._shared(state))
+        if returned := progress.history.get("returned"):
+            return Genotype.from_json(returned[1][rule])
+        return self._now(state, rule)
 
-    def end(self, state, progress) -> tuple[dict[str, Genotype], dict]:
-        """Returns ({edge rule: genotype}, {edge rule: gap})."""
-        shared, derived, gaps = self._shared(state), {}, {}
+    def end(self, state, progress) -> tuple[dict[str, Genotype], dict, float]:
+        """Returns ({edge rule: genotype}, {edge rule: gap}, accuracy of the configured rule's)."""
+        shared, derived, gaps, accuracy = self._shared(state), {}, {}, math.nan
         supernet_accuracy = shared(_final_mixtures(self.strategy, state))
         # A method without alphas has no mixture to fall short of: it samples and ranks.
         for rule in EDGES if self.strategy.updates.has_alphas else (self.config.edges,):
             derived[rule] = self._derive(state, progress, rule)
+            alone = shared(one_hot_mixture(derived[rule], self.space))
+            if rule == self.config.edges:
+                accuracy = alone
+                self._report_size(derived[rule])
             if self.strategy.updates.has_alphas:
-                alone = shared(one_hot_mixture(derived[rule], self.space))
                 gap = supernet_accuracy - alone
                 gaps[rule] = {"supernet": supernet_accuracy, "derived": alone, "gap": gap}
-        return derived, gaps
+        return derived, gaps, accuracy
+
+    def _report_size(self, genotype) -> None:
+        """Says how large the derived network is, if there is a target; warns if it is missed."""
+        if self.target is None:
+            return
+        size, target = self.target.size(genotype), self.target
+        off = size / target.value - 1
+        words = f"{size:,.0f} {target.kind}, {100 * off:+.1f} % from the target"
+        if abs(off) <= TOLERANCE:
+            self.session.log.say(f"the derived network has {words}")
+            return
+        self.session.log.warn(
+            f"the derived network has {words}: the candidates that are left allow nothing closer. "
+            "A larger config.search.target_weight lets the target decide more prunings"
+        )
+
+    def ranking(self, state) -> dict:
+        """See `SearchOutcome.ranking`."""
+        if self.benchmark is None or not self.config.benchmark_cells:
+            return {}
+        known, shared = list(self.benchmark), self._shared(state)
+        count = min(self.config.benchmark_cells, len(known))
+        rng = np.random.default_rng([self.seed, RANKED])
+        names = [known[i] for i in rng.choice(len(known), count, replace=False)]
+        cells = [one_hot_mixture(Genotype.from_architecture_string(n), self.space) for n in names]
+        accuracies = [shared(cell, self.config.watch.images or None) for cell in cells]
+        column = list(self.benchmark[names[0]])[-1]
+        alone = [self.benchmark[name][column] for name in names]
+        return {
+            "column": column,
+            "cells": count,
+            "kendall": float(stats.kendalltau(accuracies, alone).statistic),
+            "spearman": float(stats.spearmanr(accuracies, alone).statistic),
+        }
 
     def _shared(self, state):
         """(mixtures, images or None for all) -> accuracy, by each batch's own statistics."""

@@ -18,6 +18,7 @@ from asap_jax.networks.mixture import Dropout
 from asap_jax.networks.models import Supernet, live_parameters
 from asap_jax.searching.costs import Constraint
 from asap_jax.searching.passes import Pass, chained
+from asap_jax.searching.targets import Target
 from asap_jax.training import optim
 from asap_jax.training.feed import Batch
 from asap_jax.training.losses import accuracy, all_finite, cross_entropy
@@ -116,7 +117,7 @@ class SearchStep:
         then those of the whole batch.
       class_weights: [classes], weights of both losses, or None.
       dtype: of the feature maps, see `ops.Context`.
-      constraint: added to the loss of the alphas; reported losses exclude it.
+      constraint, target: terms in the loss of the alphas; reported losses exclude them.
       drop_path: probability that an edge drops a sample, in both passes.
     """
 
@@ -127,6 +128,7 @@ class SearchStep:
     class_weights: Any = None
     dtype: str | None = None
     constraint: Constraint | None = None
+    target: Target | None = None
     drop_path: float = 0.0
 
     def passes(self, learns: bool | None = None) -> tuple[Pass, ...]:
@@ -257,6 +259,7 @@ class SearchStep:
             "candidates_left": sum((mask.sum() for mask in arch.masks.values()), jnp.int32(0)),
             **entropies(strategy, arch, mixtures),
             **({} if self.constraint is None else {"cost": self.constraint.expected(mixtures)}),
+            **self.size(arch, mixtures),
             **self.regularization(arch, state.step),
             "finished": strategy.finished(arch),
             "alphas_learned": learned,
@@ -330,11 +333,8 @@ class SearchStep:
     def apply_alpha_gradients(self, state, gradients, key):
         """Applies the alphas' optimizer, then the strategy's pruning."""
         strategy = self.strategy
-        if self.constraint is not None:
-            added = self.constraint_gradients(self.constraint, state, key)
-            gradients = jax.tree.map(jnp.add, gradients, added)
-        if strategy.regularizer is not None:
-            added = self.regularizer_gradients(strategy.regularizer, state)
+        for term in self.terms(state.step, key):
+            added = jax.grad(term)(state.arch.alphas, state.arch)
             gradients = jax.tree.map(jnp.add, gradients, added)
         alphas, alpha_opt = optim.update_where(
             self.optimizers.alpha,
@@ -350,21 +350,41 @@ class SearchStep:
         masks = jax.tree.map(lambda new, old: jnp.where(sound, new, old), pruned.masks, arch.masks)
         return state.replace(arch=pruned._replace(masks=masks), alpha_opt=alpha_opt)
 
-    def constraint_gradients(self, constraint: Constraint, state, key):
-        """Gradients of the constraint, which does not depend on omega."""
+    def terms(self, step, key) -> list[Callable]:
+        """What is added to the loss of the alphas: functions (alphas, architecture) -> scalar.
 
-        def expected(alphas):
-            arch = state.arch._replace(alphas=alphas)
-            mixtures = self.strategy.mixture(arch, state.step, key)
-            return constraint.weight * constraint.expected(mixtures)
+        They depend neither on omega nor on images.
+        """
+        strategy, constraint, target = self.strategy, self.constraint, self.target
+        regularizer, found = strategy.regularizer, []
 
-        return jax.grad(expected)(state.arch.alphas)
+        def mixtures(alphas, arch):
+            return strategy.mixture(arch._replace(alphas=alphas), step, key)
 
-    def regularizer_gradients(self, regularizer, state):
-        """Gradients of the strategy's regularizer, which does not depend on omega or on images."""
-        return jax.grad(lambda alphas: regularizer(state.arch._replace(alphas=alphas), state.step))(
-            state.arch.alphas
-        )
+        if constraint is not None:
+            found.append(
+                lambda alphas, arch: constraint.weight * constraint.expected(mixtures(alphas, arch))
+            )
+        if target is not None:
+            found.append(
+                lambda alphas, arch: target.penalty(
+                    self.distribution(arch._replace(alphas=alphas), mixtures(alphas, arch))
+                )
+            )
+        if regularizer is not None:
+            found.append(lambda alphas, arch: regularizer(arch._replace(alphas=alphas), step))
+        return found
+
+    def distribution(self, arch, mixtures):
+        """The method's distribution over the candidates, or the mixtures if it has none."""
+        known = self.strategy.distribution
+        return mixtures if known is None else known(arch, mixtures)
+
+    def size(self, arch, mixtures) -> dict[str, jax.Array]:
+        """{"size": relative to the target}, if there is one."""
+        if self.target is None:
+            return {}
+        return {"size": self.target.ratio(self.distribution(arch, mixtures))}
 
     def regularization(self, arch, step) -> dict[str, jax.Array]:
         """{"regularizer": its value}, if the strategy has one."""

@@ -4,6 +4,7 @@ A method has one stage, P-DARTS three: each has its own supernet, optimizers and
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -15,12 +16,15 @@ from asap_jax.data.augment import Augmentation
 from asap_jax.host import errors, memory, precisions
 from asap_jax.host.errors import UserError
 from asap_jax.methods import Strategy, schedules
+from asap_jax.methods.derive import EDGES
 from asap_jax.networks import plans
-from asap_jax.networks.models import STAGES, Supernet
+from asap_jax.networks.genotypes import Genotype
+from asap_jax.networks.models import STAGES, EvalNetwork, Supernet
 from asap_jax.networks.nasbench201 import NASBench201
 from asap_jax.networks.spaces import SPACES, SearchSpace
 from asap_jax.searching import costs
 from asap_jax.searching.search_step import Optimizers, SearchStep, init_state
+from asap_jax.searching.targets import Target, make_target
 from asap_jax.training import optim
 from asap_jax.training.feed import Batch
 
@@ -55,6 +59,33 @@ def _constraint(config, network: Supernet, image_shape) -> costs.Constraint | No
     return costs.Constraint(config.cost_weight, costs.expected_log_cost(network, image_shape))
 
 
+def size_target(
+    config, dataset: data.Dataset, build: Callable[[Genotype], EvalNetwork]
+) -> Target | None:
+    """The configured target for the derived network's size, or None.
+
+    Args:
+      config: the `search` part of a config.
+      build: genotype -> the network that is trained.
+
+    Raises:
+      UserError: no network of the space comes near it.
+    """
+    for key, kind in (("target_params", "parameters"), ("target_macs", "multiply-adds")):
+        if config[key]:
+            with errors.of(f"config.search.{key}"):
+                return make_target(
+                    kind,
+                    config[key],
+                    config.target_weight,
+                    EDGES[config.edges],
+                    make_space(config),
+                    build,
+                    dataset.preparation.shape,
+                )
+    return None
+
+
 def check(config, dataset: data.Dataset) -> None:
     """Raises UserError if data, space and strategy do not fit together."""
     half = len(dataset.train_labels) // 2
@@ -77,10 +108,17 @@ def check(config, dataset: data.Dataset) -> None:
                 f"config.search.early_stop is True, but the strategy {config.strategy.name} has no "
                 "distribution whose eigenvalue could tell when to stop: set it to False"
             )
-        if config.cost_weight and not stage.strategy.updates.has_alphas:
+        for key in ("cost_weight", "target_params", "target_macs"):
+            if config[key] and not stage.strategy.updates.has_alphas:
+                raise UserError(
+                    f"config.search.{key} is {config[key]}, but the strategy "
+                    f"{config.strategy.name} has no alphas that could learn from a cost: set it "
+                    "to 0"
+                )
+        if config.max_skips >= 0 and not stage.strategy.updates.has_alphas:
             raise UserError(
-                f"config.search.cost_weight is {config.cost_weight}, but the strategy "
-                f"{config.strategy.name} has no alphas that could learn from a cost: set it to 0"
+                f"config.search.max_skips is {config.max_skips}, but the strategy "
+                f"{config.strategy.name} derives its cells once, at the end: set it to -1"
             )
         if network.channels % network.partial_channels:
             raise UserError(
@@ -132,7 +170,7 @@ class Stage(NamedTuple):
     steps: int
     constraint: costs.Constraint | None
 
-    def step(self, config, class_weights=None) -> SearchStep:
+    def step(self, config, class_weights=None, target: Target | None = None) -> SearchStep:
         """Builds the search step from `config` (the `search` part)."""
         return SearchStep(
             self.network,
@@ -141,6 +179,7 @@ class Stage(NamedTuple):
             class_weights=class_weights,
             dtype=precisions.map_dtype(config.precision),
             constraint=self.constraint,
+            target=target,
             drop_path=config.drop_path,
         )
 

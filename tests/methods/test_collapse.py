@@ -105,6 +105,33 @@ def test_a_search_records_the_signs_and_warns_once(capsys):
     assert len([line for line in said if "skip connections" in line]) == 1
 
 
+def test_a_search_stops_at_too_many_skips_with_the_cells_of_before(monkeypatch):
+    """The skips of the epochs in which the alphas learn by hand, at most 2 allowed."""
+    config = tiny()
+    config.data.update({"train_examples": 60, "test_examples": 20})
+    config.search.update({"epochs": 14, "batch_size": 30, "max_skips": 2})
+    config.search.candidates = ("skip_connect", "max_pool_3x3")
+    config.search.strategy.update({"threshold": 0.01, "initial_temperature": 2.0})
+    config.search.watch.images = 0
+    counts, derived, seen = iter([3, 2, 1, 3]), [], []  # the first 3 has no fewer before it
+    decide, by_rule = search_loop._StageRun._stop_on_evidence, search_loop._StageRun._by_rule
+
+    def by_hand(stage, state, progress, back, skips):
+        decide(stage, state, progress, back, next(counts))
+
+    def note(stage, state):
+        derived.append(by_rule(stage, state))
+        return derived[-1]
+
+    monkeypatch.setattr(search_loop._StageRun, "_stop_on_evidence", by_hand)
+    monkeypatch.setattr(search_loop._StageRun, "_by_rule", note)
+    found = asap_jax.search(config, on_epoch=seen.append)
+    assert found.search["ended"] == "stopped"
+    assert sum(record["alphas_learned"] > 0 for record in seen) == 4
+    assert len(derived) == 2
+    assert found.genotype == Genotype.from_json(derived[-1][config.search.edges])
+
+
 def test_a_search_stops_at_the_sign_with_the_cells_it_points_back_to(monkeypatch):
     """Ten eigenvalues by hand, growing from the seventh epoch on; the tenth is the sign."""
     config = tiny()

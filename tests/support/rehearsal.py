@@ -21,17 +21,27 @@ from pathlib import Path
 
 # Imported before the forks, but not `asap_jax.main`: it reads the arguments when it is imported.
 from asap_jax import data
-from asap_jax.configs import rules
+from asap_jax.configs import comparisons, rules
 from asap_jax.data.sources import KINDS
 from asap_jax.host import workdir
 from asap_jax.host.errors import UserError
 from asap_jax.networks.genotypes import GENOTYPES, is_text
 from asap_jax.report import page
-from asap_jax.runs import inputs, inspection, look, resolve, runner, trained, watch
+from asap_jax.runs import (
+    comparing,
+    inputs,
+    inspection,
+    look,
+    resolve,
+    runner,
+    sweep,
+    trained,
+    watch,
+)
 from asap_jax.searching import stages
 
 ROOT = Path(__file__).parents[2]
-TABLES = ("ablations.py", "methods.py", "transfer.py")
+TABLES = ("ablations.py", "transfer.py")
 
 
 def check_source(source: str) -> None:
@@ -58,6 +68,13 @@ def check_run(config, folder, mode="", command=()) -> None:
         raise UserError(f"config.genotype={cells} is no published name")
 
 
+def check_comparison(config, folder) -> None:
+    """The first run of each method of a comparison."""
+    for arguments in comparisons.cases(config).values():
+        assert arguments[0].startswith("--config=search:")
+    check_source(config.run.data.source)
+
+
 def check_evaluation(folder, source, split, data_dir) -> None:
     if source:
         check_source(source)
@@ -73,6 +90,7 @@ def run_command(arguments) -> None:
     from asap_jax import main
 
     runner.run = check_run
+    comparing.compare = check_comparison
     inspection.describe = lambda config, folder: check_run(config, folder, "train")
     inspection.evaluate = check_evaluation
     look.look = check_run
@@ -83,9 +101,9 @@ def run_command(arguments) -> None:
     main.run()
 
 
-def run_table(cases, *_):
-    """`runs.by_seed`: the first of the runs of a table."""
-    run_command(next(iter(cases.values())))
+def run_table(runs, *_):
+    """`sweep.sweep`: the first of the runs of a table."""
+    run_command(list(runs[0].arguments))
     sys.exit(0)
 
 
@@ -94,7 +112,7 @@ def run_script(name, arguments, run) -> None:
     if name.endswith("compare_with_torch.py") and importlib.util.find_spec("torch") is None:
         sys.modules["torch"] = types.ModuleType("torch")  # imported before its options are parsed
         sys.modules["torch"].Tensor = object
-    importlib.import_module("runs").by_seed = run_table
+    sweep.sweep = run_table
     parse = argparse.ArgumentParser.parse_args
 
     def parsed(self, *given):
