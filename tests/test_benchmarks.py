@@ -33,6 +33,7 @@ def run(script, *options):
     return done.stdout
 
 
+@pytest.mark.slow  # gpu.py and train_step.py measure by the same functions
 def test_search_step(tmp_path):
     run("search_step.py", *SMALL, "--masks=one", f"--out={tmp_path}/step.json")
     record = json.loads((tmp_path / "step.json").read_text())

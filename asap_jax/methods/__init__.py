@@ -16,6 +16,7 @@ from asap_jax.methods import (
     p_darts,
     parsec,
     pc_darts,
+    pr_darts,
     random,
     snas,
 )
@@ -38,6 +39,7 @@ METHODS: dict[str, Method] = {
     "dso_nas": dso_nas.METHOD,
     "pc_darts": pc_darts.METHOD,
     "p_darts": p_darts.METHOD,
+    "pr_darts": pr_darts.METHOD,
     "enas": enas.METHOD,
     "random": random.METHOD,
     "evolution": evolution.METHOD,

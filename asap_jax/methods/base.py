@@ -90,8 +90,10 @@ class Strategy(NamedTuple):
     next_stage: Architecture at the end of this stage -> the Strategy of the next one, which has its
       own supernet, weights and optimizers; its `init` starts from what was found. None for the last
       stage.
-    edges_may_empty: whether an edge may lose its last candidate. The masks of every method only
-      ever shrink, so dead candidates may be left out of a compilation.
+    inherit: (supernet, params, batch_stats) of the stage before -> (params, batch_stats) that this
+      one starts with. None for new ones.
+    edges_may_empty: whether an edge may lose its last candidate. Within a stage, the masks of every
+      method only ever shrink, so dead candidates may be left out of a compilation.
     """
 
     init: Callable[[jax.Array], Architecture]
@@ -112,6 +114,7 @@ class Strategy(NamedTuple):
     epochs: int | None = None
     extra_cells: int = 0
     next_stage: Callable[[Architecture], "Strategy"] | None = None
+    inherit: Callable[[Any, Any, Any], tuple[Any, Any]] | None = None
     edges_may_empty: bool = False
 
 

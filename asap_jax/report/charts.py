@@ -166,8 +166,8 @@ def scatter(title: str, spots: Sequence[Spot], across: str, up: str) -> str:
     xs, ys = [spot.x for spot in spots], [spot.y for spot in spots]
     (left, right), (low, high) = _limits(xs), _limits(ys)
     room = 0.06 * (right - left), 0.1 * (high - low)
-    x = left - room[0], right + 3 * room[0]  # names stand to the right of their discs
-    plane = _Plane(x, (low - room[1], high + room[1]), 520, 300)
+    x = left - room[0], right + 4 * room[0]  # names stand to the right of their discs
+    plane = _Plane(x, (low - room[1], high + room[1]), height=220)
     parts = plane.grid(_ticks(left, right))
     for index, spot in enumerate(spots):
         a, b = plane.at(spot.x, spot.y)

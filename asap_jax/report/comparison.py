@@ -74,7 +74,7 @@ def _table(header, rows) -> str:
 def cells(markdown: str) -> tuple[list[str], list[list[str]]]:
     """(header, rows) of a Markdown table, as plain text."""
     header, _, *rows = (
-        [cell.strip(" `") for cell in line.strip("|").split(" | ")]
+        [cell.replace("`", "").strip() for cell in line.strip("|").split(" | ")]
         for line in markdown.splitlines()
     )
     return header, rows
@@ -83,7 +83,7 @@ def cells(markdown: str) -> tuple[list[str], list[list[str]]]:
 def _figures(figures) -> str:
     parts = []
     for title, (picture, names, caption) in figures.items():
-        legend = charts.legend(names) if len(names) > 1 else ""
+        legend = charts.legend(names) if names else ""
         parts.append(
             f"<figure>{picture}<figcaption><b>{html.escape(title)}</b><br>{html.escape(caption)}"
             f"</figcaption>{legend}</figure>"

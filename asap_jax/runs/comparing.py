@@ -250,8 +250,8 @@ def figures(folder: Path, records: Records) -> dict[str, tuple[str, list[str], s
             "Normalized entropy of the mixtures, mean over the cells (figure 7).",
         ),
         "Epoch duration": (
-            lambda epochs, _: [epoch["seconds"] / epochs[0]["seconds"] for epoch in epochs],
-            "Seconds of an epoch relative to the first, compiling included (figure 3).",
+            lambda epochs, _: [each["seconds"] / epochs[1]["seconds"] for each in epochs[1:]],
+            "Seconds of an epoch relative to the second; the first compiles (figure 3).",
         ),
         "Candidates left": (
             lambda epochs, total: [1.0] + [epoch["candidates_left"] / total for epoch in epochs],
@@ -286,7 +286,7 @@ def _candidates(folder: Path) -> int:
 
 
 def _scaled(values: Sequence[float | None]) -> np.ndarray | None:
-    """A curve over the epochs on `GRID` points from its begin to its end; None if it has gaps."""
-    if any(value is None or not math.isfinite(value) for value in values):
+    """A curve over the epochs on `GRID` points from its begin to its end; None with gaps."""
+    if not values or any(value is None or not math.isfinite(value) for value in values):
         return None
     return np.interp(np.linspace(0, len(values) - 1, GRID), np.arange(len(values)), values)

@@ -83,13 +83,13 @@ def search(
     """
     watch = loop.Stopwatch()
     halves = _halves_on_device(dataset, *stages.split(config, dataset, seed), seed)
-    strategy, epochs, seconds, number, warned = None, 0, 0.0, 0, []
+    strategy, state, epochs, seconds, number, warned = None, None, 0, 0.0, 0, []
     total = len(stages.build_all(config, dataset))
     while True:
         stage = stages.build(config, dataset, strategy)
         running = _StageRun(config, dataset, stage, halves, seed, session, warned, target)
         state, progress = running.run(
-            number, total, epochs, index, identity or {}, class_weights, watch
+            number, total, epochs, index, identity or {}, class_weights, watch, state
         )
         warned = progress.history.get("warned", warned)
         epochs, seconds = epochs + progress.epoch, seconds + progress.seconds
@@ -198,16 +198,20 @@ class _StageRun:
         eigenvalue = _eigenvalue(self.network, self.strategy, dataset, config.batch_size, seed)
         self.eigenvalue = jax.jit(precisions.computed_in(config.precision, eigenvalue))
 
-    def run(self, number, total, before, index, identity, class_weights, watch):
+    def run(self, number, total, before, index, identity, class_weights, watch, last):
         """Runs the stage, which `number` stages of `total` and `before` epochs preceded.
 
-        The loop keeps its own time; the stopwatch `watch` is paused meanwhile.
+        `last` is the state at the end of the stage before, or None. The loop keeps its own time;
+        the stopwatch `watch` is paused meanwhile.
         """
         config, halves = self.config, self.halves
         key = jax.random.key(self.seed)
         key = jax.random.fold_in(key, number) if number else key
         shape = self.dataset.preparation.shape
         state = init_state(self.network, self.strategy, self.optimizers, key, shape)
+        if last is not None and self.strategy.inherit is not None:
+            params, stats = self.strategy.inherit(self.network, last.params, last.batch_stats)
+            state = state.replace(params=params, batch_stats=stats)
         noted = prunings.Prunings(jax.device_get(state.arch.masks))
         compiler = Compiler()
         planned = self.planned_step(class_weights, compiler)

@@ -53,6 +53,11 @@ PUBLISHED = {
         "the paper's cosine ends at 0, the code's at 0.001",
     ),
     "p_darts": ("96", "75", "0.025 to 0", "3e-4", "6e-4", "", "three stages of 25"),
+    "pr_darts": (
+        *("128", "100", "0.025 to 0.01", "3e-4", "6e-4", ""),
+        "nine cycles of 15 or 10 epochs; in the code the batch grows from 24 to what the GPU's "
+        "memory holds, at most 128",
+    ),
     "enas": (
         *("160", "150", "0.05 to 0.0005", "2e-4", "0.0035", "Nesterov"),
         "the code's cosine restarts after 10, 30 and 70 epochs, here it does not; it also has an "

@@ -129,7 +129,8 @@ def test_without_the_wish_there_are_none(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
-@pytest.mark.parametrize("end", [pytest.param("a signal", marks=pytest.mark.slow), "a crash"])
+@pytest.mark.slow
+@pytest.mark.parametrize("end", ["a signal", "a crash"])
 def test_a_run_that_is_cut_and_resumed(end, tmp_path):
     """By a signal it has saved the last step; by a crash its last record is of an unsaved epoch."""
     config = tiny()

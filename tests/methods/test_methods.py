@@ -356,6 +356,7 @@ def live_concentrations(alphas, mask):
     return np.where(mask, np.where(alphas > 0, alphas + 1, np.exp(alphas)), 0)
 
 
+@pytest.mark.slow
 def test_drnas_samples_the_dirichlet_distribution_with_pathwise_gradients():
     """E w_o^2 = a_o (a_o + 1) / (a (a + 1)) with a the sum of a_o, and its derivative by alpha."""
     strategy = STRATEGIES["drnas"](SPACE, 10, 5)
@@ -854,6 +855,7 @@ def test_enas_controller_finds_the_best_arm():
     assert found.normal == found.reduce == ((("skip_connect", 1),),)
 
 
+@pytest.mark.slow
 def test_enas_rewards_are_accuracies_and_entropies_above_the_baseline():
     """The gradient and the baseline of one update, from its two architectures by hand."""
     options = {"architectures": 2, "entropy_weight": 0.1, "baseline_decay": 0.9}

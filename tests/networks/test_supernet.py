@@ -114,8 +114,8 @@ SLOW = pytest.mark.slow
     "computed",
     [
         pytest.param("all candidates", marks=SLOW),
-        "more than live",
-        pytest.param("what lives", marks=SLOW),
+        pytest.param("more than live", marks=SLOW),
+        "what lives",
     ],
 )
 def test_the_unrolled_plan_equals_the_loop(half, computed):

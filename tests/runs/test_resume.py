@@ -103,6 +103,7 @@ def test_cut_by_signals_at_random_steps(cuts, whole, tmp_path):
     assert_equal_runs(tmp_path, whole)
 
 
+@pytest.mark.slow  # networks are used there in test_api
 def test_a_run_where_jax_knows_64_bits_is_one_where_it_does_not(whole, tmp_path):
     assert cut_run(tmp_path, JAX_ENABLE_X64="1") == 0
     assert_equal_runs(tmp_path, whole)

@@ -47,6 +47,7 @@ OPTIONS = {
     "drnas": {"partial_channels": (2, 1), "keep": (2,), "kl": 0.01},
     "magnitude": {"start": 0.25, "power": 3},
     "pc_darts": {"partial_channels": 2, "grace": 0.25},
+    "pr_darts": {"keep": (2,), "grow": (1,), "lengths": (1, 1)},
     "p_darts": {"extra_cells": (0, 0), "keep": (2,), "skip_dropout": (0.3, 0.4)},
     "random": {"samples": 3},
     "evolution": {"population": 4, "sample": 2, "cycles": 9, "best": 2},
@@ -58,6 +59,8 @@ OPTIONS = {
 SLOW = (
     "magnitude",
     "accum_grad",
+    "pc_darts",
+    "nap",
     "asap_pac",
     "darts_plus",
     "beta_darts",
@@ -70,6 +73,7 @@ SLOW = (
     "parsec",
     "enas",
     "p_darts",
+    "pr_darts",
     "darts second",
     "darts exact",
 )
