@@ -1,6 +1,8 @@
 """Orbax wrapper: saves and restores trees of arrays, and the last few states of a loop."""
 
 import contextlib
+import hashlib
+import json
 import os
 import shutil
 import sys
@@ -17,6 +19,8 @@ import tensorstore
 from asap_jax.host.errors import UserError
 
 ROOM = 8 * 1024**2  # bytes that a checkpoint may take in addition to its arrays
+DIGESTS = "digests.json"  # of the arrays of a saved tree
+_DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError)
 
 
 def save(path: str | Path, tree) -> None:
@@ -36,6 +40,7 @@ def save(path: str | Path, tree) -> None:
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(partial, tree, force=True)
         _check_written(partial, tree)
+        (partial / DIGESTS).write_text(json.dumps(digests(tree), indent=1) + "\n")
         if path.exists():
             shutil.rmtree(path)
         partial.rename(path)
@@ -45,12 +50,50 @@ def restore(path: str | Path, like=None):
     """Reads a tree of arrays; with `like` (arrays or shapes), in its structure and placement.
 
     Raises:
-      OSError, ValueError: the checkpoint is missing or incomplete.
+      OSError, ValueError: the checkpoint is missing, incomplete or damaged.
     """
     path = Path(path).absolute()
     _read_through(path)
     with ocp.StandardCheckpointer() as checkpointer:
-        return checkpointer.restore(path, like)
+        tree = checkpointer.restore(path, like)
+    if (path / DIGESTS).is_file():  # versions before had none
+        _check_digests(tree, json.loads((path / DIGESTS).read_text()))
+    return tree
+
+
+def digests(tree) -> dict[str, str]:
+    """{name: type, shape and a digest of the bytes} of each array of a tree."""
+
+    def digest(leaf):
+        leaf = np.asarray(leaf)
+        hashed = hashlib.blake2b(leaf.tobytes(), digest_size=16).hexdigest()
+        return f"{leaf.dtype} {list(leaf.shape)} {hashed}"
+
+    return {_name(path): digest(leaf) for path, leaf in _leaves(tree)}
+
+
+def _digest_of_json(record) -> str:
+    """The same for what is written and for what is read again."""
+    text = json.dumps(record, sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def _check_digests(tree, expected: dict[str, str]) -> None:
+    """Raises ValueError if an array is not what was written, or not there."""
+    found = digests(tree)
+    names = sorted(found.keys() | expected.keys())
+
+    def is_wrong(name):
+        got, want = found.get(name), expected.get(name)
+        if got is None or want is None:
+            return True
+        return got != want and got.split()[0] == want.split()[0]  # it may be read as another type
+
+    wrong = [name for name in names if is_wrong(name)]
+    if wrong:
+        raise ValueError(
+            f"{wrong[0]} is not what was written ({len(wrong)} of {len(names)} arrays)"
+        )
 
 
 def check_place(path: str | Path) -> None:
@@ -133,7 +176,8 @@ class Checkpoints:
     """The last few states of one stage of a run, written in the background.
 
     Each is a folder named by its step, with two items: `state`, a tree of arrays, and `progress`,
-    JSON. Folders appear atomically, so a process that dies while writing loses only that state.
+    JSON, which holds a digest of each array and one of itself. Folders appear atomically, so a
+    process that dies while writing loses only that state.
 
     Args:
       folder: folder of this stage.
@@ -149,6 +193,7 @@ class Checkpoints:
         self._folder, self._identity = folder, identity
         self._every_steps, self._every_seconds = every_steps, every_seconds
         self._written, self._last = time.monotonic(), None
+        self.passed_over: list[str] = []  # by `latest`: damaged states, each as a sentence
         check_place(folder.absolute())
         with _writing(folder):
             self._manager = ocp.CheckpointManager(
@@ -174,11 +219,12 @@ class Checkpoints:
             if step not in self._manager.all_steps():
                 copied = _host_copy(state)
                 _check_room(self._folder, copied)
+                record = {**progress, "identity": self._identity, "digests": digests(copied)}
+                record["digest"] = _digest_of_json(record)
                 self._manager.save(
                     step,
                     args=ocp.args.Composite(
-                        state=ocp.args.StandardSave(copied),
-                        progress=ocp.args.JsonSave({**progress, "identity": self._identity}),
+                        state=ocp.args.StandardSave(copied), progress=ocp.args.JsonSave(record)
                     ),
                     force=True,
                 )
@@ -196,31 +242,66 @@ class Checkpoints:
         self._last = None
 
     def latest(self, like) -> tuple[Any, dict] | None:
-        """The latest (state, progress), or None if there is none.
+        """The latest (state, progress) that is undamaged, or None if there is none at all.
+
+        Damaged states after it are moved aside, to `damaged-STEP`, so that the run can save its own
+        there; `passed_over` then tells of them.
 
         Raises:
-          UserError: the state has another identity, or cannot be read.
+          UserError: the state has another identity or other shapes, or all states are damaged;
+            their files are left as they are.
         """
-        step = self._manager.latest_step()
-        if step is None:
-            return None
-        where = self._folder / str(step)
-        try:
-            item = ocp.args.Composite(progress=ocp.args.JsonRestore())
-            progress = self._manager.restore(step, args=item)["progress"]
-            check_identity(where, progress.pop("identity", {}), self._identity)
-            _read_through(where.absolute() / "state")
-            item = ocp.args.Composite(state=ocp.args.StandardRestore(_plain_shapes(like)))
-            state = self._manager.restore(step, args=item)["state"]
-        except UserError:
-            raise
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        damaged: list[tuple[Path, str]] = []
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            where = self._folder / str(step)
+            try:
+                state, progress = self._read(step, like)
+            except UserError:
+                raise
+            except _DAMAGE as error:
+                damaged.append((where, " ".join(str(error).split())[:300]))
+                continue
+            check_shapes(f"the checkpoint {where}", state, _plain_shapes(like))
+            self._set_aside(damaged, where)
+            return _placed(state, like), progress
+        if damaged:
+            where, why = damaged[0]
+            others = f", nor the {len(damaged) - 1} before it" if len(damaged) > 1 else ""
             raise UserError(
-                f"the checkpoint {where} cannot be read ({' '.join(str(error).split())[:300]}): "
-                "remove that folder to go on from the one before"
-            ) from error
-        check_shapes(f"the checkpoint {where}", state, _plain_shapes(like))
-        return _placed(state, like), progress
+                f"the checkpoint {where} cannot be read ({why}){others}; nothing was changed "
+                f"there: restore {self._folder} from a copy, or remove it to start this stage anew"
+            )
+        return None
+
+    def _read(self, step: int, like) -> tuple[Any, dict]:
+        """The (state, progress) of a step; raises one of `_DAMAGE` if it is damaged."""
+        where = self._folder / str(step)
+        item = ocp.args.Composite(progress=ocp.args.JsonRestore())
+        progress = self._manager.restore(step, args=item)["progress"]
+        expected, own = progress.get("digests"), progress.pop("digest", None)
+        if (expected, own) != (None, None) and own != _digest_of_json(progress):
+            raise ValueError("its progress is not what was written")  # versions before had neither
+        progress.pop("digests", None)
+        check_identity(where, progress.pop("identity", {}), self._identity)
+        _read_through(where.absolute() / "state")
+        item = ocp.args.Composite(state=ocp.args.StandardRestore(_plain_shapes(like)))
+        state = self._manager.restore(step, args=item)["state"]
+        if expected is not None:
+            _check_digests(state, expected)
+        return state, progress
+
+    def _set_aside(self, damaged: list[tuple[Path, str]], used: Path) -> None:
+        for where, why in damaged:
+            aside = where.with_name(f"damaged-{where.name}")
+            with _writing(where):
+                shutil.rmtree(aside, ignore_errors=True)
+                where.rename(aside)
+            self.passed_over.append(
+                f"the checkpoint {where} cannot be read ({why}): going on from {used.name}, and "
+                f"keeping it as {aside.name}"
+            )
+        if damaged:
+            self._manager.reload()
 
     def close(self) -> None:
         """Waits for all writes and closes; raises UserError if a write failed."""

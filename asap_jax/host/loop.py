@@ -213,6 +213,8 @@ def run(
 
     try:
         if checkpoints and (found := checkpoints.latest(state)):
+            for passed_over in checkpoints.passed_over:
+                session.log.warn(passed_over)
             state, progress = found[0], Progress(**found[1])
             _check_state(state, phase, progress)
             if progress.epoch > epochs:

@@ -2,7 +2,9 @@
 
 import errno
 import json
+import shutil
 
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
@@ -116,8 +118,96 @@ def test_what_cannot_be_read_is_one_error_and_orbax_is_not_asked(how, tmp_path, 
     monkeypatch.setattr(checkpoint.ocp.args, "StandardRestore", None)
     with pytest.raises((OSError, ValueError)):
         checkpoint.restore(tmp_path / "network")
-    with pytest.raises(UserError, match=r"8 cannot be read .* go on from the one before"):
+    with pytest.raises(UserError, match=r"8 cannot be read .* to start this stage anew"):
         Run(tmp_path)()
+
+
+def two_states(folder):
+    """Checkpoints after steps 4 and 8 that differ; returns their trees."""
+    checkpoints, trees = Checkpoints(folder, {"of": "this"}, 2, 0, 0), {}
+    for step in (4, 8):
+        numbers = np.arange(500, dtype=np.float32) * step
+        trees[step] = {"a": {"b": numbers, "c": np.asarray(step, np.int32)}}
+        checkpoints.save(step, trees[step], {"epoch": step})
+    checkpoints.close()
+    return trees
+
+
+def latest(folder, like):
+    """((step, tree), sentences about what was passed over)."""
+    checkpoints = Checkpoints(folder, {"of": "this"}, 2, 0, 0)
+    try:
+        tree, progress = checkpoints.latest(like)
+        return (progress["epoch"], jax.tree.map(np.asarray, tree)), checkpoints.passed_over
+    finally:
+        checkpoints.close()
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+def test_the_newest_undamaged_state_is_used(how, tmp_path):
+    """What was damaged is told of and moved aside, and the run can save its own in its place."""
+    trees = two_states(tmp_path)
+    damage(tmp_path / "8" / "state", how)
+    (step, tree), told = latest(tmp_path, trees[8])
+    assert step == 4
+    np.testing.assert_equal(tree, trees[4])
+    (sentence,) = told
+    assert f"{tmp_path}/8 cannot be read (" in sentence
+    assert "going on from 4, and keeping it as damaged-8" in sentence
+    again = Checkpoints(tmp_path, {"of": "this"}, 2, 0, 0)
+    again.save(8, trees[8], {"epoch": 8})
+    again.close()
+    (step, tree), told = latest(tmp_path, trees[8])
+    assert (step, told) == (8, [])
+    np.testing.assert_equal(tree, trees[8])
+
+
+def test_without_an_undamaged_state_the_files_are_left_as_they_are(tmp_path):
+    trees = two_states(tmp_path)
+    for step, how in ((4, "data changed"), (8, "data cut")):
+        damage(tmp_path / str(step) / "state", how)
+    with pytest.raises(UserError, match=r"8 cannot be read \(.*\), nor the 1 before it; nothing"):
+        latest(tmp_path, trees[8])
+    assert {path.name for path in tmp_path.iterdir()} == {"4", "8"}
+
+
+def flip(path, rng):
+    """Flips a random bit of a file."""
+    content = bytearray(path.read_bytes())
+    content[rng.integers(len(content))] ^= 1 << rng.integers(8)
+    path.write_bytes(bytes(content))
+
+
+@pytest.mark.parametrize(
+    "seeds", [range(12), pytest.param(range(12, 300), marks=pytest.mark.slow)], ids=["few", "many"]
+)
+def test_a_flipped_bit_never_gives_other_numbers(seeds, tmp_path):
+    """In any file of the newest state: it is found, or harmless."""
+    trees = two_states(tmp_path / "whole")
+    found = 0
+    for seed in seeds:
+        rng, folder = np.random.default_rng(seed), tmp_path / str(seed)
+        shutil.copytree(tmp_path / "whole", folder)
+        files = sorted(p for p in (folder / "8").rglob("*") if p.is_file() and p.stat().st_size)
+        flip(files[rng.integers(len(files))], rng)
+        (step, tree), told = latest(folder, trees[8])
+        np.testing.assert_equal(tree, trees[step])
+        assert len(told) == (step == 4)
+        found += step == 4
+    assert found > len(seeds) / 10
+
+
+def test_a_flipped_bit_of_a_networks_weights_is_found(tmp_path):
+    rng = np.random.default_rng(0)
+    weights = {"kernel": rng.normal(size=400).astype(np.float32)}
+    for i in range(4):
+        checkpoint.save(tmp_path / str(i), weights)
+        (data,) = (tmp_path / str(i) / "d").iterdir()
+        content = bytearray(data.read_bytes())
+        content[len(content) // 2 + i] ^= 4
+        data.write_bytes(bytes(content))
+        with pytest.raises((OSError, ValueError)):
+            checkpoint.restore(tmp_path / str(i))
 
 
 @pytest.mark.parametrize("what", ["checkpoint", "network", "record"])
