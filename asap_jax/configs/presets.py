@@ -29,6 +29,7 @@ def paper() -> ConfigDict:
     config.searches = 1  # with consecutive seeds; the best derived network is trained fully
     config.selection = ConfigDict({"epochs": 20})  # short trainings on one half to rank searches
     config.check_memory = True  # refuse a run whose estimate exceeds the device's memory
+    config.on_nan = "stop"  # at a loss or weight that is not finite; or "skip" the step, counted
     config.tensorboard = False  # write event files for TensorBoard too, in workdir/tensorboard
     config.data = ConfigDict(
         {
@@ -327,4 +328,5 @@ def update(config: ConfigDict, changes: Mapping, name: str = "config") -> None:
         try:
             config[key] = value
         except TypeError as error:
-            raise UserError(f"{name}.{key} cannot be {value!r}: {error}") from error
+            why = " ".join(str(error).split())
+            raise UserError(f"{name}.{key} cannot be {value!r}: {why}") from error

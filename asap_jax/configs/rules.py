@@ -1,6 +1,6 @@
 """What holds for a config whatever the data: one rule a key, then rules between keys."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
@@ -68,6 +68,7 @@ def of_sgd(*keys: str) -> list[str]:
 RULES: dict[str, Rule] = {
     "seed": at_least(0),
     "mode": one_of(("", "search", "train"), quoted=True),
+    "on_nan": one_of(("stop", "skip"), quoted=True),
     **of_each(at_least(1), "searches", "selection.epochs", "checkpoint.keep"),
     **of_each(at_least(0), "checkpoint.every_seconds", "checkpoint.every_steps"),
     **of_each(at_least(0), "data.train_examples", "data.test_examples", "data.image_size"),
@@ -118,6 +119,8 @@ RULES: dict[str, Rule] = {
 
 def check(config: ConfigDict) -> None:
     """Raises UserError for a value that no run can use, whatever the data."""
+    for key in _unset(config):
+        _require(False, key, None, "a value")
     for key, rule in RULES.items():
         value = _value(config, key)
         _require(rule.holds(value), key, value, rule.expected(value))
@@ -153,6 +156,16 @@ def check(config: ConfigDict) -> None:
         train.accumulate,
         f"a divisor of config.train.batch_size, which is {train.batch_size}",
     )
+
+
+def _unset(config: ConfigDict, prefix: str = "") -> Iterator[str]:
+    """The keys of value None, except a strategy's options, for which it may mean something."""
+    for name, value in config.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, ConfigDict):
+            yield from _unset(value, f"{key}.")
+        elif value is None and (prefix != "search.strategy." or name == "name"):
+            yield key
 
 
 def _value(config: ConfigDict, key: str):

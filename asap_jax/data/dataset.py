@@ -177,8 +177,10 @@ def check_images(name: str, images) -> np.ndarray:
             f"{name} has the shape {images.shape}, expected [N, H, W] or [N, H, W, C] with 1 or 3 "
             f"channels{hint}"
         )
-    if not len(images):
-        raise UserError(f"{name} holds no image")
+    if not images.size:
+        raise UserError(
+            f"{name} holds no image, or one without pixels: its shape is {images.shape}"
+        )
     return as_bytes(name, images)
 
 

@@ -22,5 +22,5 @@ def of(what: str) -> Iterator[None]:
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """' (did you mean ...?)', or '' if no known word is close."""
-    close = difflib.get_close_matches(word, list(known), 1, 0.5)
+    close = difflib.get_close_matches(str(word), list(known), 1, 0.5)
     return f" (did you mean {close[0]!r}?)" if close else ""

@@ -61,12 +61,14 @@ class Session(NamedTuple):
     interruption: signals, handled between two steps.
     saving: None saves nothing, so an interrupted run starts over.
     callbacks: the user's callbacks.
+    on_nan: what happens at a loss or state that is not finite: "stop", or "skip" if the steps do.
     """
 
     log: RunLog
     interruption: Interruption
     saving: Saving | None = None
     callbacks: Callbacks = Callbacks()
+    on_nan: str = "stop"
 
     def checkpoints(self, stage: str, identity: dict) -> Checkpoints | None:
         saving = self.saving
@@ -100,7 +102,7 @@ class Progress:
     def add(self, metrics: dict) -> None:
         self.step += 1
         for key, value in metrics.items():
-            if not math.isnan(value):  # NaN: the step has no such value
+            if math.isfinite(value):  # NaN: the step has no such value; else it was skipped
                 total, count = self.sums.get(key, (0.0, 0))
                 self.sums[key] = (total + float(value), count + 1)
 
@@ -130,6 +132,7 @@ def run(
     watch: Callable[[dict], bool] | None = None,
     begin: Callable[[Progress], None] | None = None,
     after_epoch: Callable[[Any, Progress, float], None] | None = None,
+    rate: Callable[[int], Any] | None = None,
 ) -> tuple[Any, Progress]:
     """Runs `step` over the batches of all epochs, resuming from the last checkpoint if any.
 
@@ -153,20 +156,22 @@ def run(
       begin: called with the progress before the first step after each start.
       after_epoch: called with (state, progress, seconds of the epoch's steps) after the epoch is
         logged and before it is saved; what it adds to `progress.history` is saved too.
+      rate: step -> learning rate, to report where the stage diverges.
 
     Returns:
       The final (state, progress).
 
     Raises:
       Interrupted: a signal arrived; the state is saved if `session.saving` is set.
-      UserError: a loss or the state is not finite, or the checkpoint is unreadable, belongs to
-        another run or has more than `epochs` epochs.
+      UserError: a loss or the state is not finite (diverged.json in the workdir then has the step,
+        its metrics, learning rate and batch), or all steps of an epoch were skipped for that; or
+        the checkpoint is unreadable, belongs to another run or has more than `epochs` epochs.
     """
     name = f"{phase}-{index}" + (f"-{stage}" if stage else "")
     place = {"phase": phase, "run": index} | ({"stage": stage} if stage else {})
     progress, checkpoints = Progress(), session.checkpoints(name, identity)
     callbacks, interruption = session.callbacks, session.interruption
-    under_way = collections.deque()  # metrics of the steps in flight
+    under_way = collections.deque()  # (metrics, batch) of the steps in flight
     metrics: dict = {}  # of the last step fetched
 
     def save_if_need_be(over=False):
@@ -185,13 +190,22 @@ def run(
     def done():
         return progress.epoch * steps + progress.step
 
-    def count(measured):
+    def count(measured, operands):
         """Fetches a step's metrics, waiting for them, and adds the step to the progress."""
         nonlocal metrics
         metrics = jax.device_get(measured)
         if note:
             note(progress, metrics)
-        _check_metrics(metrics, phase, progress)
+        try:
+            _check_metrics(metrics, phase, progress)
+        except UserError as error:
+            where = {**place, "epoch": progress.epoch + 1, "step": progress.step + 1}
+            if rate:
+                where["learning_rate"] = float(rate(done()))
+            where |= {key: value.item() for key, value in metrics.items()}
+            kept = session.log.keep_divergence(where, operands)
+            told = f" ({kept} has the step, its learning rate and its images)" if kept else ""
+            raise UserError(f"{error}{told}") from error
         progress.add(metrics)
         bar.update()
         seen = {**place, "epoch": progress.epoch + 1}
@@ -244,17 +258,20 @@ def run(
                 stepping = Stopwatch()
                 while progress.step < steps and not progress.ended:
                     if not (under_way and interruption.wanted):
-                        state, measured = step(state, *next(batch))
-                        under_way.append(measured)
+                        operands = next(batch)
+                        state, measured = step(state, *operands)
+                        under_way.append((measured, operands))
                     ahead = may_run_ahead()
                     while len(under_way) > ahead:
-                        count(under_way.popleft())
+                        count(*under_way.popleft())
                     if not under_way and progress.step < steps and not progress.ended:
                         clock.tick()
                         save_if_need_be()
                 _check_state(state, phase, progress)
                 seconds = stepping.seconds
                 record = summary(state, progress, metrics)
+                if "skipped" in metrics:
+                    record["skipped"] = _skipped(phase, progress)
                 clock.tick()
                 record = {
                     **place,
@@ -313,8 +330,10 @@ def _check_metrics(metrics, phase, progress):
     """Raises UserError if a step's losses or alphas are not finite.
 
     A NaN `val_loss` marks a step without an alpha update, unless the step reports
-    `alphas_learned`.
+    `alphas_learned`. A step that reports `skipped` changed nothing, and its losses do not count.
     """
+    if metrics.get("skipped"):
+        return
     train, val = metrics["train_loss"], metrics.get("val_loss", 0.0)
     if not np.isfinite(train):
         raise _diverged(f"the training loss became {train}", "train_loss", phase, progress)
@@ -322,6 +341,14 @@ def _check_metrics(metrics, phase, progress):
         raise _diverged(f"the loss of the alpha half became {val}", "val_loss", phase, progress)
     if not metrics.get("alphas_finite", True):
         raise _diverged("an alpha is no longer a finite number", "alphas", phase, progress)
+
+
+def _skipped(phase, progress) -> int:
+    """How many steps of the epoch were skipped; UserError if all were."""
+    count = round(progress.sums["skipped"][0])
+    if count >= progress.step:
+        raise _diverged("no step gave finite numbers", "train_loss", phase, progress)
+    return count
 
 
 def _check_state(state, phase, progress):

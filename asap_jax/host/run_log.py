@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 from tqdm.auto import tqdm
 
 from asap_jax.host.event_files import EventFiles
@@ -95,6 +96,25 @@ class RunLog:
         if self._warnings is not None:
             _append(self._warnings, words)
         self.say(f"warning: {words}")
+
+    def keep_divergence(self, record: dict, operands: tuple) -> str:
+        """Writes diverged.json: where a step's numbers were no longer finite, and on what images.
+
+        Returns its name, or "" without a workdir.
+
+        Args:
+          record: of the step.
+          operands: its batches; kept where these are indices of training images.
+        """
+        if self._path is None:
+            return ""
+        indices = [np.asarray(each).tolist() for each in operands if np.ndim(each) == 1]
+        whole = indices if len(indices) == len(operands) else None
+        text = json.dumps(
+            {key: _plain(value) for key, value in record.items()} | {"batches": whole}
+        )
+        self._path.with_name("diverged.json").write_text(text + "\n")
+        return "diverged.json"
 
     def _copied(self) -> EventFiles | None:
         """Event files of the records so far: those of metrics.jsonl, with their weights."""

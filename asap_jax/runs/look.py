@@ -239,7 +239,7 @@ def _time(job: Job, cells, log) -> tuple[dict, list[tuple[str, str]]]:
     """({part: seconds}, rows): measured steps, extrapolated to the whole run."""
     config, seconds, rows, compiling = job.config, {}, [], 0.0
     if job.searches:
-        session = loop.Session(log, Interruption())
+        session = loop.Session(log, Interruption(), on_nan=job.config.on_nan)
         trials = search_loop.try_steps(
             config.search, job.in_memory, config.seed, session, job.class_weights, job.target
         )

@@ -99,7 +99,7 @@ def run(
         saving = folder and loop.Saving(folder / "checkpoints", **job.config.checkpoint)
         unread = partial(interruption.ask, NOBODY_READS)
         log = RunLog(folder, quiet, unread, job.config.tensorboard)
-        session = loop.Session(log, interruption, saving, callbacks)
+        session = loop.Session(log, interruption, saving, callbacks, job.config.on_nan)
         return _Run(job, session, watch).go()
 
 

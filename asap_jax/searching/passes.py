@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from asap_jax.training import guard
+
 
 class Pass(NamedTuple):
     """A part of a step.
@@ -32,7 +34,10 @@ def chained(passes) -> Callable[..., tuple[Any, dict]]:
         metrics = {"val_loss": np.float32(np.nan)}  # for a step without an alpha update
         for each in passes:
             state, measured = each.run(state, *operands)
+            skipped = metrics.get(guard.METRIC, 0.0)
             metrics |= measured
+            if guard.METRIC in measured:
+                metrics[guard.METRIC] = jnp.maximum(skipped, measured[guard.METRIC])
         return state, metrics
 
     return step

@@ -17,7 +17,7 @@ from asap_jax.networks import plans
 from asap_jax.searching import prunings
 from asap_jax.searching.passes import Pass, SplitState, chained, of_programs, program
 from asap_jax.searching.search_step import SearchState, SearchStep, step_keys
-from asap_jax.training import feed
+from asap_jax.training import feed, guard
 
 WORTH = 1.0  # seconds that recompiling must save per second it takes
 
@@ -51,10 +51,12 @@ class PlannedStep:
         precision: str,
         compiler: Compiler,
         say: Callable[[str], None],
+        skips_nan: bool = False,
     ):
         self._step, self._augmentation, self._data = step, augmentation, (images, labels)
         self._batch_size, self._epochs, self._steps = batch_size, epochs, steps_per_epoch
         self._precision, self._compiler, self._say = precision, compiler, say
+        self._skips_nan = skips_nan
         self._plan = step.network.plan
         self._coming: tuple[plans.Plan, dict[str, Future]] | None = None
         self._shapes: tuple = ()  # of the operands, see `prepare`
@@ -116,7 +118,7 @@ class PlannedStep:
         state, *operands = self._shapes
         return {
             name: self._compiler.submit(
-                jit_pass(each, self._augmentation, self._precision),
+                jit_pass(each, self._augmentation, self._precision, self._skips_nan),
                 *SplitState.of(state, each),
                 *operands,
             )
@@ -169,11 +171,13 @@ def passes_by_plan(step: SearchStep, plan: plans.Plan) -> dict[bool, tuple[Pass,
     return dict.fromkeys((False, True), (whole,))
 
 
-def jit_pass(each: Pass, augmentation: Augmentation, precision: str):
-    """Jits a pass as a `passes.program`.
+def jit_pass(each: Pass, augmentation: Augmentation, precision: str, skips_nan: bool = False):
+    """Jits a pass as a `passes.program`, with `guard.skipping` if `skips_nan`.
 
     The operands are all images and labels, and the indices of the omega and the alpha batch.
     """
+    if skips_nan:
+        each = each._replace(run=guard.skipping(each.run, each.changes))
     run = precisions.computed_in(precision, _with_masks(each.run))
     run = feed.indexed(feed.augmented(run, augmentation, _augmentation_keys))
     options = compile_cache.options()

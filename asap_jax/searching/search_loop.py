@@ -255,6 +255,7 @@ class _StageRun:
                     watch=_prune_watch(self.session.callbacks.on_prune, noted, self.space),
                     begin=begin,
                     after_epoch=planned.consider,
+                    rate=self.stage.rate,
                 )
         finally:
             compiler.close()
@@ -315,6 +316,7 @@ class _StageRun:
             precision=config.precision,
             compiler=compiler,
             say=self.session.log.say,
+            skips_nan=self.session.on_nan == "skip",
         )
 
     def prepare(self, state, compiler) -> None:

@@ -48,8 +48,23 @@ def make_strategy(config, space: SearchSpace, steps_per_epoch: int) -> Strategy:
             f"config.search.strategy: {name} has no option {', '.join(unknown)}; to change the "
             f"strategy name it in the preset, as in --config=search:digits,{name}"
         )
+    for key, value in options.items():
+        _check_option(method, key, value)
     with errors.of("config.search.strategy"):
         return method.strategy(space, config.epochs, steps_per_epoch, **options)
+
+
+def _check_option(method: methods.Method, key: str, value) -> None:
+    """Raises UserError for an option's value of another type than the default's."""
+    usual, typed = method.options()[key], method.types().get(key)
+    kind = typed or type(usual)
+    if value is None and typed:
+        return
+    if isinstance(value, (int, float) if kind is float else kind):
+        if kind is bool or not isinstance(value, bool):
+            return
+    such = f"a {kind.__name__}, or unset" if typed else f"a value such as {usual!r}"
+    raise UserError(f"config.search.strategy.{key} is {value!r}, but has to be {such}")
 
 
 def _constraint(config, network: Supernet, image_shape) -> costs.Constraint | None:
@@ -159,6 +174,7 @@ class Stage(NamedTuple):
     """The components of a search, or of one of its stages, before it has a state.
 
     epochs, steps: number of epochs, and of steps per epoch.
+    rate: step -> learning rate of omega.
     constraint: on the cells' expected cost, or None.
     """
 
@@ -168,6 +184,7 @@ class Stage(NamedTuple):
     optimizers: Optimizers
     epochs: int
     steps: int
+    rate: Callable
     constraint: costs.Constraint | None
 
     def step(self, config, class_weights=None, target: Target | None = None) -> SearchStep:
@@ -215,6 +232,7 @@ def build(config, dataset: data.Dataset, strategy: Strategy | None = None) -> St
         optimizers=optimizers,
         epochs=epochs,
         steps=steps,
+        rate=rate,
         constraint=_constraint(config, network, dataset.preparation.shape),
     )
 

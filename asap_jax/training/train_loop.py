@@ -19,7 +19,7 @@ from asap_jax.layers.ops import Context
 from asap_jax.methods import schedules
 from asap_jax.networks.genotypes import Genotype
 from asap_jax.networks.models import STAGES, EvalNetwork
-from asap_jax.training import feed, optim
+from asap_jax.training import feed, guard, optim
 from asap_jax.training.evaluation import Answers, Questions, StreamedQuestions
 from asap_jax.training.train_step import TrainStep, from_variables, init_state, step_keys
 
@@ -224,7 +224,7 @@ def train(
     """
     watch = loop.Stopwatch()
     network, state, step, batches, steps = _begin(
-        config, genotype, dataset, seed, class_weights, start
+        config, genotype, dataset, seed, class_weights, start, session.on_nan == "skip"
     )
 
     def summary(state, progress, last):
@@ -245,6 +245,7 @@ def train(
                 session=session,
                 identity=identity or {},
                 index=index,
+                rate=make_schedule(config, steps),
             )
         answers, latency = test(state.variables), test.latency(state.variables)
     finally:
@@ -260,7 +261,7 @@ def train(
     )
 
 
-def _begin(config, genotype, dataset, seed, class_weights, start):
+def _begin(config, genotype, dataset, seed, class_weights, start, skips_nan=False):
     """(network, initial state, jitted step, batches for `loop.run`, steps per epoch)."""
     steps = dataset.train_count // config.batch_size
     network = make_network(config, genotype, len(dataset.class_names))
@@ -273,6 +274,8 @@ def _begin(config, genotype, dataset, seed, class_weights, start):
     source = _streamed if isinstance(dataset, data.Stream) else _resident
     step = make_step(config, network, optimizer, steps, class_weights)
     step = augmented(step, make_augmentation(config, dataset))
+    if skips_nan:
+        step = guard.skipping(step, ("params", "batch_stats", "opt_state", "average"))
     return network, state, *source(config, dataset, seed, step), steps
 
 

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 from command import ROOT, without_plugin
-from tiny import flags, last_state, records, tiny
+from tiny import assert_equal_runs, flags, last_state, records, tiny
 
 import asap_jax
 from asap_jax import data
@@ -56,21 +56,6 @@ def cut_run(workdir, phase="", step=0, name="SIGTERM", every_steps=0, **environm
     )
     assert "Traceback" not in done.stderr, done.stderr
     return done.returncode
-
-
-def assert_equal_runs(workdir, whole):
-    """Bit for bit: weights, statistics, alphas, masks, optimizers, records, cells, results."""
-    assert records(workdir) == records(whole)
-    assert (workdir / "genotype.json").read_text() == (whole / "genotype.json").read_text()
-    for stage in ("search-0", "train-0"):
-        got, want = last_state(workdir, stage), last_state(whole, stage)
-        assert got.keys() == want.keys()
-        for name in want:
-            np.testing.assert_array_equal(got[name], want[name], err_msg=f"{stage} {name}")
-    assert any("masks" in name for name in last_state(whole, "search-0"))
-    got, want = (json.loads((w / "results.json").read_text()) for w in (workdir, whole))
-    for key in ("test_accuracy", "gap", "candidates_left", "epochs", "parameters"):
-        assert got[key] == want[key]
 
 
 def test_the_tiny_run_is_as_long_as_these_tests_think(whole):

@@ -53,3 +53,18 @@ def last_state(workdir, stage):
     tree = checkpoint.restore(workdir / "checkpoints" / stage / str(max(steps)) / "state")
     leaves = jax.tree.flatten_with_path(tree)[0]
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+
+
+def assert_equal_runs(workdir, whole):
+    """Bit for bit: weights, statistics, alphas, masks, optimizers, records, cells, results."""
+    assert records(workdir) == records(whole)
+    assert (workdir / "genotype.json").read_text() == (whole / "genotype.json").read_text()
+    for stage in ("search-0", "train-0"):
+        got, want = last_state(workdir, stage), last_state(whole, stage)
+        assert got.keys() == want.keys()
+        for name in want:
+            np.testing.assert_array_equal(got[name], want[name], err_msg=f"{stage} {name}")
+    assert any("masks" in name for name in last_state(whole, "search-0"))
+    got, want = (json.loads((w / "results.json").read_text()) for w in (workdir, whole))
+    for key in ("test_accuracy", "gap", "candidates_left", "epochs", "parameters"):
+        assert got[key] == want[key]
