@@ -3,7 +3,7 @@
 from asap_jax.host import starting  # noqa: F401  first, for its effect: what follows takes seconds
 
 # isort: split
-from asap_jax.api import look, run, search, train
+from asap_jax.api import compare, look, run, search, train
 from asap_jax.data import Dataset
 from asap_jax.host.errors import UserError
 from asap_jax.layers.ops import OPERATIONS, Context, Layer, register
@@ -46,6 +46,7 @@ __all__ = [
     "TrainedNetwork",
     "UserError",
     "__version__",
+    "compare",
     "count_parameters",
     "describe",
     "evaluate",

@@ -13,11 +13,11 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from asap_jax.configs import presets, recipes
+from asap_jax.configs import comparisons, presets, recipes
 from asap_jax.host import compile_cache, loop
 from asap_jax.host.errors import UserError
 from asap_jax.networks.genotypes import Genotype
-from asap_jax.runs import inputs, runner, trained
+from asap_jax.runs import comparing, inputs, runner, trained
 from asap_jax.runs import look as looking
 
 
@@ -146,6 +146,33 @@ def look(
     """
     config, dataset = _with_data(_config(config, seed, changes), data)
     return looking.look(config, workdir, mode=mode, dataset=dataset, timed=timed, quiet=quiet)
+
+
+def compare(
+    config: str | ConfigDict = "digits", *, workdir: str | Path, **changes
+) -> comparing.Comparison:
+    """Compares methods over several seeds, like `--mode=compare`; each run has its own process.
+
+    Args:
+      config: a size of `configs/compare.py` ("tiny", "digits", "nb201_small", ...), or a config
+        from `comparisons.get_config`.
+      workdir: folder of the comparison; the same call with the same folder resumes.
+      changes: values of the config by key, groups as dicts: methods="asap,darts,random", seeds=5,
+        run={"data": {"source": "folder:PATH"}, "train": {"epochs": 10}}.
+
+    Returns:
+      A `Comparison` with `records`, `table` and `folder`; shown with its figures in a notebook.
+
+    Raises:
+      UserError: the config is unusable, or a run failed.
+      KeyboardInterrupt: a signal arrived; the runs in progress are saved.
+    """
+    if isinstance(config, str):
+        config = comparisons.get_config(config)
+    else:
+        config = config.copy_and_resolve_references().lock()
+    presets.update(config, changes)
+    return comparing.compare(config, workdir)
 
 
 def _config(config, seed, changes) -> ConfigDict:

@@ -47,6 +47,7 @@ def test_search_step(tmp_path):
     assert case["ours"]["peak_bytes"] > 1e8
 
 
+@pytest.mark.slow
 def test_gpu(tmp_path):
     run("gpu.py", *SMALL, "--numbers=1000", "--cases=1", f"--out={tmp_path}/gpu.json")
     first, full = json.loads((tmp_path / "gpu.json").read_text())["cases"]
@@ -169,6 +170,7 @@ def test_search_run(in_here, tmp_path):
     assert (tmp_path / "search.svg").exists()
 
 
+@pytest.mark.slow
 def test_gpu_search_goes_on_where_it_was_cut(in_here, capsys, tmp_path):
     options = ("--data=digits", f"--workdir={tmp_path}")
     in_here("gpu_search", *options, "--minutes=0")

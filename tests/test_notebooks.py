@@ -15,7 +15,11 @@ SHORTER = {
         ('PRESET = "small"', 'PRESET = "tiny"'),
         ('{"search": {"epochs": 4}, "train": {"epochs": 6}}', "{}"),
     ],
-    "methods": [('SIZE = "digits"', 'SIZE = "tiny"'), ('{"epochs": 6}', '{"epochs": 2}')],
+    "methods": [
+        ('SIZE = "digits"', 'SIZE = "tiny"'),
+        ('{"epochs": 6}', '{"epochs": 2}'),
+        ('"asap,random", "seeds": 2', '"asap", "seeds": 1, "baseline": ""'),
+    ],
     "reload": [("EPOCHS = 10", "EPOCHS = 2"), ('"digits", data', '"tiny", data')],
 }
 

@@ -52,7 +52,7 @@ def write(
       UserError: the page cannot be written, or a run's config.json cannot be read.
     """
     sections = [
-        ("Table", _table(header, rows)),
+        ("Table", f"<div class='wide' tabindex='0'>{html_table(header, rows)}</div>"),
         ("Each seed", _seeds(path.parent, measure, cases)),
         ("Figures", _figures(figures)),
         ("Differences of the configs", _differences(cases)),
@@ -60,15 +60,13 @@ def write(
     return page.save(path, page.assemble(title, sections))
 
 
-def _table(header, rows) -> str:
+def html_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """The table as one HTML element."""
     head = "".join(f"<th>{html.escape(each)}</th>" for each in header)
     body = "".join(
         "<tr>" + "".join(f"<td>{html.escape(each)}</td>" for each in row) + "</tr>" for row in rows
     )
-    return (
-        "<div class='wide' tabindex='0'><table class='compared'><thead><tr>"
-        f"{head}</tr></thead><tbody>{body}</tbody></table></div>"
-    )
+    return f"<table class='compared'><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
 def cells(markdown: str) -> tuple[list[str], list[list[str]]]:

@@ -1,11 +1,12 @@
 """A comparison: methods times seeds, each a run of its own, and what follows from them."""
 
+import html
 import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -24,7 +25,31 @@ GRID = 41  # points of a curve over the scaled time
 Records = Mapping[str, Sequence[Mapping[str, Any]]]  # {method: one record per seed}
 
 
-def compare(config: ConfigDict, folder: str | Path) -> dict[str, list[dict]]:
+class Comparison(NamedTuple):
+    """The result of a comparison.
+
+    records: {method: one record per seed}, see `record_of`.
+    table: Markdown, a row per method.
+    folder: holds the page, the figures and the runs' workdirs.
+    """
+
+    records: dict[str, list[dict]]
+    table: str
+    folder: Path
+
+    def _repr_html_(self) -> str:
+        """The table and the figures, for notebooks."""
+        header, rows = comparison.cells(self.table)
+        pictures = figures(self.folder, self.records)
+        drawn = "".join(
+            f"<figure>{charts.standalone(picture, names)}<figcaption>{html.escape(caption)}"
+            "</figcaption></figure>"
+            for picture, names, caption in pictures.values()
+        )
+        return comparison.html_table(header, rows) + drawn
+
+
+def compare(config: ConfigDict, folder: str | Path) -> Comparison:
     """Runs what is missing of a comparison; writes the table, the figures and the page.
 
     comparison.json has one record per run (see `record_of`), comparison.md the table, figures/ the
@@ -33,9 +58,6 @@ def compare(config: ConfigDict, folder: str | Path) -> dict[str, list[dict]]:
     Args:
       config: from `comparisons.get_config`.
       folder: of the comparison; a run's workdir is FOLDER/METHOD-SEED.
-
-    Returns:
-      {method: one record per seed}.
 
     Raises:
       UserError: the config is unusable, or a folder holds a run with other arguments.
@@ -58,8 +80,9 @@ def compare(config: ConfigDict, folder: str | Path) -> dict[str, list[dict]]:
         say(f"{len(cases)} methods, {len(seeds)} seeds: {len(finished)} of {len(runs)} runs done")
         sweep.sweep(runs, on_done, config.at_once)
         write(config, folder, records)
-    say("\n" + table(records, config.baseline) + f"\n{folder / 'report.html'}")
-    return records
+    result = Comparison(records, table(records, config.baseline), folder)
+    say(f"\n{result.table}\n{folder / 'report.html'}")
+    return result
 
 
 def record_of(folder: Path) -> dict[str, Any]:

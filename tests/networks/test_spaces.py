@@ -68,9 +68,11 @@ def test_what_is_no_architecture_string_is_named(text):
 
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_every_strategy_works_in_a_space_of_one_cell_type(name):
-    strategy = STRATEGIES[name](
-        NASBENCH201, 4, 3, **({"keep": (3, 2)} if name == "p_darts" else {})
-    )
+    options = {
+        "p_darts": {"keep": (3, 2)},
+        "pr_darts": {"keep": (3, 2), "grow": (1, 0), "lengths": (2, 1, 1)},
+    }
+    strategy = STRATEGIES[name](NASBENCH201, 4, 3, **options.get(name, {}))
     arch = strategy.init(KEY)
     mixtures = strategy.mixture(arch, jnp.int32(11), KEY)
     assert mixtures.keys() == arch.masks.keys() == {"normal"}

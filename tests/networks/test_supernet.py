@@ -129,7 +129,8 @@ def test_the_unrolled_plan_equals_the_loop(half, computed):
     assert_close(got, want)
 
 
-@pytest.mark.parametrize("plan", ["loop", pytest.param("unrolled", marks=SLOW)])
+@SLOW
+@pytest.mark.parametrize("plan", ["loop", "unrolled"])
 def test_evaluation_mode_equals_the_plain_form(half, plan):
     network, variables, alphas, masks, _ = half
     network = network.clone(plan=plans.Plan(plan))
@@ -452,7 +453,8 @@ def test_plans_equal_the_plain_form_with_drop_path(plan):
     assert_close(outcome(TRAIN), outcome(Context(True, reference=True)))
 
 
-@pytest.mark.parametrize("plan", ["loop", pytest.param("unrolled", marks=SLOW)])
+@SLOW
+@pytest.mark.parametrize("plan", ["loop", "unrolled"])
 def test_plans_equal_the_plain_form_with_partial_channels_and_dropout(plan):
     space = SearchSpace(("sep_conv_3x3", "max_pool_3x3", "skip_connect"), nodes=2)
     network = Supernet(space, 5, channels=4, cells=3, partial_channels=2, plan=plans.Plan(plan))

@@ -70,7 +70,8 @@ def test_the_tiny_run_is_as_long_as_these_tests_think(whole):
         assert max(int(p.name) for p in (whole / "checkpoints" / stage).iterdir()) == steps
 
 
-@pytest.mark.parametrize("cuts", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow  # by default stress/test_kill.py cuts runs
+@pytest.mark.parametrize("cuts", [1, 2])
 def test_cut_by_signals_at_random_steps(cuts, whole, tmp_path):
     """Once or twice in the search, once in the training; each time another process resumes."""
     rng = np.random.default_rng()

@@ -173,7 +173,8 @@ def test_a_target_out_of_reach_is_refused_with_what_there_is():
         asap_jax.search(config)
 
 
-@pytest.mark.parametrize("factor", [0.85, pytest.param(1.15, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("factor", [0.85, 1.15])
 def test_a_search_ends_near_its_target(factor):
     """The size is logged, relative to the target; the network trained is what was asked for."""
     config = tiny()

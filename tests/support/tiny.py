@@ -40,11 +40,14 @@ def leaves(tree, path=""):
             yield f"{path}{key}", value
 
 
+def lines(workdir):
+    """metrics.jsonl."""
+    return [json.loads(each) for each in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
 def records(workdir):
     """metrics.jsonl without the seconds, which differ between runs."""
-    lines = (workdir / "metrics.jsonl").read_text().splitlines()
-    parsed = [json.loads(line) for line in lines]
-    return [{k: v for k, v in record.items() if k != "seconds"} for record in parsed]
+    return [{k: v for k, v in record.items() if k != "seconds"} for record in lines(workdir)]
 
 
 def last_state(workdir, stage):
