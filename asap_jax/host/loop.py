@@ -132,7 +132,7 @@ def run(
     watch: Callable[[dict], bool] | None = None,
     begin: Callable[[Progress], None] | None = None,
     after_epoch: Callable[[Any, Progress, float], None] | None = None,
-    rate: Callable[[int], Any] | None = None,
+    rate: Callable[[Any], Any] | None = None,
 ) -> tuple[Any, Progress]:
     """Runs `step` over the batches of all epochs, resuming from the last checkpoint if any.
 

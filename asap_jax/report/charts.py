@@ -4,9 +4,9 @@ import html
 import math
 import re
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, TypeGuard
+from typing import NamedTuple, TypeGuard, cast
 
 LEFT, RIGHT, TOP, BOTTOM = 44, 8, 8, 20  # margins of a chart with axes, pixels
 COLOURS = 8  # --c0, ... of the page; further series start over
@@ -266,14 +266,14 @@ def _finite(value: float | None) -> TypeGuard[float]:
     return value is not None and math.isfinite(value)
 
 
-def _runs(values):
+def _runs(values: Sequence[float | None]) -> Iterator[tuple[int, Sequence[float]]]:
     """(index of the first, values) of each run without gaps."""
     begin = None
     for i, value in enumerate([*values, None]):
         if _finite(value):
             begin = i if begin is None else begin
         elif begin is not None:
-            yield begin, values[begin:i]
+            yield begin, cast(Sequence[float], values[begin:i])
             begin = None
 
 

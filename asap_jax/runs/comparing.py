@@ -285,8 +285,9 @@ def figures(folder: Path, records: Records) -> dict[str, tuple[str, list[str], s
         series = {}
         for method, runs in curves.items():
             scaled = [_scaled(value(epochs, total)) for epochs, total in runs]
-            if all(each is not None for each in scaled):
-                series[method] = np.mean(scaled, 0).tolist()
+            whole = [each for each in scaled if each is not None]
+            if len(whole) == len(scaled):
+                series[method] = np.mean(whole, 0).tolist()
         if title == "Candidates left":  # of the methods that prune
             series = {method: each for method, each in series.items() if each[-1] < 1}
         if series:
@@ -310,6 +311,7 @@ def _candidates(folder: Path) -> int:
 
 def _scaled(values: Sequence[float | None]) -> np.ndarray | None:
     """A curve over the epochs on `GRID` points from its begin to its end; None with gaps."""
-    if not values or any(value is None or not math.isfinite(value) for value in values):
+    known = [value for value in values if value is not None and math.isfinite(value)]
+    if not known or len(known) < len(values):
         return None
-    return np.interp(np.linspace(0, len(values) - 1, GRID), np.arange(len(values)), values)
+    return np.interp(np.linspace(0, len(known) - 1, GRID), np.arange(len(known)), known)

@@ -483,8 +483,8 @@ class _StageRun:
         return {
             "column": column,
             "cells": count,
-            "kendall": float(stats.kendalltau(accuracies, alone).statistic),
-            "spearman": float(stats.spearmanr(accuracies, alone).statistic),
+            "kendall": float(np.asarray(stats.kendalltau(accuracies, alone))[0]),
+            "spearman": float(np.asarray(stats.spearmanr(accuracies, alone))[0]),
         }
 
     def _shared(self, state):
