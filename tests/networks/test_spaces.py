@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import os
+import re
 import signal
 
 import jax
@@ -183,6 +184,7 @@ def test_a_search_logs_what_the_table_says_of_its_cell(tmp_path, capsys):
     path.write_text("\n".join(rows))
     values = dict(row.split(",") for row in rows[1:])
     config = small(tiny(), space="nasbench201", candidates=(), edges="all", benchmark=str(path))
+    config.search.benchmark_cells = 6
     config.train.auxiliary_weight = 0.0
     seen = []
     found = asap_jax.run(config, workdir=tmp_path / "run", on_epoch=seen.append)
@@ -196,7 +198,12 @@ def test_a_search_logs_what_the_table_says_of_its_cell(tmp_path, capsys):
         assert record["skips_normal"] == record["architecture"].count("skip_connect")
     assert found.genotype.architecture_string() == searched[-1]["architecture"]
     assert found.search["benchmark"] == searched[-1]["benchmark"]
-    assert f"architecture             {searched[-1]['architecture']}" in printed
+    assert re.search(rf"architecture +{re.escape(searched[-1]['architecture'])}", printed)
+    ranking = found.search["ranking"]
+    assert (ranking["column"], ranking["cells"]) == ("accuracy", 6)
+    assert -1 <= ranking["kendall"] <= 1
+    assert f"6 cells against accuracy: Kendall's tau {ranking['kendall']:.2f}" in printed
+    assert found.search["derived_accuracy"] == found.search["gap"]["all"]["derived"]
     network = asap_jax.load(tmp_path / "run")
     assert network.predict(np.zeros((2, 8, 8), np.uint8)).shape == (2,)
     assert (tmp_path / "run" / "cells.png").stat().st_size > 5000
