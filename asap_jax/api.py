@@ -169,8 +169,13 @@ def compare(
     """
     if isinstance(config, str):
         config = comparisons.get_config(config)
-    else:
+    elif isinstance(config, ConfigDict) and "run" in config:
         config = config.copy_and_resolve_references().lock()
+    else:
+        raise UserError(
+            "config has to be a size of configs/compare.py or a config of one, got "
+            f"{type(config).__name__}"
+        )
     presets.update(config, changes)
     return comparing.compare(config, workdir)
 

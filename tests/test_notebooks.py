@@ -41,7 +41,9 @@ def test_notebooks_are_kept_without_outputs(path):
             assert not cell.outputs and cell.execution_count is None
     title, _, badge = "".join(notebook.cells[0].source).splitlines()[:3]
     assert title.startswith("# ")
-    assert badge.startswith("[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]")
+    assert badge.startswith(
+        "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]"
+    )
     text = path.read_text()
     assert text == json.dumps(json.loads(text), indent=1) + "\n"
 

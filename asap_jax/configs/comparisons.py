@@ -1,7 +1,7 @@
 """Comparisons: configs of many runs, methods times seeds.
 
-`configs/compare.py` is a thin wrapper around `get_config`. `config.run` is the config of every run,
-that of the size's preset: what is changed there is changed for all methods.
+`configs/compare.py` is a thin wrapper around `get_config`. `config.run` is the size's preset; what
+differs from it there differs in every run, whatever a method's own preset has.
 """
 
 from ml_collections import ConfigDict
@@ -9,8 +9,9 @@ from ml_collections import ConfigDict
 from asap_jax.configs import presets, rules
 from asap_jax.host import workdir
 from asap_jax.host.errors import UserError, nearest
-from asap_jax.methods import STRATEGIES
+from asap_jax.methods import STRATEGIES, named
 
+OF_ALPHAS = ("cost_weight", "target_params", "target_macs", "max_skips", "early_stop")
 BY_EVIDENCE = "asap,darts,gdas,drnas,beta_darts,random"
 OF_THE_PAPER = "asap,darts,enas,magnitude,accum_grad,random"
 
@@ -52,6 +53,9 @@ def cases(config: ConfigDict) -> dict[str, list[str]]:
     Raises:
       UserError: a value that the comparison or one of its runs cannot use.
     """
+    for key, value in config.items():
+        if value is None:
+            raise UserError(f"config.{key} is None, but has to be a value")
     methods = [each.strip() for each in config.methods.split(",") if each.strip()]
     known = f"methods are {', '.join(STRATEGIES)}"
     for each in methods:
@@ -81,6 +85,12 @@ def cases(config: ConfigDict) -> dict[str, list[str]]:
         whole = presets.get_config(preset)
         for key, value in changes:
             presets.update(whole, _nested(key, value))
+        without = [key for key in OF_ALPHAS if whole.search[key] != usual.search[key]]
+        if without and not named(method).has_alphas:
+            raise UserError(
+                f"config.run.search.{without[0]} is {whole.search[without[0]]}, but {method} has "
+                "no alphas that it could change: leave the method or the setting out"
+            )
         try:
             rules.check(whole)
         except UserError as error:

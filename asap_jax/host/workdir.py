@@ -82,6 +82,8 @@ def check(path: str | Path, config: dict) -> dict | None:
         raise UserError(
             f"--workdir={path} holds a saved network and no run: choose another --workdir"
         )
+    if (path / "comparison.json").exists():
+        raise UserError(f"--workdir={path} holds a comparison of runs: choose another --workdir")
     before = read_config(path) if (path / "config.json").exists() else None
     if before is not None:
         changed = [

@@ -128,11 +128,13 @@ class Method(NamedTuple):
       ASAP's or its options depend on the size of the search.
     authors: values of `config.search`, groups as dicts: the authors' settings on CIFAR-10 where
       they differ from ASAP's. They apply at the paper's size.
+    has_alphas: whether anything but the network's weights learns.
     """
 
     strategy: Callable[..., Strategy]
     adapt: Callable[[Any], None] = lambda search: None
     authors: Mapping[str, Any] = MappingProxyType({})
+    has_alphas: bool = True
 
     def options(self) -> dict[str, Any]:
         """{name: default} of the strategy's options."""

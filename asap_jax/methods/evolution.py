@@ -147,4 +147,4 @@ def _adapt(search) -> None:
         options.population, options.sample, options.cycles = 20, 5, 100
 
 
-METHOD = Method(evolution, _adapt, {"batch_size": 64, "epochs": 100})
+METHOD = Method(evolution, _adapt, {"batch_size": 64, "epochs": 100}, has_alphas=False)

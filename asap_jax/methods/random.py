@@ -136,4 +136,4 @@ def _adapt(search) -> None:
     options.samples, options.rounds = (1000, 3) if full else (100, 1)
 
 
-METHOD = Method(random, _adapt, {"batch_size": 64, "epochs": 100})
+METHOD = Method(random, _adapt, {"batch_size": 64, "epochs": 100}, has_alphas=False)

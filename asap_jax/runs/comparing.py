@@ -14,6 +14,7 @@ from scipy import stats
 
 from asap_jax.configs import comparisons
 from asap_jax.host import lock, workdir
+from asap_jax.host.errors import UserError
 from asap_jax.host.run_log import say
 from asap_jax.methods import derive
 from asap_jax.networks.genotypes import Genotype
@@ -65,6 +66,8 @@ def compare(config: ConfigDict, folder: str | Path) -> Comparison:
     """
     folder = workdir.locate(folder)
     cases = comparisons.cases(config)
+    if (folder / "config.json").exists() or (folder / "network.json").exists():
+        raise UserError(f"--workdir={folder} holds a run, not a comparison: choose another one")
     seeds = range(config.first_seed, config.first_seed + config.seeds)
     runs = sweep.runs_of(cases, seeds, folder)
     records: dict[str, list[dict]] = {}
@@ -80,6 +83,7 @@ def compare(config: ConfigDict, folder: str | Path) -> Comparison:
         say(f"{len(cases)} methods, {len(seeds)} seeds: {len(finished)} of {len(runs)} runs done")
         sweep.sweep(runs, on_done, config.at_once)
         write(config, folder, records)
+    records = {method: records[method] for method in cases}
     result = Comparison(records, table(records, config.baseline), folder)
     say(f"\n{result.table}\n{folder / 'report.html'}")
     return result
@@ -123,11 +127,11 @@ def measure(records: Records) -> tuple[str, dict[str, list[float]]]:
 
     That is the accuracy of the trained networks, or without trainings the benchmark's last column.
     """
-    first = next(iter(records.values()))[0]
-    if first["accuracy"] is not None:
+    everything = [run for runs in records.values() for run in runs]
+    if any(run["accuracy"] is not None for run in everything):
         name = "test accuracy, %"
         return name, {m: [100 * run["accuracy"] for run in runs] for m, runs in records.items()}
-    columns = list(first["benchmark"])
+    columns = list(max((run["benchmark"] for run in everything), key=len))
     if columns:
         name = columns[-1]
         return name, {
@@ -139,6 +143,7 @@ def measure(records: Records) -> tuple[str, dict[str, list[float]]]:
 
 def welch(values: Sequence[float], baseline: Sequence[float]) -> tuple[float, float] | None:
     """(difference of the means, two-sided p-value of Welch's t-test); None without two of each."""
+    values, baseline = _known(values), _known(baseline)
     if min(len(values), len(baseline)) < 2:
         return None
     sides = [
@@ -170,7 +175,7 @@ def table(records: Records, baseline: str) -> str:
         columns[f"against `{baseline}`"] = against
     if any(run["benchmark"] for run in everything):
         columns["worst, best seed"] = lambda method, runs: (
-            f"{min(values[method]):.2f}, {max(values[method]):.2f}"
+            f"{min(known):.2f}, {max(known):.2f}" if (known := _known(values[method])) else "-"
         )
     columns["with shared weights, %"] = lambda method, runs: spread(
         [100 * run["derived_accuracy"] for run in runs]
@@ -197,12 +202,20 @@ def table(records: Records, baseline: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _known(values: Sequence[float]) -> list[float]:
+    return [value for value in values if not math.isnan(value)]
+
+
 def _mean(runs, key) -> str:
     return f"{statistics.fmean(run[key] for run in runs):,.0f}"
 
 
 def spread(values: Sequence[float], digits: int = 2, sign: bool = False) -> str:
-    """'mean +- sample deviation'; the value if there is only one, '-' if there is none."""
+    """'mean +- sample deviation'; the value if there is only one, '-' if there is none.
+
+    NaN, as of a cell that is not in the benchmark's table, does not count.
+    """
+    values = _known(values)
     if not values:
         return "-"
     text = f"{statistics.fmean(values):{'+' * sign}.{digits}f}"
@@ -298,7 +311,8 @@ def figures(folder: Path, records: Records) -> dict[str, tuple[str, list[str], s
 
 def _epochs(folder: Path) -> list[dict]:
     """The records of a search's epochs, of its first search."""
-    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    path = folder / "metrics.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     records = [json.loads(line) for line in lines]
     return [each for each in records if each["phase"] == "search" and each["run"] == 0]
 

@@ -7,6 +7,7 @@ arguments of a run; a sweep with other ones is refused there.
 
 import collections
 import contextlib
+import fnmatch
 import json
 import os
 import shlex
@@ -23,6 +24,11 @@ from asap_jax.host.errors import UserError
 from asap_jax.host.run_log import say
 from asap_jax.host.timing import duration
 
+# Keys of a config that change no result, so that they may change when a sweep is resumed.
+HARMLESS = (
+    *("on_nan", "check_memory", "checkpoint.*", "tensorboard"),
+    *("data.dir", "data.prepare", "data.streaming", "data.workers"),
+)
 ARGUMENTS, OUTPUT = "arguments.json", "output.txt"
 _POLL = 0.2  # seconds between looks at the runs in progress
 _LIST_DEVICES = "import jax; print(jax.default_backend(), jax.local_device_count())"
@@ -64,8 +70,8 @@ def runs_of(cases: Mapping[str, Sequence[str]], seeds: Sequence[int], out: Path)
     """The runs of all cases, seed by seed, so that a complete table is available early.
 
     Args:
-      cases: {name: arguments of the command}; "{seed}" in them is replaced by the seed, so that a
-        case may name the workdir of an earlier one, OUT/NAME-{seed}.
+      cases: {name: arguments of the command}; "{seed}" in `config.genotype` is replaced by the
+        seed, so that a case may name the workdir of an earlier one, OUT/NAME-{seed}.
       seeds: of each case.
       out: folder of the workdirs, named NAME-SEED, with "/" in a name written as "-".
     """
@@ -74,11 +80,16 @@ def runs_of(cases: Mapping[str, Sequence[str]], seeds: Sequence[int], out: Path)
             name,
             seed,
             workdir_of(out, name, seed),
-            (*(each.replace("{seed}", str(seed)) for each in arguments), f"--config.seed={seed}"),
+            (*(_of_seed(each, seed) for each in arguments), f"--config.seed={seed}"),
         )
         for seed in seeds
         for name, arguments in cases.items()
     ]
+
+
+def _of_seed(argument: str, seed: int) -> str:
+    named = argument.startswith("--config.genotype=")
+    return argument.replace("{seed}", str(seed)) if named else argument
 
 
 def workdir_of(out: Path, name: str, seed: int) -> Path:
@@ -197,6 +208,12 @@ def _failure(run: Run, code: int) -> RunFailed:
     )
 
 
+def _matters(argument: str) -> bool:
+    """Whether an argument may change what comes out of a run."""
+    key = argument.partition("=")[0].removeprefix("--config.")
+    return not any(fnmatch.fnmatch(key, pattern) for pattern in HARMLESS)
+
+
 def _claim(run: Run) -> None:
     """Stores the arguments of a new folder's run; UserError if it holds a run with other ones.
 
@@ -208,13 +225,20 @@ def _claim(run: Run) -> None:
     )
     if not begun:
         workdir.write_json(kept, arguments)
-    elif kept.exists() and (before := json.loads(kept.read_text())) != arguments:
-        there, here = collections.Counter(before), collections.Counter(arguments)
+        return
+    if not kept.exists():
+        return
+    try:
+        before = json.loads(kept.read_text())
+        there, here = (collections.Counter(filter(_matters, each)) for each in (before, arguments))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{kept} is not a list of arguments ({error}): was it edited?") from error
+    if there != here:
         only = {"there": there - here, "here": here - there}
         changed = [
             f"only {where}: {shlex.join(each.elements())}" for where, each in only.items() if each
         ]
-        how = "; ".join(changed) or "in another order"
+        how = "; ".join(changed)
         raise UserError(
             f"{run.folder} holds a run of other arguments ({how}): choose another folder, or "
             "remove that one"

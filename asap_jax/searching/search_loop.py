@@ -25,6 +25,7 @@ from asap_jax.searching.targets import TOLERANCE, Target
 from asap_jax.training.evaluation import Accuracy
 from asap_jax.training.losses import cross_entropy
 
+CARRIED = ("warned", "few_skips")  # from stage to stage, in `Progress.history`
 RANKED = 5  # distinguishes the draw of cells to rank from others by (seed, number)
 
 
@@ -83,15 +84,15 @@ def search(
     """
     watch = loop.Stopwatch()
     halves = _halves_on_device(dataset, *stages.split(config, dataset, seed), seed)
-    strategy, state, epochs, seconds, number, warned = None, None, 0, 0.0, 0, []
+    strategy, state, epochs, seconds, number, carried = None, None, 0, 0.0, 0, {}
     total = len(stages.build_all(config, dataset))
     while True:
         stage = stages.build(config, dataset, strategy)
-        running = _StageRun(config, dataset, stage, halves, seed, session, warned, target)
+        running = _StageRun(config, dataset, stage, halves, seed, session, carried, target)
         state, progress = running.run(
             number, total, epochs, index, identity or {}, class_weights, watch, state
         )
-        warned = progress.history.get("warned", warned)
+        carried = {key: progress.history[key] for key in CARRIED if key in progress.history}
         epochs, seconds = epochs + progress.epoch, seconds + progress.seconds
         if running.strategy.next_stage is None or progress.ended == "stopped":
             break
@@ -142,7 +143,7 @@ def try_steps(
     """Compiles the programs of a search as `search` does, and times a few steps of each stage."""
     halves = _halves_on_device(dataset, *stages.split(config, dataset, seed), seed)
     return [
-        _StageRun(config, dataset, stage, halves, seed, session, [], target).try_steps(
+        _StageRun(config, dataset, stage, halves, seed, session, {}, target).try_steps(
             class_weights
         )
         for stage in stages.build_all(config, dataset)
@@ -172,14 +173,15 @@ class _Halves(NamedTuple):
 class _StageRun:
     """A stage in progress: its parts, and the functions that the host calls."""
 
-    def __init__(self, config, dataset, stage, halves, seed, session, warned, target):
+    def __init__(self, config, dataset, stage, halves, seed, session, carried, target):
         if stage.strategy.updates.joint:
             halves = halves._replace(omega=np.arange(len(dataset.train_labels)))
         self.config, self.dataset, self.halves, self.seed = config, dataset, halves, seed
         self.space, self.strategy = stage.space, stage.strategy
         self.network, self.optimizers = stage.network, stage.optimizers
         self.epochs, self.steps, self.stage = stage.epochs, stage.steps, stage
-        self.session, self.benchmark, self.warned = session, stages.benchmark_table(config), warned
+        self.session, self.benchmark = session, stages.benchmark_table(config)
+        self.carried: dict[str, list] = carried
         self.target: Target | None = target
         # Under the stage's own plan for all candidates: one compilation serves every mask.
         self.accuracy, self.accuracy_by_batch = (
@@ -349,6 +351,8 @@ class _StageRun:
                 )
             record["gap"] = record["supernet_accuracy"] - record["derived_accuracy"]
         history, back = progress.history, None
+        for key, value in self.carried.items():
+            history.setdefault(key, list(value))
         if self._measures(state, progress):
             record["eigenvalue"] = float(self.eigenvalue(state, self.halves))
             back = self._note_eigenvalue(state, progress, record["eigenvalue"])
@@ -359,14 +363,13 @@ class _StageRun:
             ends = progress.ended or progress.epoch + 1 == self.epochs
             final = ends and self.strategy.next_stage is None
             texts = collapse.warnings(genotype, record, back, final)
-            if not ends:
-                self._stop_on_evidence(state, progress, back, record["skips_normal"])
+            self._stop_on_evidence(state, progress, back, record["skips_normal"])
         if self.benchmark is not None and name is not None:
             record["benchmark"] = self.benchmark.get(name, {})
             if name not in self.benchmark:
                 texts["benchmark"] = f"the cell {name} is not in {self.benchmark.path}"
         for sign, words in texts.items():
-            if sign not in history.setdefault("warned", list(self.warned)):
+            if sign not in history.setdefault("warned", []):
                 history["warned"].append(sign)
                 self.session.log.warn(words)
         return record

@@ -28,6 +28,8 @@ def skipping(run: Callable, fields: tuple[str, ...]) -> Callable:
         sound = all_finite(new) & all_finite(metrics.get("train_loss", jnp.zeros(())))
         old = {name: getattr(state, name) for name in kept}
         chosen = jax.tree.map(lambda new, old: jnp.where(sound, new, old), new, old)
+        if "finished" in metrics:  # of the state that was not kept
+            metrics = {**metrics, "finished": metrics["finished"] & sound}
         return after.replace(**chosen), {**metrics, METRIC: 1.0 - sound}
 
     return guarded

@@ -1,5 +1,7 @@
 """Signs of a collapsing search."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ from tiny import tiny
 
 import asap_jax
 from asap_jax import GENOTYPES, Genotype
+from asap_jax.host import loop
 from asap_jax.methods import collapse
 from asap_jax.searching import search_loop
 
@@ -103,6 +106,24 @@ def test_a_search_records_the_signs_and_warns_once(capsys):
         assert record["skips_normal"] == record["skips_reduce"] == 8
     said = [line for line in capsys.readouterr().out.splitlines() if "warning:" in line]
     assert len([line for line in said if "skip connections" in line]) == 1
+
+
+def test_the_last_epoch_may_have_too_many_skips_too():
+    """Also of a search that is finished; what an earlier stage ended with counts."""
+    said = []
+    stage = object.__new__(search_loop._StageRun)
+    stage.config = types.SimpleNamespace(max_skips=2, early_stop=False)
+    stage.session = types.SimpleNamespace(log=types.SimpleNamespace(say=said.append))
+    stage._by_rule = lambda state: {"top2": "cells"}
+    progress = loop.Progress(epoch=3)
+    stage._stop_on_evidence(None, progress, None, 2)
+    assert not progress.ended
+    following = loop.Progress(ended="finished")
+    following.history.update({key: progress.history[key] for key in search_loop.CARRIED[1:]})
+    stage._stop_on_evidence(None, following, None, 3)
+    assert following.ended == "stopped"
+    assert following.history["returned"] == [3, {"top2": "cells"}]
+    assert said == ["the search ends here, with the cells of epoch 4: 3 skips, more than 2"]
 
 
 def test_a_search_stops_at_too_many_skips_with_the_cells_of_before(monkeypatch):

@@ -10,8 +10,10 @@ from command import command
 from scipy import stats
 from tiny import flags
 
+import asap_jax
 from asap_jax import GENOTYPES
 from asap_jax.configs import comparisons
+from asap_jax.host import workdir as files
 from asap_jax.host.errors import UserError
 from asap_jax.methods import STRATEGIES, derive
 from asap_jax.runs import comparing
@@ -98,6 +100,8 @@ def test_what_changes_for_all_runs_is_in_their_arguments():
         (lambda c: c.update(baseline="randomly"), "config.baseline: unknown 'randomly'"),
         (lambda c: c.update(seeds=0), "config.seeds is 0, but has to be at least 1"),
         (lambda c: c.run.update(genotype="ASAP"), "transfer.py"),
+        (lambda c: c.run.search.update(max_skips=2), "but random has no alphas"),
+        (lambda c: c.update(methods=None), "config.methods is None"),
         (lambda c: c.run.search.update(epochs=0), "asap: config.search.epochs is 0"),
     ],
 )
@@ -166,6 +170,37 @@ def test_the_table_of_searches_alone_is_of_the_benchmarks_accuracies():
     assert cells["worst, best seed"] == "84.00, 88.00"
     assert cells["rank correlation"] == "0.50 +- 0.00"
     assert "parameters" not in cells
+
+
+def test_a_table_with_what_is_not_known():
+    """A cell outside the benchmark's table, tied accuracies: left out, not in the way."""
+    alone = {"accuracy": None, "parameters": None, "multiply_adds": None}
+    ranking = {"column": "test", "cells": 2, "kendall": math.nan, "spearman": math.nan}
+    runs = [
+        record(**alone | {"seed": i, "benchmark": known, "ranking": ranking})
+        for i, known in enumerate(({}, {"test": 84.0}, {"test": 86.0}))
+    ]
+    others = [record(**alone | {"seed": i, "benchmark": {}}) for i in range(3)]
+    text = comparing.table({"nap": runs, "random": others}, "random")
+    header, _, nap, random = text.splitlines()
+    cells = dict(zip(header.split(" | "), nap.split(" | "), strict=True))
+    assert cells["test"] == "85.00 +- 1.41"
+    assert cells["worst, best seed"] == "84.00, 86.00"
+    assert cells["rank correlation"] == "-"
+    assert "nan" not in random
+
+
+def test_folders_of_runs_and_of_comparisons_are_kept_apart(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="holds a run, not a comparison"):
+        comparing.compare(comparisons.get_config("tiny"), tmp_path / "run")
+    (tmp_path / "both").mkdir()
+    (tmp_path / "both" / "comparison.json").write_text("{}")
+    with pytest.raises(UserError, match="holds a comparison of runs"):
+        files.check(tmp_path / "both", {})
+    with pytest.raises(UserError, match=r"a size of configs/compare.py"):
+        asap_jax.compare(5, workdir=tmp_path / "new")
 
 
 def test_figures_are_means_over_seeds_and_scaled_time(tmp_path):

@@ -58,9 +58,11 @@ def names(processes):
 
 
 def test_seed_by_seed_and_nothing_twice(fakes, tmp_path):
-    runs = sweep.runs_of({"a": ["--x={seed}"], "b/c": []}, range(3, 5), tmp_path)
+    cells = "--config.genotype=out/a-{seed}"
+    runs = sweep.runs_of({"a": [cells, "--x={seed}"], "b/c": []}, range(3, 5), tmp_path)
     assert [run.folder.name for run in runs] == ["a-3", "b-c-3", "a-4", "b-c-4"]
-    assert runs[2].arguments == ("--x=4", "--config.seed=4")
+    cells = "--config.genotype=out/a-4"
+    assert runs[2].arguments == (cells, "--x={seed}", "--config.seed=4")
     done = []
     sweep.sweep(runs[:1], done.append)
     sweep.sweep(runs, done.append)
@@ -116,6 +118,16 @@ def test_a_run_of_other_arguments_is_not_taken_for_this_one(fakes, tmp_path):
     (second[0].folder / "results.json").rename(second[0].folder / "config.json")
     with pytest.raises(UserError, match=only):
         sweep.sweep(first)
+
+
+def test_what_changes_no_result_may_change(fakes, tmp_path):
+    sweep.sweep(sweep.runs_of({"a": ["--x=1", "--config.data.dir=here"]}, [0], tmp_path))
+    changed = ["--config.on_nan=skip", "--x=1", "--config.data.dir=there"]
+    sweep.sweep(sweep.runs_of({"a": changed}, [0], tmp_path))
+    assert len(fakes.all) == 1
+    (tmp_path / "a-0" / sweep.ARGUMENTS).write_text("[1")
+    with pytest.raises(UserError, match=r"arguments.json is not a list of arguments .* edited"):
+        sweep.sweep(sweep.runs_of({"a": changed}, [0], tmp_path))
 
 
 def test_a_run_that_only_searches_is_done_with_its_cells(tmp_path):

@@ -29,13 +29,14 @@ def test_a_step_changes_nothing_but_its_number_where_it_is_not_finite(what):
         weight = jnp.where(what == "weight", jnp.inf, state.weight + x)
         loss = jnp.where(what == "loss", jnp.nan, 1.0)
         after = state.replace(step=state.step + 1, weight=weight, mask=~state.mask)
-        return after, {"train_loss": loss}
+        return after, {"train_loss": loss, "finished": jnp.bool_(True)}
 
     state = State(jnp.int32(4), jnp.float32(2.0), jnp.array([True, False]))
     after, metrics = jax.jit(guard.skipping(run, ("step", "weight", "mask")))(state, 3.0)
     assert after.step == 5
     skipped = what != "nothing"
     assert metrics[guard.METRIC] == skipped
+    assert metrics["finished"] != skipped  # of a state that is not kept
     assert after.weight == (2.0 if skipped else 5.0)
     np.testing.assert_array_equal(after.mask, state.mask if skipped else ~state.mask)
 
