@@ -128,6 +128,7 @@ def _shown(root: Path, path: str) -> str:
 def _cell(cell: dict) -> str:
     text = "".join(cell["source"])
     if cell["cell_type"] == "markdown":
+        text = re.sub(r"^\[!\[.*\n", "", text, flags=re.MULTILINE)  # a badge is on another server
         return re.sub(r"^#", "##", text, flags=re.MULTILINE)
     return f"```python\n{text}\n```"
 
