@@ -137,6 +137,7 @@ def test_latency(tmp_path):
     assert rates[summary["best_batch"]] == max(rates.values()) == summary["best_images_per_second"]
 
 
+@pytest.mark.slow
 def test_data(tmp_path):
     run("data.py", "--images=24", "--batch=4", "--workers=0,1", f"--out={tmp_path}/data.json")
     record = json.loads((tmp_path / "data.json").read_text())

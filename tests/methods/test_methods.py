@@ -814,6 +814,7 @@ def enas_point(alphas, reward, images=200):
     return loss, bilevel.Point({}, alphas, {}, None, jnp.int32(0), batch, batch, KEY)
 
 
+@pytest.mark.slow
 def test_enas_controller_finds_the_best_arm():
     """A bandit whose reward is the share of skips from node 1: REINFORCE alone decides it."""
     space = SearchSpace(("dil_conv_3x3", "max_pool_3x3", "skip_connect"), nodes=1)

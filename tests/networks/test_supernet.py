@@ -283,7 +283,9 @@ def test_every_candidate_stands_behind_a_gate_in_one_loop(half):
     assert found == [(5, gates), *[(4, gates), (1, gates)] * 2]
 
 
-@pytest.mark.parametrize("in_place", [True, False], ids=["stride 1", "stride 2"])
+@pytest.mark.parametrize(
+    "in_place", [pytest.param(True, marks=SLOW), False], ids=["stride 1", "stride 2"]
+)
 def test_second_derivatives_pass_through_the_loop(in_place):
     """d/d(weights) of a function of the parameters' gradient, against the plain form."""
     stride = 1 if in_place else 2

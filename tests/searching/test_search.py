@@ -73,6 +73,7 @@ SLOW = (
     "parsec",
     "enas",
     "p_darts",
+    "p_darts stage 2",
     "pr_darts",
     "darts second",
     "darts exact",
