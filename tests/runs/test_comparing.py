@@ -231,6 +231,8 @@ def test_figures_are_means_over_seeds_and_scaled_time(tmp_path):
     for path in (tmp_path / "figures").iterdir():
         xml.etree.ElementTree.parse(path)
     assert len([*(tmp_path / "figures").iterdir()]) == 5
+    shown = comparing.Comparison(records, comparing.table(records, "random"), tmp_path)
+    assert shown._repr_html_().count("<svg") == 5
     page = (tmp_path / "report.html").read_text()
     assert "85.00 ± 7.07" in page
     assert "the paper&#x27;s figure 1" in page
