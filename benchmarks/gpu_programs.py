@@ -39,7 +39,7 @@ from asap_jax.methods import STRATEGIES
 from asap_jax.networks import plans
 from asap_jax.networks.plans import PLANS
 from asap_jax.runs import trained
-from asap_jax.searching import planned_step, search_loop, search_step, stages
+from asap_jax.searching import measures, planned_step, search_step, stages
 from asap_jax.searching.passes import Pass, SplitState, chained
 from asap_jax.training import evaluation, train_loop, train_step
 from asap_jax.training.losses import cross_entropy
@@ -271,22 +271,22 @@ def eigenvalue(size: Size, precision: str) -> Program:
     """The dominant eigenvalue of the alphas' Hessian."""
     found = searched(size, precision, plan="unrolled")
     batch, count = found.config.batch_size, found.dataset.train_count
-    function = search_loop._eigenvalue(
+    function = measures.eigenvalue(
         found.network, found.stage.strategy, found.dataset, batch, seed=0
     )
     half = integers(count // 2)
-    halves = search_loop._Halves(*on_device(found.dataset), half, half)
+    halves = measures.Halves(*on_device(found.dataset), half, half)
     return Program(jax.jit(function), (found.state, halves), (2, 30))
 
 
 def mixtures_of(strategy, state):
-    return jax.eval_shape(partial(search_loop._final_mixtures, strategy), state)
+    return jax.eval_shape(partial(measures.final_mixtures, strategy), state)
 
 
 def accuracy(size: Size, precision: str, plan: str, by_batch: bool = False) -> Program:
     """How many images of a batch the supernet classifies correctly; also used to derive cells."""
     found = searched(size, precision, plan=plan)
-    logits = search_loop._supernet_logits(found.network, by_batch)
+    logits = measures.supernet_logits(found.network, by_batch)
     logits = precisions.computed_in(precision, logits)
     right = evaluation.right_answers(logits, found.dataset.mean, found.dataset.std)
     mixtures = mixtures_of(found.stage.strategy, found.state)
@@ -302,7 +302,7 @@ def mixtures(size: Size, precision: str) -> Program:
 
     def all_of_them(states):
         return {
-            name: search_loop._final_mixtures(each[name].stage.strategy, state)
+            name: measures.final_mixtures(each[name].stage.strategy, state)
             for name, state in states.items()
         }
 
@@ -501,7 +501,8 @@ def _list() -> dict[str, Callable[[Size, str], Program]]:
 
 PROGRAMS = _list()
 # At the tiny size these differ only in constants, classes, or a few operations on the alphas;
-# evolution trains as random search does. The tests leave them out, the table in docs does not.
+# evolution trains as random search does, and DARTS' space is ASAP's with zero as a candidate. The
+# tests leave them out, the table in docs does not.
 VARIANTS = {"asap_pac": "asap", "darts_plus": "darts", "beta_darts": "darts", "evolution": "random"}
 ALIKE = {
     **{
@@ -509,6 +510,7 @@ ALIKE = {
         for variant, method in VARIANTS.items()
         for plan in PLANS
     },
+    **{f"space/darts/{plan}": f"space/asap/{plan}" for plan in PLANS},
     "train/asap_medium": "train/asap_small",
     "train/asap_large": "train/asap_small",
     "train/asap_large_6m": "train/asap_small",

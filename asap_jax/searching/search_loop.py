@@ -1,4 +1,4 @@
-"""The host side of a search: data, accuracy, derivation; the math is in `search_step`."""
+"""The host side of a search: data, records, derivation; the math is in `search_step`."""
 
 import math
 from functools import partial
@@ -7,26 +7,20 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy import stats
 
 from asap_jax import data
-from asap_jax.data.augment import normalise
-from asap_jax.host import loop, precisions, timing
+from asap_jax.host import loop, timing
 from asap_jax.host.compiling import Compiler
-from asap_jax.layers.ops import Context
 from asap_jax.methods import collapse, derive
 from asap_jax.methods.derive import EDGES
 from asap_jax.networks.genotypes import Genotype
 from asap_jax.networks.mixture import one_hot_mixture
-from asap_jax.searching import prunings, stages
+from asap_jax.searching import measures, prunings, stages
+from asap_jax.searching.evidence import CARRIED, Evidence
+from asap_jax.searching.measures import Halves, Measures, final_mixtures
 from asap_jax.searching.planned_step import PlannedStep
-from asap_jax.searching.search_step import init_state, step_keys
+from asap_jax.searching.search_step import init_state
 from asap_jax.searching.targets import TOLERANCE, Target
-from asap_jax.training.evaluation import Accuracy
-from asap_jax.training.losses import cross_entropy
-
-CARRIED = ("warned", "few_skips")  # from stage to stage, in `Progress.history`
-RANKED = 5  # distinguishes the draw of cells to rank from others by (seed, number)
 
 
 class SearchOutcome(NamedTuple):
@@ -150,24 +144,11 @@ def try_steps(
     ]
 
 
-def _halves_on_device(dataset, omega_half, alpha_half, seed) -> "_Halves":
+def _halves_on_device(dataset, omega_half, alpha_half, seed) -> Halves:
     # Shuffled for measurement, since sources return their images class by class.
     shuffled = np.random.default_rng([seed, 3]).permutation(alpha_half)
     images, labels = jnp.asarray(dataset.train_images), jnp.asarray(dataset.train_labels)
-    return _Halves(images, labels, omega_half, shuffled)
-
-
-class _Halves(NamedTuple):
-    """The training images on the device, and which of them train what.
-
-    omega, alpha: indices of the halves; alpha is shuffled. Where one loss trains both, omega holds
-      all images and alpha the half used for measurement.
-    """
-
-    images: jax.Array
-    labels: jax.Array
-    omega: np.ndarray
-    alpha: np.ndarray
+    return Halves(images, labels, omega_half, shuffled)
 
 
 class _StageRun:
@@ -183,22 +164,9 @@ class _StageRun:
         self.session, self.benchmark = session, stages.benchmark_table(config)
         self.carried: dict[str, list] = carried
         self.target: Target | None = target
-        # Under the stage's own plan for all candidates: one compilation serves every mask.
-        self.accuracy, self.accuracy_by_batch = (
-            Accuracy(
-                precisions.computed_in(config.precision, _supernet_logits(self.network, by_batch)),
-                halves.images,
-                halves.labels,
-                dataset.mean,
-                dataset.std,
-                config.eval_batch_size,
-                halves.alpha,
-            )
-            for by_batch in (False, True)
-        )
-        self.watched = self.config.watch.images if self.strategy.updates.has_alphas else 0
-        eigenvalue = _eigenvalue(self.network, self.strategy, dataset, config.batch_size, seed)
-        self.eigenvalue = jax.jit(precisions.computed_in(config.precision, eigenvalue))
+        self.measures = Measures(config, dataset, stage, halves, seed)
+        watch = config.watch
+        self.evidence = Evidence(config.early_stop, watch.eigenvalue_from, config.max_skips)
 
     def run(self, number, total, before, index, identity, class_weights, watch, last):
         """Runs the stage, which `number` stages of `total` and `before` epochs preceded.
@@ -237,7 +205,7 @@ class _StageRun:
             planned.follow(progress)
             if progress.epoch < self.epochs and not progress.ended:
                 planned.prepare(state)
-                self.prepare(state, compiler)
+                self.measures.prepare(state, compiler)
 
         try:
             with watch.paused():
@@ -272,7 +240,7 @@ class _StageRun:
         try:
             planned.follow(loop.Progress())
             planned.prepare(state)
-            self.prepare(state, compiler)
+            self.measures.prepare(state, compiler)
             planned.wait()
             compiling, steps = watch.seconds, {}
 
@@ -286,23 +254,9 @@ class _StageRun:
                 once = partial(step, first)
                 jax.block_until_ready(once())
                 steps[learns] = timing.seconds_of(once, budget=3.0, least=2), count
-            return Trial(compiling, steps, self._measuring(state), self.epochs)
+            return Trial(compiling, steps, self.measures.seconds(state), self.epochs)
         finally:
             compiler.close()
-
-    def _measuring(self, state) -> float:
-        """Seconds of measuring the accuracies after an epoch, extrapolated from a batch of each."""
-        size, images = self.config.eval_batch_size, len(self.halves.alpha)
-        arguments = state.params, state.batch_stats, _final_mixtures(self.strategy, state)
-        batches = [(self.accuracy, -(-images // size))]
-        if self.watched:  # of the supernet and of the derived cells
-            batches.append((self.accuracy_by_batch, 2 * -(-min(self.watched, images) // size)))
-        total = 0.0
-        for accuracy, count in batches:
-            one = partial(accuracy, *arguments, limit=size)
-            one()
-            total += count * timing.seconds_of(one, budget=1.0)
-        return total
 
     def planned_step(self, class_weights, compiler) -> PlannedStep:
         """Builds the step of this stage, on its images."""
@@ -321,17 +275,10 @@ class _StageRun:
             skips_nan=self.session.on_nan == "skip",
         )
 
-    def prepare(self, state, compiler) -> None:
-        """Starts compiling what the end of an epoch needs."""
-        mixtures = jax.eval_shape(partial(_final_mixtures, self.strategy), state)
-        needed = [self.accuracy] + [self.accuracy_by_batch] * bool(self.watched)
-        for each in needed:
-            each.prepare(compiler, state.params, state.batch_stats, mixtures)
-
     def summary(self, state, progress, last) -> dict:
         """The record of an epoch; warns when a sign of collapse first appears."""
-        mixtures = _final_mixtures(self.strategy, state)
-        accuracy = self.accuracy(state.params, state.batch_stats, mixtures)
+        mixtures = final_mixtures(self.strategy, state)
+        accuracy = self.measures.accuracy(state.params, state.batch_stats, mixtures)
         record = _epoch_record(progress, last, accuracy)
         if not self.strategy.updates.has_alphas:
             return record  # without alphas nothing can collapse: it samples and ranks
@@ -343,19 +290,14 @@ class _StageRun:
         record["pruned"] = prunings.of_epoch(progress)
         genotype = self._now(state, self.config.edges)
         record |= {f"skips_{cell}": count for cell, count in derive.skips(genotype).items()}
-        if self.watched:
-            alone = one_hot_mixture(genotype, self.space)
-            for name, mixed in (("supernet", mixtures), ("derived", alone)):
-                record[f"{name}_accuracy"] = self.accuracy_by_batch(
-                    state.params, state.batch_stats, mixed, limit=self.watched
-                )
-            record["gap"] = record["supernet_accuracy"] - record["derived_accuracy"]
-        history, back = progress.history, None
+        if self.measures.watched:
+            record |= self.measures.shortfall(state, mixtures, genotype)
+        history, back, cells = progress.history, None, partial(self._by_rule, state)
         for key, value in self.carried.items():
             history.setdefault(key, list(value))
         if self._measures(state, progress):
-            record["eigenvalue"] = float(self.eigenvalue(state, self.halves))
-            back = self._note_eigenvalue(state, progress, record["eigenvalue"])
+            record["eigenvalue"] = float(self.measures.eigenvalue(state, self.halves))
+            back = self.evidence.note_eigenvalue(progress, record["eigenvalue"], cells)
         if (name := genotype.architecture_string()) is not None:
             record["architecture"] = name
         texts = {}
@@ -363,7 +305,8 @@ class _StageRun:
             ends = progress.ended or progress.epoch + 1 == self.epochs
             final = ends and self.strategy.next_stage is None
             texts = collapse.warnings(genotype, record, back, final)
-            self._stop_on_evidence(state, progress, back, record["skips_normal"])
+            if said := self.evidence.consider(progress, back, record["skips_normal"], cells):
+                self.session.log.say(said)
         if self.benchmark is not None and name is not None:
             record["benchmark"] = self.benchmark.get(name, {})
             if name not in self.benchmark:
@@ -384,35 +327,13 @@ class _StageRun:
         epochs = progress.history.get("eigenvalue_epochs", [progress.epoch])
         return (progress.epoch - epochs[0]) % watch.eigenvalue_every == 0
 
-    def _stop_on_evidence(self, state, progress, back, skips) -> None:
-        """Ends the search where it collapses, and notes the cells from before that it returns.
-
-        That is at RobustDARTS' criterion (`config.early_stop`), or once the normal cell has more
-        than `config.max_skips` skips after it had fewer (at most so many) since the alphas learn.
-        """
-        history, limit = progress.history, self.config.max_skips
-        if back is not None and self.config.early_stop:
-            index = history["eigenvalue_epochs"].index(back)
-            returned = back, history["eigenvalue_cells"][index]
-        elif limit >= 0 and skips > limit and "few_skips" in history:
-            returned = history["few_skips"]
-        else:
-            if 0 <= skips <= limit:
-                history["few_skips"] = [progress.epoch, self._by_rule(state)]
-            return
-        progress.ended, history["returned"] = "stopped", list(returned)
-        self.session.log.say(
-            f"the search ends here, with the cells of epoch {returned[0] + 1}: "
-            + (f"{skips} skips, more than {limit}" if skips > limit >= 0 else "eigenvalue")
-        )
-
     def _now(self, state, rule) -> Genotype:
         """The genotype by an edge rule that this state gives, of the target's size if possible."""
         key = jax.random.key(self.seed)
         found = self.strategy.derive(state.arch, EDGES[rule], key, self._shared(state))
         if self.target is None or rule != self.config.edges:
             return found
-        mixtures = _final_mixtures(self.strategy, state)
+        mixtures = final_mixtures(self.strategy, state)
         if self.strategy.distribution is not None:
             mixtures = self.strategy.distribution(state.arch, mixtures)
         weights = {cell: mix.weights for cell, mix in mixtures.items()}
@@ -421,18 +342,6 @@ class _StageRun:
     def _by_rule(self, state) -> dict[str, str]:
         """{edge rule: genotype that this state gives, as JSON}."""
         return {rule: self._now(state, rule).to_json() for rule in EDGES}
-
-    def _note_eigenvalue(self, state, progress, value) -> int | None:
-        """Records it with the current cells; returns the epoch to return to, or None."""
-        history = progress.history
-        for name, new in (
-            ("eigenvalue", value),
-            ("eigenvalue_epochs", progress.epoch),
-            ("eigenvalue_cells", self._by_rule(state)),
-        ):
-            history.setdefault(name, []).append(new)
-        values, epochs = history["eigenvalue"], history["eigenvalue_epochs"]
-        return collapse.points_back_to(values, epochs, self.config.watch.eigenvalue_from)
 
     def _derive(self, state, progress, rule) -> Genotype:
         """The genotype by an edge rule, of this state or of the epoch the search returned to."""
@@ -443,7 +352,7 @@ class _StageRun:
     def end(self, state, progress) -> tuple[dict[str, Genotype], dict, float]:
         """Returns ({edge rule: genotype}, {edge rule: gap}, accuracy of the configured rule's)."""
         shared, derived, gaps, accuracy = self._shared(state), {}, {}, math.nan
-        supernet_accuracy = shared(_final_mixtures(self.strategy, state))
+        supernet_accuracy = shared(final_mixtures(self.strategy, state))
         # A method without alphas has no mixture to fall short of: it samples and ranks.
         for rule in EDGES if self.strategy.updates.has_alphas else (self.config.edges,):
             derived[rule] = self._derive(state, progress, rule)
@@ -473,29 +382,18 @@ class _StageRun:
 
     def ranking(self, state) -> dict:
         """See `SearchOutcome.ranking`."""
-        if self.benchmark is None or not self.config.benchmark_cells:
+        count, images = self.config.benchmark_cells, self.config.watch.images
+        if self.benchmark is None or not count:
             return {}
-        known, shared = list(self.benchmark), self._shared(state)
-        count = min(self.config.benchmark_cells, len(known))
-        rng = np.random.default_rng([self.seed, RANKED])
-        names = [known[i] for i in rng.choice(len(known), count, replace=False)]
-        cells = [one_hot_mixture(Genotype.from_architecture_string(n), self.space) for n in names]
-        accuracies = [shared(cell, self.config.watch.images or None) for cell in cells]
-        column = list(self.benchmark[names[0]])[-1]
-        alone = [self.benchmark[name][column] for name in names]
-        return {
-            "column": column,
-            "cells": count,
-            "kendall": float(np.asarray(stats.kendalltau(accuracies, alone))[0]),
-            "spearman": float(np.asarray(stats.spearmanr(accuracies, alone))[0]),
-        }
+        shared = self._shared(state)
+        return measures.ranking(shared, self.benchmark, count, self.space, images, self.seed)
 
     def _shared(self, state):
         """(mixtures, images or None for all) -> accuracy, by each batch's own statistics."""
 
         def shared(mixtures, images=None):
             self.session.interruption.check("search: all steps done, its cells not yet derived")
-            return self.accuracy_by_batch(state.params, state.batch_stats, mixtures, limit=images)
+            return self.measures.by_batch(state.params, state.batch_stats, mixtures, limit=images)
 
         return shared
 
@@ -510,55 +408,6 @@ def _prune_watch(on_prune, noted: prunings.Prunings, space):
         return bool(pruned) and bool(on_prune({**record, "pruned": pruned}))
 
     return watch
-
-
-def _supernet_logits(network, by_batch):
-    """Builds logits(params, batch_stats, mixtures, images), by batch or running statistics."""
-
-    def logits(params, batch_stats, mixtures, images):
-        variables = {"params": params, "batch_stats": batch_stats}
-        context = Context(train=by_batch)
-        return network.apply(variables, images, mixtures, context, mutable=["batch_stats"])[0]
-
-    return logits
-
-
-def _eigenvalue(network, strategy, dataset, batch_size, seed):
-    """Builds eigenvalue(state, halves): the dominant eigenvalue of the alphas' Hessian.
-
-    Measured on the first alpha batch, for the loss under the method's distribution: with a sampled
-    mixture, the eigenvalue would be as random as the sample.
-    """
-
-    def eigenvalue(state, halves):
-        rows = halves.alpha[:batch_size]
-        images = normalise(halves.images[rows], dataset.mean, dataset.std)
-        last, key = state.step - 1, jax.random.key(seed)
-
-        def loss(alphas):
-            arch = state.arch._replace(alphas=alphas)
-            mixtures = strategy.distribution(arch, strategy.mixture(arch, last, key))
-            context = Context(train=True, twice=True)
-            variables = {"params": state.params, "batch_stats": state.batch_stats}
-            logits, _ = network.apply(
-                variables, images, _at_rest(mixtures), context, mutable=["batch_stats"]
-            )
-            return cross_entropy(logits, halves.labels[rows])
-
-        return collapse.dominant_eigenvalue(loss, state.arch.alphas, key)[0]
-
-    return eigenvalue
-
-
-def _final_mixtures(strategy, state):
-    """The mixtures of the last completed step, as used for measurement."""
-    last = state.step - 1
-    return _at_rest(strategy.mixture(state.arch, last, step_keys(state.key, last).alpha))
-
-
-def _at_rest(mixtures):
-    """Mixtures without the noise that is used only while learning."""
-    return {cell: mix._replace(skip_dropout=None) for cell, mix in mixtures.items()}
 
 
 # Step metrics that an epoch's record replaces or omits; all others are copied.

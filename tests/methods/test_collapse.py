@@ -1,7 +1,5 @@
 """Signs of a collapsing search."""
 
-import types
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +10,8 @@ import asap_jax
 from asap_jax import GENOTYPES, Genotype
 from asap_jax.host import loop
 from asap_jax.methods import collapse
-from asap_jax.searching import search_loop
+from asap_jax.searching import evidence, measures
+from asap_jax.searching.evidence import Evidence
 
 RNG = np.random.default_rng(0)
 
@@ -110,20 +109,23 @@ def test_a_search_records_the_signs_and_warns_once(capsys):
 
 def test_the_last_epoch_may_have_too_many_skips_too():
     """Also of a search that is finished; what an earlier stage ended with counts."""
-    said = []
-    stage = object.__new__(search_loop._StageRun)
-    stage.config = types.SimpleNamespace(max_skips=2, early_stop=False)
-    stage.session = types.SimpleNamespace(log=types.SimpleNamespace(say=said.append))
-    stage._by_rule = lambda state: {"top2": "cells"}
+    found = Evidence(early_stop=False, eigenvalue_from=10, max_skips=2)
     progress = loop.Progress(epoch=3)
-    stage._stop_on_evidence(None, progress, None, 2)
+    assert not found.consider(progress, None, 2, lambda: {"top2": "cells"})
     assert not progress.ended
     following = loop.Progress(ended="finished")
-    following.history.update({key: progress.history[key] for key in search_loop.CARRIED[1:]})
-    stage._stop_on_evidence(None, following, None, 3)
+    following.history.update({key: progress.history[key] for key in evidence.CARRIED[1:]})
+    said = found.consider(following, None, 3, lambda: {"top2": "others"})
+    assert said == "the search ends here, with the cells of epoch 4: 3 skips, more than 2"
     assert following.ended == "stopped"
     assert following.history["returned"] == [3, {"top2": "cells"}]
-    assert said == ["the search ends here, with the cells of epoch 4: 3 skips, more than 2"]
+
+
+def test_skips_end_nothing_unless_a_number_is_given():
+    found = Evidence(early_stop=False, eigenvalue_from=10, max_skips=-1)
+    progress = loop.Progress()
+    assert not any(found.consider(progress, None, skips, dict) for skips in (0, 8))
+    assert not progress.ended and not progress.history
 
 
 def test_a_search_stops_at_too_many_skips_with_the_cells_of_before(monkeypatch):
@@ -135,17 +137,16 @@ def test_a_search_stops_at_too_many_skips_with_the_cells_of_before(monkeypatch):
     config.search.strategy.update({"threshold": 0.01, "initial_temperature": 2.0})
     config.search.watch.images = 0
     counts, derived, seen = iter([3, 2, 1, 3]), [], []  # the first 3 has no fewer before it
-    decide, by_rule = search_loop._StageRun._stop_on_evidence, search_loop._StageRun._by_rule
+    consider = Evidence.consider
 
-    def by_hand(stage, state, progress, back, skips):
-        decide(stage, state, progress, back, next(counts))
+    def by_hand(self, progress, back, skips, cells):
+        def note():
+            derived.append(cells())
+            return derived[-1]
 
-    def note(stage, state):
-        derived.append(by_rule(stage, state))
-        return derived[-1]
+        return consider(self, progress, back, next(counts), note)
 
-    monkeypatch.setattr(search_loop._StageRun, "_stop_on_evidence", by_hand)
-    monkeypatch.setattr(search_loop._StageRun, "_by_rule", note)
+    monkeypatch.setattr(Evidence, "consider", by_hand)
     found = asap_jax.search(config, on_epoch=seen.append)
     assert found.search["ended"] == "stopped"
     assert sum(record["alphas_learned"] > 0 for record in seen) == 4
@@ -166,16 +167,16 @@ def test_a_search_stops_at_the_sign_with_the_cells_it_points_back_to(monkeypatch
     config.search.early_stop = True
     values = iter([1.0] * 6 + [1.4] * 20)
     told = lambda *parts: lambda state, held: jnp.float32(0)  # noqa: E731
-    monkeypatch.setattr(search_loop, "_eigenvalue", told)
-    note = search_loop._StageRun._note_eigenvalue
+    monkeypatch.setattr(measures, "eigenvalue", told)
+    note = Evidence.note_eigenvalue
     cells = []
 
-    def by_hand(stage, state, progress, value):
-        back = note(stage, state, progress, next(values))
+    def by_hand(self, progress, value, current):
+        back = note(self, progress, next(values), current)
         cells.append((progress.epoch, progress.history["eigenvalue_cells"][-1]))
         return back
 
-    monkeypatch.setattr(search_loop._StageRun, "_note_eigenvalue", by_hand)
+    monkeypatch.setattr(Evidence, "note_eigenvalue", by_hand)
     seen = []
     found = asap_jax.search(config, on_epoch=seen.append)
     grace = sum("eigenvalue" not in record for record in seen)
