@@ -18,6 +18,7 @@ SHORTER = {
     "methods": [
         ('SIZE = "digits"', 'SIZE = "tiny"'),
         ('{"epochs": 6}', '{"epochs": 2}'),
+        ('"asap,random", "seeds": 2', '"asap", "seeds": 1, "baseline": ""'),
     ],
     "reload": [("EPOCHS = 10", "EPOCHS = 2"), ('"digits", data', '"tiny", data')],
 }
