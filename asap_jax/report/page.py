@@ -24,6 +24,7 @@ from asap_jax.host.errors import UserError
 from asap_jax.host.timing import duration
 from asap_jax.networks.spaces import SPACES
 from asap_jax.report import charts, pictures
+from asap_jax.searching import certainty
 from asap_jax.searching.stages import make_space
 
 SAMPLES, MISTAKES = 24, 12
@@ -170,6 +171,7 @@ def _summary(config, results, records, searched) -> str:
             ("device", results["device"]),
             ("precision", ", ".join(sorted(set(results["precision"].values())))),
         ]
+        tiles += certainty.rows(results.get("certainty", {}))
         gap = results.get("gap", {}).get(config["search"]["edges"])
         if gap:
             tiles.append(("gap supernet to derived", f"{100 * gap['gap']:+.2f} points"))

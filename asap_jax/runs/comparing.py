@@ -20,6 +20,7 @@ from asap_jax.methods import derive
 from asap_jax.networks.genotypes import Genotype
 from asap_jax.report import charts, comparison
 from asap_jax.runs import sweep
+from asap_jax.searching import certainty
 from asap_jax.searching.stages import make_space
 
 GRID = 41  # points of a curve over the scaled time
@@ -187,6 +188,7 @@ def table(records: Records, baseline: str) -> str:
     if trained:
         columns["parameters"] = lambda method, runs: _mean(runs, "parameters")
         columns["multiply-adds"] = lambda method, runs: _mean(runs, "multiply_adds")
+    columns["seeds agree, %"] = lambda method, runs: _agreement(runs)
     columns["search s"] = lambda method, runs: _mean(runs, "search_seconds")
     columns["skips, normal cell"] = lambda method, runs: ", ".join(
         str(run["skips"]["normal"]) for run in runs
@@ -200,6 +202,12 @@ def table(records: Records, baseline: str) -> str:
     for method, runs in records.items():
         lines.append(f"| {' | '.join(cell(method, runs) for cell in columns.values())} |")
     return "\n".join(lines) + "\n"
+
+
+def _agreement(runs) -> str:
+    """The share of operations that the cells of two seeds have in common, in the mean."""
+    shared = certainty.between([Genotype.from_json(json.dumps(run["genotype"])) for run in runs])
+    return "-" if shared is None else f"{100 * shared:.0f}"
 
 
 def _known(values: Sequence[float]) -> list[float]:

@@ -31,7 +31,7 @@ from asap_jax.networks.models import count_parameters, multiply_adds
 from asap_jax.report import page
 from asap_jax.runs import trained
 from asap_jax.runs.resolve import Job, check_training_memory, resolve
-from asap_jax.searching import search_loop, stages
+from asap_jax.searching import certainty, search_loop, stages
 from asap_jax.training import evaluation, train_loop
 
 LIBRARIES = ("asap_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -212,7 +212,11 @@ class _Run:
         best = self.select(records) if len(records) > 1 else 0
         genotype = Genotype.from_json(json.dumps(records[best]["genotype"]))
         seconds = sum(record["seconds"] for record in records)
-        return genotype, records[best] | {"seconds": seconds, "searches": len(records)}
+        found = records[best] | {"seconds": seconds, "searches": len(records)}
+        if len(records) > 1 and found.get("certainty"):
+            genotypes = [Genotype.from_json(json.dumps(each["genotype"])) for each in records]
+            found["certainty"] = found["certainty"] | {"searches": certainty.between(genotypes)}
+        return genotype, found
 
     def select(self, records) -> int:
         """The search whose cells do best on one half after a short training on the other.
@@ -343,6 +347,7 @@ class _Run:
             "candidates_left": search.get("candidates_left"),
             "epochs": {"search": search.get("epochs", 0), "train": records[0]["epochs"]},
             "gap": search.get("gap", {}),
+            "certainty": search.get("certainty", {}),
             "benchmark": search.get("benchmark", {}),
             "seed": self.config.seed,
             "device": jax.devices()[0].device_kind,
@@ -445,6 +450,7 @@ def search_rows(config, search) -> list[tuple[str, str]]:
     if "val_accuracy" in search:
         accuracy = 100 * search["val_accuracy"]
         rows.append(("chosen search", f"seed {search['seed']}, {accuracy:.2f} % on the other half"))
+    rows += certainty.rows(search.get("certainty", {}))
     if search["gap"]:
         gaps = [f"{rule} {100 * gap['gap']:+.2f} points" for rule, gap in search["gap"].items()]
         rows.append(("gap supernet -> derived", f"{', '.join(gaps)} (used: {config.search.edges})"))

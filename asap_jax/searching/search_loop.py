@@ -15,7 +15,7 @@ from asap_jax.methods import collapse, derive
 from asap_jax.methods.derive import EDGES
 from asap_jax.networks.genotypes import Genotype
 from asap_jax.networks.mixture import one_hot_mixture
-from asap_jax.searching import measures, prunings, stages
+from asap_jax.searching import certainty, measures, prunings, stages
 from asap_jax.searching.evidence import CARRIED, Evidence
 from asap_jax.searching.measures import Halves, Measures, final_mixtures
 from asap_jax.searching.planned_step import PlannedStep
@@ -38,6 +38,7 @@ class SearchOutcome(NamedTuple):
       those of the epoch that these point back to; else "".
     benchmark: the entry of `config.benchmark` for the genotype, {column: value}; {} if none.
     derived_accuracy: of the derived cells alone, with shared weights, on the alpha half.
+    certainty: see `certainty.of_search`; {} if the alphas never learned.
     ranking: how well shared weights rank `config.benchmark_cells` random cells of the benchmark,
       against its last column: {"column", "cells", "kendall", "spearman"}; {} without a benchmark.
     """
@@ -50,6 +51,7 @@ class SearchOutcome(NamedTuple):
     ended: str
     benchmark: dict[str, float]
     derived_accuracy: float
+    certainty: dict[str, Any]
     ranking: dict[str, Any]
 
 
@@ -101,6 +103,13 @@ def search(
         progress.ended,
         running.benchmark.get(derived[config.edges], {}) if running.benchmark else {},
         accuracy,
+        certainty.of_search(
+            progress.history,
+            progress.epoch,
+            derived[config.edges],
+            jax.device_get(state.arch.masks),
+            running.space,
+        ),
         running.ranking(state),
     )
 
@@ -283,10 +292,11 @@ class _StageRun:
         if not self.strategy.updates.has_alphas:
             return record  # without alphas nothing can collapse: it samples and ranks
         weighed = self.strategy.distribution or (lambda arch, mixtures: mixtures)
-        record["weights"] = {
-            cell: np.asarray(mix.weights, np.float64).round(4).tolist()
+        weights = {
+            cell: np.asarray(mix.weights, np.float64)
             for cell, mix in weighed(state.arch, mixtures).items()
         }
+        record["weights"] = {cell: each.round(4).tolist() for cell, each in weights.items()}
         record["pruned"] = prunings.of_epoch(progress)
         genotype = self._now(state, self.config.edges)
         record |= {f"skips_{cell}": count for cell, count in derive.skips(genotype).items()}
@@ -302,6 +312,8 @@ class _StageRun:
             record["architecture"] = name
         texts = {}
         if self.strategy.learns(state.step - 1):  # before that, the cells mean nothing
+            masks = jax.device_get(state.arch.masks)
+            certainty.note(history, progress.epoch, genotype, weights, masks)
             ends = progress.ended or progress.epoch + 1 == self.epochs
             final = ends and self.strategy.next_stage is None
             texts = collapse.warnings(genotype, record, back, final)
