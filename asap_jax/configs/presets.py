@@ -76,6 +76,7 @@ def paper() -> ConfigDict:
             "channels": 16,
             "cells": PAPER_CELLS,
             "epochs": PAPER_EPOCHS,  # at most: the search stops once every edge holds one candidate
+            "budget_minutes": 0.0,  # fits the length of the epochs to so much time: pace.py
             "batch_size": 96,
             "eval_batch_size": 256,
             "plan": "auto",  # how the supernet is computed: "loop" or "unrolled"; see plans.py

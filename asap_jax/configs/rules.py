@@ -94,6 +94,7 @@ RULES: dict[str, Rule] = {
     **of_each(SHARE, "search.alpha.b1", "search.alpha.b2"),
     **of_each(at_least(0), "search.alpha.weight_decay", "search.cost_weight"),
     **of_each(at_least(0), "search.target_params", "search.target_macs", "search.target_weight"),
+    "search.budget_minutes": at_least(0),
     "search.max_skips": Rule(lambda value: value >= -1, lambda value: "-1, 0 or more"),
     "search.watch.images": at_least(0),
     "search.benchmark_cells": Rule(

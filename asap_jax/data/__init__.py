@@ -1,6 +1,6 @@
 """From config to arrays: sources, splits and batches; `augment` runs on the device."""
 
-from asap_jax.data.batches import epoch_order, evaluation_batches, onwards
+from asap_jax.data.batches import endless_order, epoch_order, evaluation_batches, onwards
 from asap_jax.data.dataset import Dataset, balanced_weights, hold_out
 from asap_jax.data.sources import (
     assemble,
@@ -51,6 +51,7 @@ __all__ = [
     "assemble",
     "balanced_weights",
     "describe_source",
+    "endless_order",
     "epoch_order",
     "evaluation_batches",
     "from_arrays",

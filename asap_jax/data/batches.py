@@ -14,6 +14,19 @@ def epoch_order(indices, batch_size, seed, epoch):
     return order[: steps * batch_size].reshape(steps, batch_size)
 
 
+def endless_order(indices, batch_size: int, seed, epoch: int, step: int):
+    """Yields the batches of an epoch of any length, from a step on: one shuffle after another.
+
+    The order depends only on `seed` (a sequence of integers), the epoch and the step.
+    """
+    steps = len(indices) // batch_size
+    turn, step = divmod(step, steps)
+    while True:
+        order = np.random.default_rng([*seed, epoch, turn]).permutation(indices)
+        yield from order[: steps * batch_size].reshape(steps, batch_size)[step:]
+        turn, step = turn + 1, 0
+
+
 def onwards(order, epochs, epoch, step):
     """Yields the batches of all epochs, starting at a given step.
 

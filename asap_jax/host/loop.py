@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -87,7 +87,7 @@ class Progress:
     sums: {metric: (sum, count)} over those steps.
     seconds, epoch_seconds: time spent in the stage and in the current epoch, over all starts.
     ended: "" while running and after the last epoch; "finished" if a step reported it, "stopped" if
-      a callback or `summary` did.
+      a callback or `summary` did, "budget" if `pace` did.
     history: {name: list}, values that `summary`, `begin` and `after_epoch` keep across epochs.
     """
 
@@ -115,6 +115,31 @@ class Progress:
         self.epoch, self.step, self.sums, self.epoch_seconds = self.epoch + 1, 0, {}, 0.0
 
 
+class Pace(Protocol):
+    """What ends the epochs of a stage before they have all their steps, see `searching.pace`.
+
+    last: the epoch with which the stage is expected to end, counted from 1.
+    """
+
+    last: int
+
+    def begin(self, state: Any, progress: Progress) -> Any:
+        """Before the first step of an epoch, or of the rest of one: the state to go on with."""
+        ...
+
+    def over(self, state: Any, progress: Progress) -> tuple[bool, Any]:
+        """After a step: whether the epoch is over, and the state to go on with."""
+        ...
+
+    def close(self, progress: Progress) -> None:
+        """After the last step of an epoch; may set `progress.ended`."""
+        ...
+
+    def forward(self, state: Any, progress: Progress) -> Any:
+        """When an epoch has ended: the state as of the first step of the next one."""
+        ...
+
+
 def run(
     phase: str,
     state: Any,
@@ -133,6 +158,7 @@ def run(
     begin: Callable[[Progress], None] | None = None,
     after_epoch: Callable[[Any, Progress, float], None] | None = None,
     rate: Callable[[Any], Any] | None = None,
+    pace: Pace | None = None,
 ) -> tuple[Any, Progress]:
     """Runs `step` over the batches of all epochs, resuming from the last checkpoint if any.
 
@@ -157,6 +183,8 @@ def run(
       after_epoch: called with (state, progress, seconds of the epoch's steps) after the epoch is
         logged and before it is saved; what it adds to `progress.history` is saved too.
       rate: step -> learning rate, to report where the stage diverges.
+      pace: ends epochs early, so that `steps` is what they have at most; `batches` is then called
+        for each epoch. None for whole epochs.
 
     Returns:
       The final (state, progress).
@@ -173,6 +201,10 @@ def run(
     callbacks, interruption = session.callbacks, session.interruption
     under_way = collections.deque()  # (metrics, batch) of the steps in flight
     metrics: dict = {}  # of the last step fetched
+    last = steps  # of the steps of the current epoch
+    on_end = contextlib.ExitStack()
+    if checkpoints:
+        on_end.callback(checkpoints.close)
 
     def save_if_need_be(over=False):
         wanted = interruption.wanted  # read once: a signal may arrive between two lines
@@ -223,7 +255,7 @@ def run(
         """Whether the newest step may stay in flight while the next one starts."""
         sent = progress.step + len(under_way)
         due = checkpoints and checkpoints.due(done() + len(under_way))
-        return not (observed or sent == steps or interruption.wanted or due)
+        return not (observed or sent == last or interruption.wanted or due)
 
     try:
         if checkpoints and (found := checkpoints.latest(state)):
@@ -252,23 +284,36 @@ def run(
             begin(progress)
         clock = _Clock(progress)
         observed = callbacks.on_step or watch  # may end the run at any step: nothing runs ahead
-        coming = contextlib.closing(batches(progress.epoch, progress.step))
-        with coming as batch, session.log.bar(phase, epochs * steps, done()) as bar:
+        batch = batches(progress.epoch, progress.step)
+        on_end.callback(lambda: batch.close())
+        total = None if pace else epochs * steps
+        with session.log.bar(phase, total, done()) as bar:
             while progress.epoch < epochs and not progress.ended:
-                stepping = Stopwatch()
-                while progress.step < steps and not progress.ended:
-                    if not (under_way and interruption.wanted):
+                stepping, last, first = Stopwatch(), steps, progress.step
+                if pace:
+                    state = pace.begin(state, progress)
+                while progress.step < last and not progress.ended:
+                    if pace and last == steps and progress.step > first:
+                        clock.tick()
+                        over, state = pace.over(state, progress)
+                        if over:
+                            last = progress.step + len(under_way)
+                    sent = progress.step + len(under_way)
+                    if sent < last and not (under_way and interruption.wanted):
                         operands = next(batch)
                         state, measured = step(state, *operands)
                         under_way.append((measured, operands))
                     ahead = may_run_ahead()
                     while len(under_way) > ahead:
                         count(*under_way.popleft())
-                    if not under_way and progress.step < steps and not progress.ended:
+                    if not under_way and progress.step < last and not progress.ended:
                         clock.tick()
                         save_if_need_be()
                 _check_state(state, phase, progress)
                 seconds = stepping.seconds
+                clock.tick()
+                if pace:
+                    pace.close(progress)
                 record = summary(state, progress, metrics)
                 if "skipped" in metrics:
                     record["skipped"] = _skipped(phase, progress)
@@ -276,7 +321,7 @@ def run(
                 record = {
                     **place,
                     "epoch": progress.epoch + 1,
-                    "epochs": epochs,
+                    "epochs": pace.last if pace else epochs,
                     "steps": progress.step,
                     **record,
                     "seconds": progress.epoch_seconds,
@@ -287,11 +332,14 @@ def run(
                 if after_epoch:
                     after_epoch(state, progress, seconds)
                 progress.next_epoch()
+                if pace:
+                    state = pace.forward(state, progress)
+                    batch.close()
+                    batch = batches(progress.epoch, 0)
                 save_if_need_be(over=bool(progress.ended) or progress.epoch == epochs)
         return state, progress
     finally:
-        if checkpoints:
-            checkpoints.close()
+        on_end.close()
 
 
 class Stopwatch:

@@ -48,12 +48,15 @@ class RunLog:
         self._events_folder = workdir / "tensorboard" if tensorboard and workdir else None
         self._events = self._copied()
 
-    def bar(self, phase: str, steps: int, done: int = 0) -> tqdm:
-        """Progress bar over `steps` with the time left; disabled without a terminal or notebook."""
+    def bar(self, phase: str, steps: int | None, done: int = 0) -> tqdm:
+        """Progress bar over `steps` with the time left; disabled without a terminal or notebook.
+
+        With None for an unknown number, it counts the steps.
+        """
         watched = sys.stderr.isatty() or "ipykernel" in sys.modules
         return tqdm(
             total=steps,
-            initial=done,
+            initial=0 if steps is None else done,
             desc=phase,
             unit="step",
             disable=self._quiet or not watched,

@@ -81,6 +81,7 @@ def asap_pac(
         derive=derive_strongest(space),
         prune=prune,
         finished=lambda arch: pruning.decided(arch.masks),
+        scheduled_by_epoch=False,
         readings=lambda step: {"temperature": temperature(t(step))},
         measured=lambda arch: {
             "clipped_share": arch.extra["clipped"] / jnp.maximum(arch.extra["seen"], 1)

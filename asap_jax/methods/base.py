@@ -94,6 +94,8 @@ class Strategy(NamedTuple):
       one starts with. None for new ones.
     edges_may_empty: whether an edge may lose its last candidate. Within a stage, the masks of every
       method only ever shrink, so dead candidates may be left out of a compilation.
+    scheduled_by_epoch: whether whatever changes with the step depends on its epoch alone, so that
+      an epoch may have any number of steps (`searching.pace`).
     """
 
     init: Callable[[jax.Array], Architecture]
@@ -116,6 +118,7 @@ class Strategy(NamedTuple):
     next_stage: Callable[[Architecture], "Strategy"] | None = None
     inherit: Callable[[Any, Any, Any], tuple[Any, Any]] | None = None
     edges_may_empty: bool = False
+    scheduled_by_epoch: bool = True
 
 
 class Method(NamedTuple):

@@ -92,6 +92,7 @@ def darts_plus(
         init=init,
         prune=look,
         finished=lambda arch: arch.extra["over"],
+        scheduled_by_epoch=False,
         measured=lambda arch: {"stable_epochs": arch.extra["stable"]},
     )
 

@@ -110,6 +110,7 @@ def dso_nas(
         mixture=mixture,
         derive=derive_all_left,
         prune=prune,
+        scheduled_by_epoch=False,
         updates=bilevel.omega_then_alpha(bilevel.first_order),
         learns=lambda step: step >= begin,
         alpha_optimizer=optax.chain(

@@ -167,6 +167,7 @@ def enas(
         measured=lambda arch: {"baseline": arch.alphas["baseline"]},
         updates=bilevel.omega_then_alpha(reinforce, differentiations=1),
         learns=learns,
+        scheduled_by_epoch=False,
         alpha_optimizer=optax.partition(
             {
                 "controller": optax.adam(learning_rate, b1=0.0, b2=0.999, eps=1e-3),

@@ -119,11 +119,11 @@ def cosine_by_epoch(initial: float, final: float, epochs: int, steps_per_epoch: 
     """PyTorch's CosineAnnealingLR, stepped once per epoch as in DARTS.
 
     final + (initial - final) * (1 + cos(pi * epoch / epochs)) / 2: `initial` in the first epoch,
-    one step short of `final` in the last.
+    one step short of `final` in the last, and `final` after it.
     """
 
     def learning_rate(step):
-        epoch = epoch_of(step, steps_per_epoch)
+        epoch = jnp.minimum(epoch_of(step, steps_per_epoch), epochs)
         return final + (initial - final) * (1 + jnp.cos(jnp.pi * epoch / epochs)) / 2
 
     return learning_rate

@@ -144,7 +144,7 @@ def _steps(job: Job) -> dict:
         sequence = stages.build_all(config.search, job.in_memory)
         steps["search"] = {
             "epochs": sum(stage.epochs for stage in sequence),
-            "steps_per_epoch": sequence[0].steps,
+            "steps_per_epoch": None if sequence[0].pace else sequence[0].steps,
             "times": config.searches,
         }
     if job.searches and config.searches > 1:
@@ -217,8 +217,10 @@ _PARTS = {"search": "search", "select": "trainings that compare searches", "trai
 def _step_rows(result) -> list[tuple[str, str]]:
     rows = []
     for part, each in result["steps"].items():
-        total = each["epochs"] * each["steps_per_epoch"]
-        text = f"{each['epochs']} epochs of {each['steps_per_epoch']} steps, {total:,} in all"
+        text = f"{each['epochs']} epochs, as long as the budget of time allows"
+        if each["steps_per_epoch"] is not None:
+            total = each["epochs"] * each["steps_per_epoch"]
+            text = f"{each['epochs']} epochs of {each['steps_per_epoch']} steps, {total:,} in all"
         times = f", {each['times']} times" if each["times"] > 1 else ""
         rows.append((_PARTS[part], text + times))
     return rows
@@ -244,11 +246,15 @@ def _time(job: Job, cells, log) -> tuple[dict, list[tuple[str, str]]]:
             config.search, job.in_memory, config.seed, session, job.class_weights, job.target
         )
         compiling += sum(trial.compiling for trial in trials)
-        seconds["search"] = config.searches * sum(trial.seconds for trial in trials)
+        budget = 60 * config.search.budget_minutes
+        each = budget or sum(trial.seconds for trial in trials)
+        seconds["search"] = config.searches * each
         step = ", then ".join(map(_step_told, trials))
         prunes = stages.build(config.search, job.in_memory).strategy.prune
         bound = prunes is not Strategy._field_defaults["prune"]
+        bound = bound and not budget
         why = "; less, since candidates leave on the way" if bound else ""
+        why += ", the budget" if budget else ""
         text = f"{'at most' if bound else 'about'} {duration(seconds['search'])}"
         rows += [("a search step", step), ("time, search", text + why)]
     if job.trains or "select" in _steps(job):

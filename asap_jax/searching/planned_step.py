@@ -79,7 +79,7 @@ class PlannedStep:
 
     def __call__(self, state, *indices):
         begin = time.monotonic()
-        passes = passes_by_plan(self._step, self._plan)[self._learns[self._done]]
+        passes = passes_by_plan(self._step, self._plan)[bool(self._learns[self._done])]
         programs = [(each, self._programs[each.name].result().run) for each in passes]
         self._waited += time.monotonic() - begin
         self._done += 1
@@ -90,8 +90,8 @@ class PlannedStep:
     def kinds(self) -> dict[bool, tuple[int, int]]:
         """{whether the alphas learn in a step: (the first such step, number of such steps)}."""
         return {
-            learns: (self._learns.index(learns), self._learns.count(learns))
-            for learns in dict.fromkeys(self._learns)
+            learns: (int(np.argmax(self._learns == learns)), int((self._learns == learns).sum()))
+            for learns in self._kinds_from(0)
         }
 
     def go_to(self, number: int) -> None:
@@ -103,17 +103,25 @@ class PlannedStep:
         for each in self._programs.values():
             each.result()
 
+    def _kinds_from(self, number: int) -> list[bool]:
+        """Whether the alphas learn in this step, and in a later one if that differs."""
+        learns = self._learns[number:]
+        if not learns.size:
+            return []
+        first = bool(learns[0])
+        return [first] if (learns == first).all() else [first, not first]
+
     @cached_property
-    def _learns(self) -> list[bool]:
-        """For each step, whether the alphas learn in it."""
+    def _learns(self) -> np.ndarray:
+        """For each step, [epochs * steps], whether the alphas learn in it."""
         steps = np.arange(self._epochs * self._steps, dtype=np.int32)
         learns = jax.jit(jax.vmap(self._step.strategy.learns))(jnp.asarray(steps))
-        return np.asarray(learns).tolist()
+        return np.asarray(learns)
 
     def _compile(self, plan) -> dict[str, Future]:
         """Submits the programs that are still needed for compilation, the next step's first."""
         passes = passes_by_plan(self._step, plan)
-        needed = dict.fromkeys(self._learns[self._done :])
+        needed = self._kinds_from(self._done)
         wanted = {each.name: each for learns in needed for each in passes[learns]}
         state, *operands = self._shapes
         return {

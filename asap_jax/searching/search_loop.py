@@ -18,6 +18,7 @@ from asap_jax.networks.mixture import one_hot_mixture
 from asap_jax.searching import certainty, measures, prunings, stages
 from asap_jax.searching.evidence import CARRIED, Evidence
 from asap_jax.searching.measures import Halves, Measures, final_mixtures
+from asap_jax.searching.pace import LENGTHS
 from asap_jax.searching.planned_step import PlannedStep
 from asap_jax.searching.search_step import init_state
 from asap_jax.searching.targets import TOLERANCE, Target
@@ -35,7 +36,7 @@ class SearchOutcome(NamedTuple):
     candidates_left: over all cell types; equals the number of edges when every edge is decided.
     ended: "finished" if the strategy was: its edges decided, or its criterion met; "stopped" if a
       callback ended it, or RobustDARTS' criterion or too many skips, in which case the cells are
-      those of the epoch that these point back to; else "".
+      those of the epoch that these point back to; "budget" if the time was up; else "".
     benchmark: the entry of `config.benchmark` for the genotype, {column: value}; {} if none.
     derived_accuracy: of the derived cells alone, with shared weights, on the alpha half.
     certainty: see `certainty.of_search`; {} if the alphas never learned.
@@ -170,6 +171,9 @@ class _StageRun:
         self.space, self.strategy = stage.space, stage.strategy
         self.network, self.optimizers = stage.network, stage.optimizers
         self.epochs, self.steps, self.stage = stage.epochs, stage.steps, stage
+        self.pace = stage.pace
+        if self.pace:
+            self.epochs = self.pace.epochs
         self.session, self.benchmark = session, stages.benchmark_table(config)
         self.carried: dict[str, list] = carried
         self.target: Target | None = target
@@ -194,6 +198,19 @@ class _StageRun:
         noted = prunings.Prunings(jax.device_get(state.arch.masks))
         compiler = Compiler()
         planned = self.planned_step(class_weights, compiler)
+        if self.pace:
+            self.pace.moved = planned.go_to
+
+        def of_any_length(epoch, step):
+            size = config.batch_size
+            halves = ((self.halves.omega, 0), (self.halves.alpha, 1))
+            yield from zip(
+                *(
+                    data.endless_order(half, size, (self.seed, which), before + epoch, step)
+                    for half, which in halves
+                ),
+                strict=False,
+            )
 
         def order(epoch):
             size, epoch = config.batch_size, before + epoch
@@ -218,11 +235,11 @@ class _StageRun:
 
         try:
             with watch.paused():
-                return loop.run(
+                state, progress = loop.run(
                     "search",
                     state,
                     planned,
-                    partial(data.onwards, order, self.epochs),
+                    of_any_length if self.pace else partial(data.onwards, order, self.epochs),
                     summary,
                     epochs=self.epochs,
                     steps=self.steps,
@@ -235,9 +252,21 @@ class _StageRun:
                     begin=begin,
                     after_epoch=planned.consider,
                     rate=self.stage.rate,
+                    pace=self.pace,
                 )
+            if progress.ended == "budget":
+                self.session.log.warn(self._out_of_time(progress))
+            return state, progress
         finally:
             compiler.close()
+
+    def _out_of_time(self, progress) -> str:
+        steps = sum(progress.history[LENGTHS])
+        return (
+            f"the time was up after {steps} steps, in epoch {progress.epoch} of {self.epochs} (at "
+            "most), before the edges were decided. Compiling counts, and is shorter the next time: "
+            "raise config.search.budget_minutes if there were few steps"
+        )
 
     def try_steps(self, class_weights) -> Trial:
         """See the function `try_steps`."""

@@ -22,7 +22,8 @@ from asap_jax.networks.genotypes import Genotype
 from asap_jax.networks.models import STAGES, EvalNetwork, Supernet
 from asap_jax.networks.nasbench201 import NASBench201
 from asap_jax.networks.spaces import SPACES, SearchSpace
-from asap_jax.searching import costs
+from asap_jax.searching import costs, pace
+from asap_jax.searching.pace import Pace
 from asap_jax.searching.search_step import Optimizers, SearchStep, init_state
 from asap_jax.searching.targets import Target, make_target
 from asap_jax.training import optim
@@ -123,6 +124,12 @@ def check(config, dataset: data.Dataset) -> None:
                 f"config.search.early_stop is True, but the strategy {config.strategy.name} has no "
                 "distribution whose eigenvalue could tell when to stop: set it to False"
             )
+        if config.budget_minutes and not stage.strategy.scheduled_by_epoch:
+            raise UserError(
+                f"config.search.budget_minutes is {config.budget_minutes}, but the strategy "
+                f"{config.strategy.name} counts the steps of an epoch, whose number a budget "
+                "changes: set it to 0"
+            )
         for key in ("cost_weight", "target_params", "target_macs"):
             if config[key] and not stage.strategy.updates.has_alphas:
                 raise UserError(
@@ -173,7 +180,8 @@ def benchmark_table(config) -> NASBench201 | None:
 class Stage(NamedTuple):
     """The components of a search, or of one of its stages, before it has a state.
 
-    epochs, steps: number of epochs, and of steps per epoch.
+    epochs, steps: number of epochs, and of steps per epoch; with a budget of time, of step numbers.
+    pace: for a search with a budget of time, else None.
     rate: step -> learning rate of omega.
     constraint: on the cells' expected cost, or None.
     """
@@ -184,6 +192,7 @@ class Stage(NamedTuple):
     optimizers: Optimizers
     epochs: int
     steps: int
+    pace: Pace | None
     rate: Callable
     constraint: costs.Constraint | None
 
@@ -204,11 +213,14 @@ class Stage(NamedTuple):
 def build(config, dataset: data.Dataset, strategy: Strategy | None = None) -> Stage:
     """Builds the first stage of a search, or the one that `strategy` belongs to."""
     images, space = len(dataset.train_labels), make_space(config)
-    later = strategy
-    steps = (images - images // 2) // config.batch_size
+    later, seconds = strategy, 60 * config.budget_minutes
+    whole = (images - images // 2) // config.batch_size
+    steps = pace.numbers(config.epochs) if seconds else whole
     strategy = later or make_strategy(config, space, steps)
     if strategy.updates.joint:  # one loss trains everything, so no half is held back
-        steps = images // config.batch_size
+        whole = images // config.batch_size
+    if strategy.updates.joint and not seconds:
+        steps = whole
         strategy = later or make_strategy(config, space, steps)
     epochs, omega = strategy.epochs or config.epochs, config.omega
     rate = schedules.cosine_by_epoch(omega.learning_rate, omega.final_learning_rate, epochs, steps)
@@ -220,9 +232,10 @@ def build(config, dataset: data.Dataset, strategy: Strategy | None = None) -> St
         strategy.partial_channels,
         plans.Plan(plans.choose(config.plan)),
     )
+    alpha = strategy.alpha_optimizer or optim.adam(**config.alpha)
     optimizers = Optimizers(
         optim.sgd(rate, omega.momentum, omega.weight_decay, omega.clip, omega.nesterov),
-        strategy.alpha_optimizer or optim.adam(**config.alpha),
+        pace.paced(alpha) if seconds else alpha,
         optim.virtual_sgd(rate, omega.momentum, omega.weight_decay),
     )
     return Stage(
@@ -232,6 +245,9 @@ def build(config, dataset: data.Dataset, strategy: Strategy | None = None) -> St
         optimizers=optimizers,
         epochs=epochs,
         steps=steps,
+        pace=Pace(seconds * epochs / config.epochs, strategy, epochs, steps, whole)
+        if seconds
+        else None,
         rate=rate,
         constraint=_constraint(config, network, dataset.preparation.shape),
     )
