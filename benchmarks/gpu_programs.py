@@ -503,7 +503,10 @@ PROGRAMS = _list()
 # At the tiny size these differ only in constants, classes, or a few operations on the alphas;
 # evolution trains as random search does, and DARTS' space is ASAP's with zero as a candidate. The
 # tests leave them out, the table in docs does not.
-VARIANTS = {"asap_pac": "asap", "darts_plus": "darts", "beta_darts": "darts", "evolution": "random"}
+VARIANTS = {
+    **{"asap_pac": "asap", "darts_plus": "darts", "beta_darts": "darts", "evolution": "random"},
+    **{"accum_grad": "magnitude", "nap": "magnitude"},
+}
 ALIKE = {
     **{
         f"search/{variant}/{plan}": f"search/{method}/{plan}"

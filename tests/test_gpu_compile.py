@@ -21,7 +21,12 @@ GROUPS = {
     "trainings": "train/*",
 }
 # Before Ampere XLA makes no matmul kernels of its own, so programs differ less there.
-TELLING = "search/asap/*,search/darts-second/loop,space/own/*,train/asap_small,use/apply"
+TELLING = ",".join(
+    (
+        *("search/asap/loop", "search/asap/unrolled", "search/darts-second/loop"),
+        *("space/own/*", "train/asap_small", "use/apply"),
+    )
+)
 GPUS = os.environ.get("ASAP_JAX_GPUS", "h200,t4").split(",")
 FEW = "search/asap/loop,search/asap/unrolled,train/asap_small"
 CASES = []

@@ -111,14 +111,14 @@ def rows(found: Mapping) -> list[tuple[str, str]]:
     """(name, words) for tables, of `of_search` and, under "searches", of `between`."""
     if not found:
         return []
-    chance = f"by chance {100 * found['chance']:.0f} %"
-    decided = f"{found['decided']} of {found['edges']}, {found['clear']} by a clear margin"
-    settled = f"unchanged since epoch {found['settled']} of {found['epochs']}"
-    if found["agreement"] is not None:
-        settled += f"; {100 * found['agreement']:.0f} % in the last third ({chance})"
-    listed = [("edges decided", decided), ("cells", settled)]
-    if found.get("searches") is not None:
-        listed.append(("searches agree on", f"{100 * found['searches']:.0f} % ({chance})"))
+    listed = [
+        ("edges decided", f"{found['decided']} of {found['edges']}, {found['clear']} clearly"),
+        ("cells unchanged", f"since epoch {found['settled']} of {found['epochs']}"),
+    ]
+    for name, key in (("agreement, last third", "agreement"), ("agreement, searches", "searches")):
+        if found.get(key) is not None:
+            share, chance = 100 * found[key], 100 * found["chance"]
+            listed.append((name, f"{share:.0f} % (by chance {chance:.0f} %)"))
     return listed
 
 

@@ -107,7 +107,7 @@ def test_clear_edges_are_counted():
     weights["normal"][:2] = [0.6, 0.3, 0.1]
     found = certainty.of_search(noted(A, weights=weights), 1, A, OPEN, SPACE)
     assert found["clear"] == 2
-    assert dict(certainty.rows(found))["edges decided"] == "0 of 10, 2 by a clear margin"
+    assert dict(certainty.rows(found))["edges decided"] == "0 of 10, 2 clearly"
 
 
 def test_only_changes_are_kept():
@@ -118,8 +118,9 @@ def test_words_name_chance_and_the_searches():
     found = certainty.of_search(noted(*[A] * 9), 9, A, OPEN, SPACE) | {"searches": 0.25}
     chance = round(100 * certainty.by_chance(A, SPACE))
     assert dict(certainty.rows(found)) == {
-        "edges decided": "0 of 10, 0 by a clear margin",
-        "cells": f"unchanged since epoch 1 of 9; 100 % in the last third (by chance {chance} %)",
-        "searches agree on": f"25 % (by chance {chance} %)",
+        "edges decided": "0 of 10, 0 clearly",
+        "cells unchanged": "since epoch 1 of 9",
+        "agreement, last third": f"100 % (by chance {chance} %)",
+        "agreement, searches": f"25 % (by chance {chance} %)",
     }
     assert certainty.rows({}) == []
