@@ -75,7 +75,7 @@ def paper() -> ConfigDict:
             "edges": "top2",  # inputs that a node keeps in the genotype: "top2" or "all"
             "channels": 16,
             "cells": PAPER_CELLS,
-            "epochs": PAPER_EPOCHS,  # at most: the search stops once every edge holds one candidate
+            "epochs": PAPER_EPOCHS,  # the search stops earlier once every edge holds one candidate
             "budget_minutes": 0.0,  # fits the length of the epochs to so much time: pace.py
             "batch_size": 96,
             "eval_batch_size": 256,

@@ -215,8 +215,8 @@ def run(
                 checkpoints.settle()
         if wanted:
             interruption.check(
-                f"{phase} {index}: {progress.epoch} epochs and {progress.step} of {steps} steps "
-                "done"
+                f"{phase} {index}: {progress.epoch} epochs and {progress.step}"
+                f"{'' if pace else f' of {steps}'} steps done"
             )
 
     def done():
@@ -270,9 +270,9 @@ def run(
                     f"{epochs}: raise config.{part}.epochs, or choose another --workdir"
                 )
             if progress.epoch < epochs and not progress.ended:
+                of = "" if pace else f" of {steps}"
                 session.log.say(
-                    f"{name} goes on after {progress.epoch} epochs and {progress.step} of "
-                    f"{steps} steps"
+                    f"{name} goes on after {progress.epoch} epochs and {progress.step}{of} steps"
                 )
         session.log.rewind(
             lambda record: (
@@ -316,12 +316,12 @@ def run(
                     pace.close(progress)
                 record = summary(state, progress, metrics)
                 if "skipped" in metrics:
-                    record["skipped"] = _skipped(phase, progress)
+                    record["skipped"] = _skipped(phase, progress, may_be_all=pace is not None)
                 clock.tick()
                 record = {
                     **place,
                     "epoch": progress.epoch + 1,
-                    "epochs": pace.last if pace else epochs,
+                    "epochs": _expected_epochs(pace, progress, epochs),
                     "steps": progress.step,
                     **record,
                     "seconds": progress.epoch_seconds,
@@ -340,6 +340,14 @@ def run(
         return state, progress
     finally:
         on_end.close()
+
+
+def _expected_epochs(pace: Pace | None, progress, epochs: int) -> int:
+    """How many epochs the stage will have had, as of the end of one that `progress` lacks."""
+    if pace is None:
+        return epochs
+    done = progress.epoch + 1
+    return done if progress.ended else max(pace.last, min(done + 1, epochs))
 
 
 class Stopwatch:
@@ -391,10 +399,10 @@ def _check_metrics(metrics, phase, progress):
         raise _diverged("an alpha is no longer a finite number", "alphas", phase, progress)
 
 
-def _skipped(phase, progress) -> int:
-    """How many steps of the epoch were skipped; UserError if all were."""
+def _skipped(phase, progress, may_be_all: bool) -> int:
+    """How many steps of the epoch were skipped; UserError if all were and may not be."""
     count = round(progress.sums["skipped"][0])
-    if count >= progress.step:
+    if count >= progress.step and not may_be_all:
         raise _diverged("no step gave finite numbers", "train_loss", phase, progress)
     return count
 

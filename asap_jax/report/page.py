@@ -105,10 +105,11 @@ def save(path: Path, text: str) -> Path:
 def render(folder: Path) -> str:
     """The page's HTML."""
     config = workdir.read_config(folder)
-    results = _json(folder / "results.json")
+    results, search = _json(folder / "results.json"), _json(folder / "search.json")
+    searched = (folder / "genotype.json").exists()
     records = _lines(folder / "metrics.jsonl")
     sections = [
-        ("Result", _summary(config, results, records, (folder / "genotype.json").exists())),
+        ("Result", _summary(config, results, search, records, searched)),
         ("Cells", _cells(folder)),
         ("How the edges were decided", _edges(config, _lines(folder / "weights.jsonl"))),
         ("Search", _search(records)),
@@ -154,7 +155,7 @@ def _percent(value) -> str:
     return "-" if value is None else f"{100 * value:.2f} %"
 
 
-def _summary(config, results, records, searched) -> str:
+def _summary(config, results, search, records, searched) -> str:
     tiles = [("data", config["data"]["source"])]
     if results:
         part, name = ("test", "test") if "test_accuracy" in results else ("val", "validation")
@@ -171,7 +172,7 @@ def _summary(config, results, records, searched) -> str:
             ("device", results["device"]),
             ("precision", ", ".join(sorted(set(results["precision"].values())))),
         ]
-        tiles += certainty.rows(results.get("certainty", {}))
+        tiles += certainty.rows(search.get("certainty", {}))
         gap = results.get("gap", {}).get(config["search"]["edges"])
         if gap:
             tiles.append(("gap supernet to derived", f"{100 * gap['gap']:+.2f} points"))
@@ -181,6 +182,7 @@ def _summary(config, results, records, searched) -> str:
             tiles.append(("chosen search", f"{which}, {_percent(chosen['val_accuracy'])}"))
     elif searched and all(record["phase"] == "search" for record in records):
         tiles.append(("the search", "is done; nothing is trained yet"))
+        tiles += certainty.rows(search.get("certainty", {}))
     elif records:
         last = records[-1]
         tiles.append(("under way", f"{last['phase']} {last['run']}, epoch {last['epoch']}"))

@@ -215,7 +215,8 @@ class _Run:
         found = records[best] | {"seconds": seconds, "searches": len(records)}
         if len(records) > 1 and found.get("certainty"):
             genotypes = [Genotype.from_json(json.dumps(each["genotype"])) for each in records]
-            found["certainty"] = found["certainty"] | {"searches": certainty.between(genotypes)}
+            shared = certainty.between(genotypes)
+            found["certainty"] = found["certainty"] | {"agreement_of_searches": shared}
         return genotype, found
 
     def select(self, records) -> int:

@@ -152,4 +152,7 @@ def _search_rows(folder, config, searches) -> list[tuple[str, str]]:
     chosen = max(range(len(searches)), key=lambda i: selected[i].get("val_accuracy", 0.0))
     seconds = sum(record.get("seconds", 0.0) for record in (*searches, *selected))
     record = searches[chosen] | selected[chosen] | {"seconds": seconds}
+    written = folder / "search.json"
+    if written.exists():  # older versions wrote none
+        record |= {"certainty": workdir.read_json(written).get("certainty", {})}
     return runner.search_rows(config, record)

@@ -11,29 +11,46 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from asap_jax.networks.genotypes import Genotype
-from asap_jax.networks.spaces import SearchSpace
+from asap_jax.networks.spaces import SKELETONS, SearchSpace
 
 CLEAR = 0.2  # margin from which an edge counts as clearly decided
 _CELLS, _MARGINS = "cells", "margins"  # keys of the history
 
 
-def note(history: dict[str, list], epoch: int, genotype: Genotype, weights, masks) -> None:
+def note(
+    history: dict[str, list],
+    epoch: int,
+    genotype: Genotype,
+    weights,
+    masks,
+    space: SearchSpace,
+) -> None:
     """Notes the end of an epoch.
 
     Args:
       history: `Progress.history`.
       epoch: epochs completed before it.
       genotype: the cells that would be derived now.
-      weights: of the mixtures, {cell type: [E, O]}.
+      weights: the method's distribution over the candidates, {cell type: [E, O]}; None if it has
+        none, and thus no margins.
       masks: of the candidates left, {cell type: [E, O]}.
+      space: their edges and candidates.
     """
     cells = history.setdefault(_CELLS, [])  # [epoch, genotype as JSON] of each change
     text = genotype.to_json()
     if not cells or cells[-1][1] != text:
         cells.append([epoch, text])
+    if weights is None:
+        return
     before = history.get(_MARGINS, [{}])[0]
+    derived = np.array(
+        [name != "none" or SKELETONS[space.skeleton].derives_none for name in space.candidates]
+    )
     history[_MARGINS] = [
-        {cell: margins(weights[cell], masks[cell], before.get(cell)) for cell in weights}
+        {
+            cell: margins(weights[cell], np.asarray(masks[cell]) & derived, before.get(cell))
+            for cell in weights
+        }
     ]
 
 
@@ -44,12 +61,12 @@ def margins(weights, masks, before: Sequence[float | None] | None = None) -> lis
     from before, since what it had last shows how close the decision was; None if it never had two.
 
     Args:
-      weights, masks: [E, O]; only the size of a weight counts, not its sign.
+      weights, masks: [E, O], of the candidates that may be derived.
       before: margins at the end of the epoch before, [E].
     """
     found: list[float | None] = list(before or [None] * len(weights))
     for edge, (row, mask) in enumerate(zip(np.asarray(weights), np.asarray(masks), strict=True)):
-        living = np.sort(np.abs(row[mask.astype(bool)]).astype(np.float64))[::-1]
+        living = np.sort(row[mask.astype(bool)].astype(np.float64))[::-1]
         if len(living) > 1:
             total = living.sum()
             found[edge] = round(float((living[0] - living[1]) / total), 4) if total > 0 else 0.0
@@ -57,7 +74,12 @@ def margins(weights, masks, before: Sequence[float | None] | None = None) -> lis
 
 
 def of_search(
-    history: Mapping[str, list], epochs: int, genotype: Genotype, masks, space: SearchSpace
+    history: Mapping[str, list],
+    epochs: int,
+    genotype: Genotype,
+    masks,
+    space: SearchSpace,
+    stages: int = 1,
 ) -> dict:
     """What a search shows of its own certainty; {} if no epoch was noted.
 
@@ -67,14 +89,16 @@ def of_search(
       genotype: the cells found.
       masks: of the candidates left at the end, {cell type: [E, O]}.
       space: of the last stage.
+      stages: number of stages; the history is that of the last one.
 
     Returns:
       {"edges": number of them in all cell types,
-       "decided": those with one candidate left,
-       "clear": those with a margin of at least `CLEAR`,
-       "margin": their median,
-       "settled": the epoch since which the cells stayed as they are, counted from 1,
-       "epochs": of the stage,
+       "decided": those with at most one candidate left,
+       "clear": those with a margin of at least `CLEAR`; None for a method without a distribution,
+       "margin": the median margin, or None,
+       "settled": the epoch since which the cells stayed as they are, counted from 1; None if the
+         search returned to cells from before,
+       "epochs", "stages": of the (last) stage; of the search,
        "agreement": of the cells of the last third of the epochs with those found, the mean over
          the epochs in which the alphas learned; None if that was a single one,
        "chance": agreement of two cells drawn at random}.
@@ -85,7 +109,7 @@ def of_search(
     first, last = changes[0][0], epochs - 1
     since = max(first, last - (last - first + 1) // 3)
     ends = [epoch for epoch, _ in changes[1:]] + [last + 1]
-    shares, settled = [], last + 1
+    shares, settled = [], None
     for (begin, cells), end in zip(changes, ends, strict=True):
         # The last epoch is the result itself, unless the search returned to an earlier one.
         count = min(end, last) - max(begin, since)
@@ -94,28 +118,35 @@ def of_search(
         if cells != genotype:
             break
         settled = begin + 1
-    found = [m for each in history[_MARGINS][0].values() for m in each if m is not None]
+    of_edges = history.get(_MARGINS, [{}])[0].values()
+    found = [margin for each in of_edges for margin in each if margin is not None]
     return {
         "edges": sum(len(mask) for mask in masks.values()),
-        "decided": sum(int((np.asarray(mask).sum(1) == 1).sum()) for mask in masks.values()),
-        "clear": sum(margin >= CLEAR for margin in found),
+        "decided": sum(int((np.asarray(mask).sum(1) <= 1).sum()) for mask in masks.values()),
+        "clear": sum(margin >= CLEAR for margin in found) if of_edges else None,
         "margin": statistics.median(found) if found else None,
         "settled": settled,
         "epochs": epochs,
+        "stages": stages,
         "agreement": statistics.fmean(shares) if shares else None,
         "chance": by_chance(genotype, space),
     }
 
 
 def rows(found: Mapping) -> list[tuple[str, str]]:
-    """(name, words) for tables, of `of_search` and, under "searches", of `between`."""
+    """(name, words) for tables, of `of_search` and, as "agreement_of_searches", of `between`."""
     if not found:
         return []
-    listed = [
-        ("edges decided", f"{found['decided']} of {found['edges']}, {found['clear']} clearly"),
-        ("cells unchanged", f"since epoch {found['settled']} of {found['epochs']}"),
-    ]
-    for name, key in (("agreement, last third", "agreement"), ("agreement, searches", "searches")):
+    listed = [("edges with one candidate", f"{found['decided']} of {found['edges']}")]
+    if found["clear"] is not None:
+        listed.append(("edges with a clear lead", f"{found['clear']} of {found['edges']}"))
+    if found["settled"] is not None:
+        epochs = f"{found['epochs']}{' of the last stage' * (found['stages'] > 1)}"
+        listed.append(("cells unchanged", f"since epoch {found['settled']} of {epochs}"))
+    for name, key in (
+        ("agreement, last third", "agreement"),
+        ("agreement, searches", "agreement_of_searches"),
+    ):
         if found.get(key) is not None:
             share, chance = 100 * found[key], 100 * found["chance"]
             listed.append((name, f"{share:.0f} % (by chance {chance:.0f} %)"))

@@ -18,7 +18,7 @@ from asap_jax.networks.mixture import one_hot_mixture
 from asap_jax.searching import certainty, measures, prunings, stages
 from asap_jax.searching.evidence import CARRIED, Evidence
 from asap_jax.searching.measures import Halves, Measures, final_mixtures
-from asap_jax.searching.pace import LENGTHS
+from asap_jax.searching.pace import LENGTHS, LIMIT
 from asap_jax.searching.planned_step import PlannedStep
 from asap_jax.searching.search_step import init_state
 from asap_jax.searching.targets import TOLERANCE, Target
@@ -82,16 +82,22 @@ def search(
     watch = loop.Stopwatch()
     halves = _halves_on_device(dataset, *stages.split(config, dataset, seed), seed)
     strategy, state, epochs, seconds, number, carried = None, None, 0, 0.0, 0, {}
+    asked = config.epochs  # of the stages to come
     total = len(stages.build_all(config, dataset))
     while True:
         stage = stages.build(config, dataset, strategy)
         running = _StageRun(config, dataset, stage, halves, seed, session, carried, target)
+        if stage.pace:
+            budget = 60 * config.budget_minutes
+            stage.pace.seconds = (budget - seconds) * stage.epochs / asked
+            stage.pace.limit = LIMIT * budget - seconds
+        asked -= stage.epochs
         state, progress = running.run(
             number, total, epochs, index, identity or {}, class_weights, watch, state
         )
         carried = {key: progress.history[key] for key in CARRIED if key in progress.history}
         epochs, seconds = epochs + progress.epoch, seconds + progress.seconds
-        if running.strategy.next_stage is None or progress.ended == "stopped":
+        if running.strategy.next_stage is None or progress.ended in ("stopped", "budget"):
             break
         strategy, number = running.strategy.next_stage(state.arch), number + 1
     derived, gaps, accuracy = running.end(state, progress)
@@ -110,6 +116,7 @@ def search(
             derived[config.edges],
             jax.device_get(state.arch.masks),
             running.space,
+            number + 1,
         ),
         running.ranking(state),
     )
@@ -235,7 +242,7 @@ class _StageRun:
 
         try:
             with watch.paused():
-                state, progress = loop.run(
+                return loop.run(
                     "search",
                     state,
                     planned,
@@ -254,18 +261,18 @@ class _StageRun:
                     rate=self.stage.rate,
                     pace=self.pace,
                 )
-            if progress.ended == "budget":
-                self.session.log.warn(self._out_of_time(progress))
-            return state, progress
         finally:
             compiler.close()
 
-    def _out_of_time(self, progress) -> str:
-        steps = sum(progress.history[LENGTHS])
+    def _out_of_time(self, progress, candidates_left: int) -> str:
+        """What to tell of a search that ends with its budget, in the epoch that is just over."""
+        steps, epoch = sum(progress.history[LENGTHS]), progress.epoch + 1
+        up = progress.seconds >= self.stage.pace.limit
         return (
-            f"the time was up after {steps} steps, in epoch {progress.epoch} of {self.epochs} (at "
-            "most), before the edges were decided. Compiling counts, and is shorter the next time: "
-            "raise config.search.budget_minutes if there were few steps"
+            f"{'the time is up' if up else 'all epochs are over'} after {steps} steps, in epoch "
+            f"{epoch} of {self.epochs}, with {candidates_left} candidates left. Compiling is part "
+            "of the time, and shorter the next time: a larger config.search.budget_minutes, in "
+            "another --workdir, gives more steps"
         )
 
     def try_steps(self, class_weights) -> Trial:
@@ -318,6 +325,8 @@ class _StageRun:
         mixtures = final_mixtures(self.strategy, state)
         accuracy = self.measures.accuracy(state.params, state.batch_stats, mixtures)
         record = _epoch_record(progress, last, accuracy)
+        if progress.ended == "budget":
+            self.session.log.warn(self._out_of_time(progress, record["candidates_left"]))
         if not self.strategy.updates.has_alphas:
             return record  # without alphas nothing can collapse: it samples and ranks
         weighed = self.strategy.distribution or (lambda arch, mixtures: mixtures)
@@ -334,7 +343,7 @@ class _StageRun:
         history, back, cells = progress.history, None, partial(self._by_rule, state)
         for key, value in self.carried.items():
             history.setdefault(key, list(value))
-        if self._measures(state, progress):
+        if self._eigenvalue_is_due(state, progress):
             record["eigenvalue"] = float(self.measures.eigenvalue(state, self.halves))
             back = self.evidence.note_eigenvalue(progress, record["eigenvalue"], cells)
         if (name := genotype.architecture_string()) is not None:
@@ -342,7 +351,8 @@ class _StageRun:
         texts = {}
         if self.strategy.learns(state.step - 1):  # before that, the cells mean nothing
             masks = jax.device_get(state.arch.masks)
-            certainty.note(history, progress.epoch, genotype, weights, masks)
+            known = weights if self.strategy.distribution is not None else None
+            certainty.note(history, progress.epoch, genotype, known, masks, self.space)
             ends = progress.ended or progress.epoch + 1 == self.epochs
             final = ends and self.strategy.next_stage is None
             texts = collapse.warnings(genotype, record, back, final)
@@ -358,7 +368,7 @@ class _StageRun:
                 self.session.log.warn(words)
         return record
 
-    def _measures(self, state, progress) -> bool:
+    def _eigenvalue_is_due(self, state, progress) -> bool:
         """Whether the eigenvalue is measured in the epoch that just ended."""
         watch, strategy = self.config.watch, self.strategy
         if not watch.eigenvalue or strategy.distribution is None:

@@ -215,7 +215,7 @@ def build(config, dataset: data.Dataset, strategy: Strategy | None = None) -> St
     images, space = len(dataset.train_labels), make_space(config)
     later, seconds = strategy, 60 * config.budget_minutes
     whole = (images - images // 2) // config.batch_size
-    steps = pace.numbers(config.epochs) if seconds else whole
+    steps = pace.step_numbers(config.epochs) if seconds else whole
     strategy = later or make_strategy(config, space, steps)
     if strategy.updates.joint:  # one loss trains everything, so no half is held back
         whole = images // config.batch_size

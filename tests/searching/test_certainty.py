@@ -28,7 +28,7 @@ C = cells("max_pool_3x3", "max_pool_3x3", "skip_connect", "skip_connect")
 def noted(*genotypes, first=0, weights=EVEN, masks=OPEN):
     history = {}
     for epoch, genotype in enumerate(genotypes, first):
-        certainty.note(history, epoch, genotype, weights, masks)
+        certainty.note(history, epoch, genotype, weights, masks, SPACE)
     return history
 
 
@@ -58,7 +58,7 @@ def test_the_agreement_of_random_cells_is_the_one_stated():
 
 
 def test_a_margin_is_the_lead_over_the_second():
-    weights = [[0.5, 0.3, 0.2], [0.1, 0.8, 0.1], [0.4, 0.4, 0.2], [-3.0, 1.0, 0.0], [0, 0, 0]]
+    weights = [[0.5, 0.3, 0.2], [0.1, 0.8, 0.1], [0.4, 0.4, 0.2], [3.0, 1.0, 0.0], [0, 0, 0]]
     alive = np.ones((5, 3), bool)
     alive[1] = [True, False, True]
     found = certainty.margins(weights, alive)
@@ -98,8 +98,9 @@ def test_epochs_before_the_alphas_learn_do_not_count():
 def test_a_search_that_returned_to_earlier_cells_has_not_settled_on_them():
     history = noted(A, A, A, C, C, C)
     found = certainty.of_search(history, 6, A, OPEN, SPACE)
-    assert found["settled"] == 6
+    assert found["settled"] is None
     assert found["agreement"] == 0
+    assert "cells unchanged" not in dict(certainty.rows(found))
 
 
 def test_clear_edges_are_counted():
@@ -107,7 +108,32 @@ def test_clear_edges_are_counted():
     weights["normal"][:2] = [0.6, 0.3, 0.1]
     found = certainty.of_search(noted(A, weights=weights), 1, A, OPEN, SPACE)
     assert found["clear"] == 2
-    assert dict(certainty.rows(found))["edges decided"] == "0 of 10, 2 clearly"
+    assert dict(certainty.rows(found))["edges with a clear lead"] == "2 of 10"
+
+
+def test_what_is_never_derived_leads_nothing():
+    """`none` in DARTS' cells; NAS-Bench-201's derive it."""
+    ops = ("none", "max_pool_3x3", "skip_connect")
+    darts = SearchSpace(ops, nodes=1, edges=((0, 2), (1, 2)))
+    weights = {cell: np.array([[0.6, 0.2, 0.2]] * 2) for cell in darts.cell_types}
+    masks = {cell: np.ones((2, 3), bool) for cell in darts.cell_types}
+    nodes = ((("skip_connect", 0), ("skip_connect", 1)),)
+    history, cells = {}, Genotype(nodes, (2,), nodes, (2,))
+    certainty.note(history, 0, cells, weights, masks, darts)
+    assert certainty.of_search(history, 1, cells, masks, darts)["margin"] == 0
+    bench = SearchSpace(ops, nodes=1, skeleton="nasbench201")
+    history, cells = {}, Genotype(((("skip_connect", 0),),), (1,), skeleton="nasbench201")
+    weights, masks = ({"normal": each["normal"][:1]} for each in (weights, masks))
+    certainty.note(history, 0, cells, weights, masks, bench)
+    assert certainty.of_search(history, 1, cells, masks, bench)["margin"] == pytest.approx(0.4)
+
+
+def test_an_edge_without_candidates_is_decided_and_strengths_have_no_margin():
+    empty = {cell: np.zeros(SPACE.shape, bool) for cell in SPACE.cell_types}
+    found = certainty.of_search(noted(A, weights=None), 1, A, empty, SPACE)
+    assert found["decided"] == 10
+    assert found["clear"] is found["margin"] is None
+    assert "edges with a clear lead" not in dict(certainty.rows(found))
 
 
 def test_only_changes_are_kept():
@@ -115,11 +141,13 @@ def test_only_changes_are_kept():
 
 
 def test_words_name_chance_and_the_searches():
-    found = certainty.of_search(noted(*[A] * 9), 9, A, OPEN, SPACE) | {"searches": 0.25}
+    found = certainty.of_search(noted(*[A] * 9), 9, A, OPEN, SPACE, 3)
+    found |= {"agreement_of_searches": 0.25}
     chance = round(100 * certainty.by_chance(A, SPACE))
     assert dict(certainty.rows(found)) == {
-        "edges decided": "0 of 10, 0 clearly",
-        "cells unchanged": "since epoch 1 of 9",
+        "edges with one candidate": "0 of 10",
+        "edges with a clear lead": "0 of 10",
+        "cells unchanged": "since epoch 1 of 9 of the last stage",
         "agreement, last third": f"100 % (by chance {chance} %)",
         "agreement, searches": f"25 % (by chance {chance} %)",
     }

@@ -41,7 +41,7 @@ class Search:
     def __init__(self, monkeypatch, budget, strategy="asap", seconds=0.1, folder=None):
         self.now, self.budget, self.seconds = 0.0, budget, seconds
         self.compiling = self.measuring = 0.0
-        self.numbers = pace.numbers(EPOCHS)
+        self.numbers = pace.step_numbers(EPOCHS)
         self.strategy = STRATEGIES[strategy](SPACE, EPOCHS, self.numbers)
         self.saving = folder and loop.Saving(folder)
         self.stop_at, self.records, self.positions = None, [], []
@@ -72,7 +72,7 @@ class Search:
 
     def step(self, state, number):
         self.positions.append(int(state.step))
-        arch = self._prune(state.arch, state.alpha_opt.pace, state.step)
+        arch = self._prune(state.arch, state.alpha_opt.factor, state.step)
         left = sum(int(mask.sum()) for mask in arch.masks.values())
         self.now += self.compiling + self.seconds * left / ALL
         self.compiling = 0.0
@@ -150,12 +150,51 @@ def test_a_resumed_search_ends_within_the_same_time(monkeypatch, tmp_path):
     assert epochs == sorted(set(epochs))
 
 
+def test_alphas_of_a_resumed_search_go_as_far_per_epoch(monkeypatch, tmp_path):
+    """Interrupted in the middle of epochs, and with steps that become faster."""
+    search = Search(monkeypatch, 300, "darts", folder=tmp_path)
+    for search.stop_at in (37.0, 41.0, 140.0):
+        with pytest.raises(Interrupted):
+            search()
+        search.seconds /= 1.3
+    state, progress = search()
+    assert progress.seconds == pytest.approx(300, rel=0.1)
+    start = search.state().arch.alphas["normal"]
+    moved = np.asarray(state.arch.alphas["normal"] - start) / (RATE * DIRECTIONS["normal"])
+    np.testing.assert_allclose(moved, EPOCHS * WHOLE, rtol=0.1)
+
+
+def test_a_late_resume_knows_how_long_the_rest_will_be(monkeypatch, tmp_path):
+    """The expected end is not the config's last epoch, also in the epoch that goes on."""
+    search = Search(monkeypatch, 200, folder=tmp_path)
+    search()
+    undisturbed, last = list(search.records), search.pace.last
+    assert last < EPOCHS
+    search = Search(monkeypatch, 200, folder=tmp_path / "other")
+    search.stop_at = 170.0
+    with pytest.raises(Interrupted):
+        search()
+    state, progress = search()
+    assert decided(state)
+    assert progress.seconds == pytest.approx(200, rel=0.1)
+    assert abs(search.records[-1]["epoch"] - undisturbed[-1]["epoch"]) <= 1
+
+
 def test_without_time_it_ends_and_says_so(monkeypatch):
     search = Search(monkeypatch, 10)
     search.compiling = 30.0
     state, progress = search()
     assert progress.ended == "budget"
     assert progress.epoch == 1 and not decided(state)
+    assert search.records[-1]["epochs"] == 1
+
+
+def test_edges_that_no_temperature_decides_end_with_the_epochs(monkeypatch):
+    search = Search(monkeypatch, 60)
+    monkeypatch.setitem(DIRECTIONS, "normal", np.zeros(SPACE.shape))
+    state, progress = search()
+    assert progress.ended == "budget" and not decided(state)
+    assert progress.epoch == search.pace.epochs
 
 
 def test_a_method_that_does_not_end_itself_has_all_its_epochs(monkeypatch):
@@ -183,13 +222,13 @@ def test_the_schedules_see_epochs_and_the_alphas_go_as_far_per_epoch(monkeypatch
 def test_fewer_steps_do_not_make_larger_ones(monkeypatch):
     search = Search(monkeypatch, 10, "darts")  # five steps an epoch
     state, _ = search()
-    assert float(state.alpha_opt.pace) == 1
+    assert float(state.alpha_opt.factor) == 1
 
 
 def test_the_paced_optimizer_is_the_optimizer_times_a_factor():
     gradients = {"normal": jnp.asarray([1.0, -2.0])}
     plain, slowed = optax.adam(0.1), pace.paced(optax.adam(0.1))
-    state, inner = slowed.init(gradients)._replace(pace=jnp.float32(0.25)), plain.init(gradients)
+    state, inner = slowed.init(gradients)._replace(factor=jnp.float32(0.25)), plain.init(gradients)
     for _ in range(3):
         updates, state = slowed.update(gradients, state, gradients)
         expected, inner = plain.update(gradients, inner, gradients)
