@@ -50,9 +50,9 @@ def look(
     Returns:
       {"source", "classes" {name: {"train", "test"}} (counts; None if unknown), "image" (height,
       width, channels), "train_images", "test_images", "halves" (omega, alpha) or None, "groups" or
-      None, "steps" {part: {"epochs", "steps_per_epoch" (None with a budget)}}, "memory" {part: bytes by purpose},
-      "memory_available" (bytes or None), "seconds" {part: estimate} ({} if not timed), "picture"
-      (path or None)}.
+      None, "steps" {part: {"epochs", "steps_per_epoch" (None with a budget of time)}}, "memory"
+      {part: bytes by purpose}, "memory_available" (bytes or None), "seconds" {part: estimate} ({}
+      if not timed), "picture" (path or None)}.
 
     Raises:
       UserError: the run would be refused. If only for lack of memory, everything that needs no
