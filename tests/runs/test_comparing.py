@@ -11,12 +11,13 @@ from scipy import stats
 from tiny import flags
 
 import asap_jax
-from asap_jax import GENOTYPES
+from asap_jax import GENOTYPES, Genotype
 from asap_jax.configs import comparisons
 from asap_jax.host import workdir as files
 from asap_jax.host.errors import UserError
 from asap_jax.methods import STRATEGIES, derive
 from asap_jax.runs import comparing
+from asap_jax.searching import certainty
 
 SPACE = {"space": "asap", "candidates": [], "edges": "top2"}
 
@@ -33,6 +34,7 @@ def record(accuracy, seed=0, **changes):
         "skips": {"normal": 2, "reduce": 0},
         "candidates_left": 28,
         "gap": 0.1,
+        "genotype": json.loads(GENOTYPES["ASAP"].to_json()),
         "benchmark": {},
         "ranking": {},
     }
@@ -140,8 +142,10 @@ def test_welchs_test_is_by_the_formula():
 
 
 def test_the_table():
+    other = json.loads(GENOTYPES["ASAP"].to_json())
+    other["normal"] = other["reduce"]
     records = {
-        "asap": [record(0.9), record(0.92, 1, parameters=3000)],
+        "asap": [record(0.9), record(0.92, 1, parameters=3000, genotype=other)],
         "random": [record(0.9, gap=None), record(0.9, 1, gap=None)],
     }
     header, _, asap, random = comparing.table(records, "random").splitlines()
@@ -151,6 +155,9 @@ def test_the_table():
     assert cells["against `random`"] == "+1.00 (p = 0.50)"
     assert cells["parameters"] == "2,000"
     assert cells["gap, points"] == "+10 +- 0"
+    same = certainty.agreement(GENOTYPES["ASAP"], Genotype.from_json(json.dumps(other)))
+    assert cells["seeds agree, %"] == f"{100 * same:.0f}"
+    assert 50 <= int(cells["seeds agree, %"]) < 100  # the reduction cells are the same
     assert cells["skips, normal cell"] == "2, 2"
     assert " | - | " in random
     assert "against" not in comparing.table({"asap": records["asap"]}, "random")
