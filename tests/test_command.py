@@ -60,7 +60,8 @@ def test_what_is_printed(finished):
     )
     assert re.search(line + r"accuracy \d+\.\d\d %  \d+\.\d s\n", printed)
     assert re.search(r"train 2/2  loss \d\.\d{3}  train accuracy .* %", printed)
-    assert f"test accuracy            {100 * results['test_accuracy']:.2f} %" in printed
+    accuracy = re.escape(f"{100 * results['test_accuracy']:.2f} %")
+    assert re.search(rf"^  test accuracy +{accuracy}$", printed, re.MULTILINE)
     assert f"top-5 accuracy           {100 * results['top_5_accuracy']:.2f} %" in printed
     assert re.search(r"most confused +\d as \d \d+, \d as \d", printed)
     assert "gap supernet -> derived" in printed
