@@ -70,12 +70,18 @@ class Prepared:
     """A jitted function that `prepare` can compile ahead of the first call."""
 
     def __init__(self, jitted):
-        self._jitted, self._program = jitted, None
+        self._jitted, self._program, self._structure = jitted, None, None
 
     def prepare(self, compiler: Compiler, *operands) -> None:
-        """Compiles for operands of these shapes; later calls must use the same shapes."""
+        """Compiles for trees of this structure and arrays of these shapes.
+
+        Later calls with the same structure must use the same shapes; those with another one (the
+        mixture of a method with edge weights, or of cells alone, which have none) compile anew.
+        """
+        self._structure = jax.tree.structure(operands)
         self._program = compiler.submit(self._jitted, *shapes_of(operands))
 
     def __call__(self, *operands):
-        run = self._jitted if self._program is None else self._program.result().run
-        return run(*operands)
+        if self._program is None or jax.tree.structure(operands) != self._structure:
+            return self._jitted(*operands)
+        return self._program.result().run(*operands)
