@@ -27,6 +27,8 @@ from unittest import mock
 import jax
 from jax.experimental import topologies
 
+from asap_jax.host.devices import Devices
+
 FOLDER = Path(__file__).parent / "gpus"
 CARDS = tuple(sorted(path.stem for path in FOLDER.glob("*.txtpb")))
 
@@ -38,7 +40,7 @@ def ampere(card: str) -> bool:
 
 
 class Target:
-    """A card to compile for, by the name of its description in the folder gpus.
+    """A card to compile for, or several of one host, by its description's name in the folder gpus.
 
     Switches the whole process to run without a GPU and without autotuning.
 
@@ -47,19 +49,21 @@ class Target:
     shortened to what every jax from 0.10 on can read.
     """
 
-    def __init__(self, card: str):
+    def __init__(self, card: str, count: int = 1):
         os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_autotune_level=0"
         jax.config.update("jax_platforms", "cpu")  # otherwise JAX takes the plugin for a GPU
         text = (FOLDER / f"{card}.txtpb").read_text()
-        found = topologies.get_topology_desc("", "cuda", target_config=text, topology="1x1x1")
-        self.sharding = jax.sharding.SingleDeviceSharding(found.devices[0])
+        place = f"1x1x{count}"  # slices, hosts, cards of each
+        found = topologies.get_topology_desc("", "cuda", target_config=text, topology=place)
+        self.devices = Devices.of(found.devices)
+        self.sharding = self.devices.whole or jax.sharding.SingleDeviceSharding(found.devices[0])
 
     def compile(self, jitted, *operands):
         """Returns (compiled program, {"trace_seconds", "compile_seconds"}).
 
         Args:
           jitted: a function from `jax.jit`.
-          operands: trees of arrays or of `jax.ShapeDtypeStruct`.
+          operands: trees of arrays or of `jax.ShapeDtypeStruct`, which every card holds whole.
         """
 
         def on_card(leaf):
@@ -111,6 +115,7 @@ class Reading(NamedTuple):
       of every loop, and with the fewest.
     calls: {library call: number of occurrences in the text}.
     loops: loops in the text; unknown_loops: those of unknown iteration count.
+    collectives: {kind: (number of occurrences in the text, bytes of their results)}.
     """
 
     most: Work
@@ -118,6 +123,7 @@ class Reading(NamedTuple):
     calls: dict[str, int]
     loops: int
     unknown_loops: int
+    collectives: dict[str, tuple[int, int]]
 
 
 class _Instruction(NamedTuple):
@@ -135,6 +141,10 @@ _FREE = {
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all"),
     *("opt-barrier", "partition-id", "replica-id", "domain"),
 }
+_COLLECTIVES = (
+    *("all-reduce", "all-gather", "reduce-scatter", "all-to-all"),
+    *("collective-permute", "collective-broadcast"),
+)
 _SIZES = {"pred": 1, "c64": 8, "c128": 16, "token": 0, "bf16": 2}  # other names end in their bits
 
 
@@ -182,7 +192,18 @@ def read(text: str, turns: tuple[int, int] = (0, 1)) -> Reading:
         dict(Counter(_target(each) for each in every if each.kind == "custom-call")),
         len(loops),
         sum(_trip_count(each) is None for each in loops),
+        _collectives(every),
     )
+
+
+def _collectives(instructions) -> dict[str, tuple[int, int]]:
+    found = {}
+    for each in instructions:
+        kind = each.kind.removesuffix("-start")
+        if kind in _COLLECTIVES:
+            count, size = found.get(kind, (0, 0))
+            found[kind] = count + 1, size + _bytes(each.shape)
+    return found
 
 
 def _parse(text):

@@ -82,14 +82,18 @@ def names_of(patterns: str) -> list[str]:
 
 
 def compile_all(
-    names: list[str], card: str, size: str, precision: str, together: int = 1
+    names: list[str], card: str, size: str, precision: str, together: int = 1, devices: int = 1
 ) -> Iterator[dict]:
-    """Yields a record per program; `together` of them are compiled in one process."""
+    """Yields a record per program; `together` of them are compiled in one process.
+
+    With `devices` above 1, that many cards of one host share each batch of a step.
+    """
     left = list(names)
     while left:
         group = left[:together]
         command = [sys.executable, __file__, "--worker", f"--programs={','.join(group)}"]
         command += [f"--gpu={card}", f"--size={size}", f"--precision={precision}"]
+        command += [f"--devices={devices}"]
         done = 0
         with tempfile.TemporaryFile("w+") as told:
             process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=told, text=True)
@@ -126,13 +130,15 @@ def work_on(options) -> None:
     from gpu_programs import PROGRAMS, SIZES
 
     gc.set_threshold(20_000, 10, 10)  # a trace is many objects, all alive
-    target = deviceless.Target(options.gpu)
+    target = deviceless.Target(options.gpu, options.devices)
+    size = SIZES[options.size]._replace(devices=target.devices)
     for name in options.programs.split(","):
         record = {"program": name, "gpu": options.gpu, "jax": jax.__version__}
         record |= {"size": options.size, "precision": options.precision}
+        record |= {"devices": options.devices}
         try:
             with deviceless.as_on_gpu():
-                program = PROGRAMS[name](SIZES[options.size], options.precision)
+                program = PROGRAMS[name](size, options.precision)
                 compiled, seconds = target.compile(program.jitted, *program.operands)
         except Exception as error:
             traceback.print_exc()
@@ -159,7 +165,7 @@ def measured(compiled, program, card) -> dict:
     for name in ("most", "least"):
         work = getattr(found, name)._asdict()
         record[name] = work | {"seconds": predict(work, card)}
-    return record | {"calls": found.calls}
+    return record | {"calls": found.calls, "collectives": found.collectives}
 
 
 def row(record: dict) -> str:
@@ -199,7 +205,8 @@ def write_table(path: Path, records: list[dict], version: str) -> None:
     inside, after = rest.split(END)
     columns, cells = _parse_table(inside)
     for record in records:
-        column = f"{record['gpu']} {record['precision']}, jax {version}"
+        cards = f"{record['devices']} x " * (record.get("devices", 1) > 1) + record["gpu"]
+        column = f"{cards} {record['precision']}, jax {version}"
         if column not in columns:
             columns.append(column)
         cells.setdefault(record["program"], {})[column] = record["result"]
@@ -227,6 +234,7 @@ def main():
     parser.add_argument("--programs", default="*", help="patterns of names, see gpu_programs.py")
     parser.add_argument("--size", default="paper", choices=("tiny", "paper"))
     parser.add_argument("--precision", default="auto", help="auto, float32, tf32, bfloat16")
+    parser.add_argument("--devices", type=int, default=1, help="cards that share each batch")
     parser.add_argument("--together", type=int, default=1, help="programs a process")
     parser.add_argument("--out", help="JSON file")
     parser.add_argument("--table", help="Markdown file whose table gets the results as columns")
@@ -253,7 +261,8 @@ def main():
             if precision != "float32" and not deviceless.ampere(card):
                 print(f"{card} does not compute in {precision}: left out", file=sys.stderr)
                 continue
-            for record in compile_all(names, card, options.size, precision, options.together):
+            how = card, options.size, precision, options.together, options.devices
+            for record in compile_all(names, *how):
                 results.add(record)
                 records.append(record)
     print("\n".join(["", HEADER, *map(row, records)]))

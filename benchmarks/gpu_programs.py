@@ -34,6 +34,7 @@ from asap_jax import (
 from asap_jax.configs import presets, recipes
 from asap_jax.data.images import Preparation
 from asap_jax.host import precisions
+from asap_jax.host.devices import Devices
 from asap_jax.layers.ops import chain, norm, pointwise, relu
 from asap_jax.methods import STRATEGIES
 from asap_jax.networks import plans
@@ -52,6 +53,7 @@ class Size(NamedTuple):
     side: the maximum side of an image.
     nodes, candidates: of a strategy's search; 0 and () for the space's. In programs about the space
       itself, cells have one more node, the network one more cell, and all candidates are used.
+    devices: those that share the batches of a step.
     """
 
     search: dict
@@ -59,6 +61,7 @@ class Size(NamedTuple):
     side: int = 224
     nodes: int = 0
     candidates: tuple[str, ...] = ()
+    devices: Devices = Devices()
 
 
 # Tiny has few layers, since those dominate compile time. The batch is the paper's and the maps are
@@ -252,7 +255,8 @@ def search(
     over = jax.ShapeDtypeStruct((), bool)
     operands = (*SplitState.of(found.state, whole), over, *on_device(found.dataset), batch, batch)
     augmentation = stages.make_augmentation(found.config, found.dataset)
-    jitted = planned_step.jit_pass(whole, augmentation, found.config.precision)
+    precision = found.config.precision
+    jitted = planned_step.jit_pass(whole, augmentation, precision, devices=size.devices)
     return Program(jitted, operands, turns)
 
 
@@ -288,7 +292,8 @@ def accuracy(size: Size, precision: str, plan: str, by_batch: bool = False) -> P
     found = searched(size, precision, plan=plan)
     logits = measures.supernet_logits(found.network, by_batch)
     logits = precisions.computed_in(precision, logits)
-    right = evaluation.right_answers(logits, found.dataset.mean, found.dataset.std)
+    mean_std = found.dataset.mean, found.dataset.std
+    right = evaluation.right_answers(logits, *mean_std, size.devices)
     mixtures = mixtures_of(found.stage.strategy, found.state)
     batch = min(found.config.eval_batch_size, found.dataset.train_count // 2)
     rest = integers(batch), of_shape(batch, dtype=bool)
@@ -367,14 +372,15 @@ def train(size: Size, precision: str, streamed: bool = False, **options) -> Prog
     found = trained_by(size, precision, **options)
     steps = found.dataset.train_count // found.config.batch_size
     step = train_loop.make_step(found.config, found.network, found.optimizer, steps)
-    step = train_loop.augmented(step, train_loop.make_augmentation(found.config, found.dataset))
+    augmentation, devices = train_loop.make_augmentation(found.config, found.dataset), size.devices
+    step = train_loop.augmented(step, augmentation, devices)
     batch, shape = found.config.batch_size, found.dataset.preparation.shape
     precision = found.config.precision
     if streamed:
         data = pixels(batch, *shape), integers(batch)
-        return Program(train_loop.jit_streamed(step, precision), (found.state, *data))
-    data = on_device(found.dataset)
-    return Program(train_loop.jit_resident(step, precision), (found.state, *data, integers(batch)))
+        return Program(train_loop.jit_streamed(step, precision, devices), (found.state, *data))
+    operands = found.state, *on_device(found.dataset), integers(batch)
+    return Program(train_loop.jit_resident(step, precision, devices), operands)
 
 
 def train_state(size: Size, precision: str) -> Program:

@@ -1,4 +1,4 @@
-"""Two CPU devices, fast compilation and the compilation cache, set up before JAX starts.
+"""Fast compilation and the compilation cache, set up before JAX starts.
 
 Most of the test time goes into compiling programs that run once, so XLA optimizes less here and
 uses its older fusion emitters, which compile twice as fast and give slower programs. (jaxlib after
@@ -13,7 +13,7 @@ import signal
 from importlib import metadata
 
 os.environ["XLA_FLAGS"] = (
-    "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0 "
+    "--xla_backend_optimization_level=0 "
     + "--xla_cpu_use_fusion_emitters=false " * metadata.version("jaxlib").startswith("0.10.")
     + os.environ.get("XLA_FLAGS", "")
 )

@@ -32,10 +32,11 @@ FEW = "search/asap/loop,search/asap/unrolled,train/asap_small"
 CASES = []
 for gpu in GPUS:
     if gpu == "t4":
-        CASES.append((gpu, "float32", "telling"))
+        CASES.append((gpu, "float32", "telling", 1))
     else:
-        CASES += [(gpu, "tf32", name) for name in GROUPS]
-        CASES += [(gpu, precision, "few") for precision in ("float32", "bfloat16")]
+        CASES += [(gpu, "tf32", name, 1) for name in GROUPS]
+        CASES += [(gpu, precision, "few", 1) for precision in ("float32", "bfloat16")]
+        CASES.append((gpu, "tf32", "few", 4))
 
 
 @pytest.fixture(autouse=True)
@@ -44,8 +45,8 @@ def _benchmarks(monkeypatch):
 
 
 @pytest.mark.gpu_compile
-@pytest.mark.parametrize(("gpu", "precision", "group"), CASES)
-def test_programs_compile(gpu, precision, group):
+@pytest.mark.parametrize(("gpu", "precision", "group", "devices"), CASES)
+def test_programs_compile(gpu, precision, group, devices):
     import gpu_compile
     import gpu_programs
 
@@ -54,11 +55,14 @@ def test_programs_compile(gpu, precision, group):
     patterns = GROUPS | {"telling": TELLING, "few": FEW}
     names = gpu_compile.names_of(patterns[group])
     names = [name for name in names if name not in gpu_programs.ALIKE]
-    records = list(gpu_compile.compile_all(names, gpu, "tiny", precision, len(names)))
+    how = gpu, "tiny", precision, len(names), devices
+    records = list(gpu_compile.compile_all(names, *how))
     assert [record["program"] for record in records] == names
     died = [record for record in records if record["result"] != "compiled"]
     told = "\n".join(f"{each['program']} {each['result']}: {each['error']}" for each in died)
     assert not died, f"of {len(names)} programs for {gpu} {len(died)} do not compile:\n{told}"
+    for record in records:  # cards exchange sums, never images or maps
+        assert set(record["collectives"]) == ({"all-reduce"} if devices > 1 else set())
 
 
 def test_each_program_is_of_a_group():

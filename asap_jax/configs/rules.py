@@ -66,7 +66,7 @@ def of_sgd(*keys: str) -> list[str]:
 
 
 RULES: dict[str, Rule] = {
-    "seed": at_least(0),
+    **of_each(at_least(0), "seed", "devices"),
     "mode": one_of(("", "search", "train"), quoted=True),
     "on_nan": one_of(("stop", "skip"), quoted=True),
     **of_each(at_least(1), "searches", "selection.epochs", "checkpoint.keep"),

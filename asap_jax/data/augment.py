@@ -34,13 +34,17 @@ class Augmentation(NamedTuple):
 
 
 def normalise(images, mean, std):
-    """uint8 [N, H, W, C] -> float32 with zero mean and unit variance per channel."""
-    scaled = images.astype(jnp.float32) / 255
-    return (scaled - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)
+    """uint8 [N, H, W, C] -> floats with zero mean and unit variance per channel.
+
+    The floats are float32, or float64 if x64 is enabled, as the weights then are.
+    """
+    dtype = jnp.result_type(float)
+    scaled = images.astype(dtype) / 255
+    return (scaled - jnp.asarray(mean, dtype)) / jnp.asarray(std, dtype)
 
 
 def augment(images, augmentation: Augmentation, key):
-    """uint8 [N, H, W, C] -> float32 [N, H, W, C], with independent draws per image."""
+    """uint8 [N, H, W, C] -> floats, see `normalise`, with independent draws per image."""
     key_crop, key_flip, key_cutout = jax.random.split(key, 3)
     if augmentation.pad:
         images = _crop(images, augmentation.pad, key_crop)

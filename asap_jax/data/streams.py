@@ -25,6 +25,7 @@ from asap_jax.data import dataset, images, roles, sources
 from asap_jax.data.opened import Source, Split, picked
 from asap_jax.data.reading import Reader
 from asap_jax.host import memory
+from asap_jax.host.devices import Devices
 from asap_jax.host.errors import UserError
 
 MEMORY_SHARE = 0.5  # of available memory; by default, larger sets are streamed
@@ -81,11 +82,18 @@ class Stream:
         return f"streamed-{hashlib.sha256(both.encode()).hexdigest()[:16]}"
 
     def train_batches(
-        self, batch_size: int, seed: int, epochs: int, epoch: int, step: int
+        self,
+        batch_size: int,
+        seed: int,
+        epochs: int,
+        epoch: int,
+        step: int,
+        devices: Devices = Devices(),
     ) -> Generator[tuple, None, None]:
-        """(images uint8 [B, H, W, C], labels int32 [B]) on the device, from a step of an epoch on.
+        """(images uint8 [B, H, W, C], labels int32 [B]) on the devices, from a step of an epoch on.
 
-        Each epoch has its own order of the records; an incomplete last batch is dropped.
+        Each epoch has its own order of the records; an incomplete last batch is dropped. Several
+        devices hold equal shares of a batch, if they divide it.
         """
         import grain
 
@@ -96,16 +104,16 @@ class Stream:
             self.train.read, self.train.name, self.preparation, order, steps * batch_size, crop_seed
         )
         begin = epoch * steps + step
-        return _batches(draw, begin, epochs * steps, batch_size, self.workers)
+        return _batches(draw, begin, epochs * steps, batch_size, self.workers, devices)
 
     def batches(self, part: str, batch_size: int = 256) -> Iterator[tuple]:
         """(images, labels) of the part, "train" or "test", prepared as for testing."""
         split = getattr(self, part)
         return _valid_only(in_order(split, self.preparation, batch_size, self.workers))
 
-    def test_batches(self, batch_size: int) -> Iterator[tuple]:
+    def test_batches(self, batch_size: int, devices: Devices = Devices()) -> Iterator[tuple]:
         """(images, labels, valid [B] bool) of the test images; see `in_order`."""
-        return in_order(self.test, self.preparation, batch_size, self.workers)
+        return in_order(self.test, self.preparation, batch_size, self.workers, devices)
 
 
 def stream(
@@ -243,7 +251,11 @@ def too_large(count: int, size: int) -> str:
 
 
 def in_order(
-    split: Split, preparation: images.Preparation, batch_size: int, workers: int = -1
+    split: Split,
+    preparation: images.Preparation,
+    batch_size: int,
+    workers: int = -1,
+    devices: Devices = Devices(),
 ) -> Iterator[tuple]:
     """Yields (images uint8 [B, H, W, C], labels int32 [B], valid bool [B]) of a split, in order.
 
@@ -251,7 +263,7 @@ def in_order(
     """
     read = _Record(split.read, split.name, preparation, split.count)
     steps = -(-split.count // batch_size)
-    for step, batch in enumerate(_batches(read, 0, steps, batch_size, workers)):
+    for step, batch in enumerate(_batches(read, 0, steps, batch_size, workers, devices)):
         yield *batch, np.arange(step * batch_size, (step + 1) * batch_size) < split.count
 
 
@@ -294,9 +306,14 @@ def _sample(split: Split) -> Split:
 
 
 def _batches(
-    read: Callable, begin: int, end: int, batch_size: int, workers: int
+    read: Callable,
+    begin: int,
+    end: int,
+    batch_size: int,
+    workers: int,
+    devices: Devices = Devices(),
 ) -> Generator[tuple, None, None]:
-    """Prefetched batches of read(position) on the device, from batch `begin` to before `end`."""
+    """Prefetched batches of read(position) on the devices, from batch `begin` to before `end`."""
     import grain
 
     if not flags.FLAGS.is_parsed():
@@ -315,7 +332,8 @@ def _batches(
     )
     # A worker's arrays lie in shared memory; copies may outlive the iterator.
     batches = batches.map(lambda batch: tuple(np.array(part) for part in batch))
-    batches = grain.experimental.device_put(batches, jax.devices()[0], cpu_buffer_size=1)
+    place = devices.place(batch_size) or jax.devices()[0]
+    batches = grain.experimental.device_put(batches, place, cpu_buffer_size=1)
     iterator = iter(batches)
     try:
         yield from iterator

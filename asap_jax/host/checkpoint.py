@@ -376,6 +376,8 @@ def _plain_shapes(like):
 def _placed(state, like):
     def place(value, leaf):
         value = jnp.asarray(value)
-        return jax.random.wrap_key_data(value) if _is_key(leaf) else value
+        value = jax.random.wrap_key_data(value) if _is_key(leaf) else value
+        shared = isinstance(leaf, jax.Array) and len(leaf.sharding.device_set) > 1
+        return jax.device_put(value, leaf.sharding) if shared else value
 
     return jax.tree.map(place, state, like)

@@ -23,12 +23,15 @@ class Program(NamedTuple):
 
 
 def shapes_of(tree) -> Any:
-    """The tree with each array replaced by its shape and dtype."""
+    """The tree with each array replaced by its shape, dtype and, on several devices, sharding."""
 
     def shape(leaf):
         if isinstance(leaf, np.ndarray):  # NumPy's 64 bits become JAX' default width
             return jax.ShapeDtypeStruct(leaf.shape, dtypes.canonicalize_dtype(leaf.dtype))
-        return jax.eval_shape(lambda leaf: leaf, leaf)
+        made = jax.eval_shape(lambda leaf: leaf, leaf)
+        if isinstance(leaf, jax.Array) and len(leaf.sharding.device_set) > 1:
+            return jax.ShapeDtypeStruct(made.shape, made.dtype, sharding=leaf.sharding)
+        return made
 
     return jax.tree.map(shape, tree)
 

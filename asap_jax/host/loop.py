@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from asap_jax.host.checkpoint import Checkpoints
+from asap_jax.host.devices import Devices
 from asap_jax.host.errors import UserError
 from asap_jax.host.interruption import Interruption
 from asap_jax.host.run_log import RunLog
@@ -62,6 +63,7 @@ class Session(NamedTuple):
     saving: None saves nothing, so an interrupted run starts over.
     callbacks: the user's callbacks.
     on_nan: what happens at a loss or state that is not finite: "stop", or "skip" if the steps do.
+    devices: those that may share each batch.
     """
 
     log: RunLog
@@ -69,6 +71,7 @@ class Session(NamedTuple):
     saving: Saving | None = None
     callbacks: Callbacks = Callbacks()
     on_nan: str = "stop"
+    devices: Devices = Devices()
 
     def checkpoints(self, stage: str, identity: dict) -> Checkpoints | None:
         saving = self.saving

@@ -18,6 +18,7 @@ _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://?[^/]")  # Path turns gs:// in
 # data (including the path of a source) may have moved; every stage checks that it is the same.
 MAY_CHANGE = (
     "mode",
+    "devices",
     "on_nan",
     "data.dir",
     "data.prepare",

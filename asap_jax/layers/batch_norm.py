@@ -5,8 +5,8 @@ deviations, which avoids cancellation in float32, and the running variance is un
 weighs the old value: 0.9 here is 0.1 in PyTorch. The norm returns batch statistics; the caller
 blends them into the running ones.
 
-The gradient is explicit: it is cheaper than autodiff's through mean and variance, consists of
-differentiable primitives, and takes two averages over the devices that share a batch.
+The gradient is explicit: it is cheaper than autodiff's through mean and variance, and consists of
+differentiable primitives.
 """
 
 from functools import partial
@@ -22,7 +22,7 @@ MOMENTUM = 0.9  # of the running statistics; the weight of the old value
 EPSILON = 1e-5  # added to the variance
 
 
-def batch_norm(x, stats, *, train, known=False, scale=None, bias=None, axis_name=None):
+def batch_norm(x, stats, *, train, known=False, scale=None, bias=None):
     """Normalizes each channel.
 
     Args:
@@ -32,7 +32,6 @@ def batch_norm(x, stats, *, train, known=False, scale=None, bias=None, axis_name
       known: in training, `stats` are those of this batch and are not recomputed. The gradient still
         flows through them, but cannot be differentiated again.
       scale, bias: [C], or None for a norm without parameters.
-      axis_name: mapped axis over which the batch is sharded; its statistics are then global.
 
     Returns:
       (y [N, H, W, C], statistics): in training the batch statistics (with unbiased variance), to be
@@ -41,13 +40,11 @@ def batch_norm(x, stats, *, train, known=False, scale=None, bias=None, axis_name
     given, x = x.dtype, x.astype(jnp.promote_types(x.dtype, jnp.float32))
     if train:
         count = x.size // x.shape[-1]
-        if axis_name is not None:
-            count = count * lax.axis_size(axis_name)
         if known:
             inverse = lax.rsqrt(stats["var"] / unbiased(1, count) + EPSILON)
-            y = _normalise_by(x, stats["mean"], inverse, axis_name, on_cpu())
+            y = _normalise_by(x, stats["mean"], inverse, on_cpu())
         else:
-            y, mean, var = _normalise(x, axis_name, on_cpu())
+            y, mean, var = _normalise(x, on_cpu())
             stats = lax.stop_gradient({"mean": mean, "var": unbiased(var, count)})
     else:
         y = _standardise(x, stats["mean"], lax.rsqrt(stats["var"] + EPSILON))
@@ -61,34 +58,30 @@ def unbiased(var, count):
     return var * (count / max(count - 1, 1))
 
 
-def moments(maps, axis_name=None, cpu=None):
-    """[(mean [C], variance [C])] of maps [N, H, W, C], also over the mapped axis if given.
+def moments(maps, cpu=None):
+    """[(mean [C], variance [C])] of maps [N, H, W, C].
 
     A GPU is memory bound and computes both sums in one pass, over distances from one pixel of the
     map, which is close enough to the mean to avoid cancellation. A CPU makes two passes. `cpu`
     selects the version; None uses `backend.on_cpu`.
     """
     cpu = on_cpu() if cpu is None else cpu
-    return (_moments_by_two if cpu else _moments_at_once)(axis_name, list(maps))
+    return (_moments_by_two if cpu else _moments_at_once)(list(maps))
 
 
-def _moments_by_two(axis_name, maps):
-    means = [_mean(x, axis_name) for x in maps]
-    return [(m, _mean(jnp.square(x - m), axis_name)) for x, m in zip(maps, means, strict=True)]
+def _moments_by_two(maps):
+    means = [_mean(x) for x in maps]
+    return [(m, _mean(jnp.square(x - m))) for x, m in zip(maps, means, strict=True)]
 
 
-def _moments_at_once(axis_name, maps):
+def _moments_at_once(maps):
     pixels = [lax.stop_gradient(x[0, 0, 0]) for x in maps]
     apart = [x - pixel for x, pixel in zip(maps, pixels, strict=True)]
     sums = sums_over_pixels([f(each) for each in apart for f in (lambda d: d, jnp.square)])
     found = []
     for x, pixel, first, second in zip(maps, pixels, sums[::2], sums[1::2], strict=True):
         first, second = (each / (x.size // x.shape[-1]) for each in (first, second))
-        mean, var = pixel + first, jnp.maximum(second - jnp.square(first), 0)
-        if axis_name is not None:
-            local, mean = mean, lax.pmean(mean, axis_name)
-            var = lax.pmean(var + jnp.square(local - mean), axis_name)
-        found.append((mean, var))
+        found.append((pixel + first, jnp.maximum(second - jnp.square(first), 0)))
     return found
 
 
@@ -104,12 +97,11 @@ def sums_over_pixels(maps):
     return [part.reshape(shape) for part, shape in zip(jnp.split(flat, ends), shapes, strict=True)]
 
 
-def _means(maps, axis_name, cpu):
-    """[[C], ...], the mean of each map, also over the mapped axis; see `moments`."""
+def _means(maps, cpu):
+    """[[C], ...], the mean of each map; see `moments`."""
     if cpu:
-        return [_mean(each, axis_name) for each in maps]
-    means = [s / (x.size // x.shape[-1]) for s, x in zip(sums_over_pixels(maps), maps, strict=True)]
-    return means if axis_name is None else lax.pmean(means, axis_name)
+        return [_mean(each) for each in maps]
+    return [s / (x.size // x.shape[-1]) for s, x in zip(sums_over_pixels(maps), maps, strict=True)]
 
 
 def blend(running, batch):
@@ -120,27 +112,27 @@ def blend(running, batch):
 # Wrapped in jit, so that a supernet's norms, hundreds with a few shapes, share their traces.
 
 
-@partial(jax.jit, static_argnums=(1, 2))
-@partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def _normalise(x, axis_name, cpu):
+@partial(jax.jit, static_argnums=1)
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _normalise(x, cpu):
     """(y, mean [C], variance [C]); the gradient treats the latter two as constants."""
-    return _forward(x, axis_name, cpu)[0]
+    return _forward(x, cpu)[0]
 
 
-def _forward(x, axis_name, cpu):
-    ((mean, var),) = moments([x], axis_name, cpu)
+def _forward(x, cpu):
+    ((mean, var),) = moments([x], cpu)
     inverse = lax.rsqrt(var + EPSILON)
     return (_standardise(x, mean, inverse), mean, var), (x, mean, inverse)
 
 
-def _backward(axis_name, cpu, residuals, cotangents):
-    return (_pull_back(*residuals, cotangents[0], axis_name, cpu),)
+def _backward(cpu, residuals, cotangents):
+    return (_pull_back(*residuals, cotangents[0], cpu),)
 
 
-@partial(jax.jit, static_argnums=(4, 5))
-def _pull_back(x, mean, inverse, g, axis_name, cpu):
+@partial(jax.jit, static_argnums=4)
+def _pull_back(x, mean, inverse, g, cpu):
     standard = _standardise(x, mean, inverse)
-    through_mean, through_var = _means([g, g * standard], axis_name, cpu)
+    through_mean, through_var = _means([g, g * standard], cpu)
     return inverse * (g - through_mean - standard * through_var)
 
 
@@ -148,16 +140,16 @@ def _pull_back(x, mean, inverse, g, axis_name, cpu):
 _normalise.__wrapped__.defvjp(_forward, _backward)  # pyright: ignore[reportAttributeAccessIssue]
 
 
-@partial(jax.jit, static_argnums=(3, 4))
-@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def _normalise_by(x, mean, inverse, axis_name, cpu):
+@partial(jax.jit, static_argnums=3)
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _normalise_by(x, mean, inverse, cpu):
     """Same as `_normalise`, with the batch's mean and 1 / standard deviation precomputed."""
     return _standardise(x, mean, inverse)
 
 
 _normalise_by.__wrapped__.defvjp(  # pyright: ignore[reportAttributeAccessIssue]
-    lambda x, mean, inverse, *options: (_standardise(x, mean, inverse), (x, mean, inverse)),
-    lambda axis_name, cpu, residuals, g: (*_backward(axis_name, cpu, residuals, (g,)), None, None),
+    lambda x, mean, inverse, cpu: (_standardise(x, mean, inverse), (x, mean, inverse)),
+    lambda cpu, residuals, g: (*_backward(cpu, residuals, (g,)), None, None),
 )
 
 
@@ -165,7 +157,6 @@ def _standardise(x, mean, inverse):
     return (x - mean) * inverse
 
 
-def _mean(x, axis_name):
-    """[C], over images and pixels, and over the mapped axis if given."""
-    mean = jnp.mean(x, (0, 1, 2))
-    return mean if axis_name is None else lax.pmean(mean, axis_name)
+def _mean(x):
+    """[C], over images and pixels."""
+    return jnp.mean(x, (0, 1, 2))

@@ -155,17 +155,18 @@ _dilated.defvjp(
 
 
 def pieces(x, step):
-    """[step * step * N, H / step, W / step, C]: the pixels by row and column modulo `step`.
+    """[N * step * step, H / step, W / step, C]: the pixels by row and column modulo `step`.
 
     All pixels that a window dilated by `step` covers lie in one piece, where the window is not
     dilated; cuDNN takes ten times as long for the kernel gradient of a dilated convolution. Maps
-    not divisible by `step` are padded with zeros.
+    not divisible by `step` are padded with zeros. The pieces of an image follow one another, so
+    that a device's share of a batch stays its own.
     """
     batch, height, width, channels = x.shape
     rows, columns = -(-height // step), -(-width // step)
     x = jnp.pad(x, ((0, 0), (0, -height % step), (0, -width % step), (0, 0)))
     x = x.reshape(batch, rows, step, columns, step, channels)
-    return x.transpose(2, 4, 0, 1, 3, 5).reshape(-1, rows, columns, channels)
+    return x.transpose(0, 2, 4, 1, 3, 5).reshape(-1, rows, columns, channels)
 
 
 def if_it_learns(kernel_gradients, gradient, kernel, *operands):

@@ -32,7 +32,6 @@ class Context(NamedTuple):
     train: normalize by batch statistics, which layers then return instead of running statistics.
     known: the given statistics are those of this batch, from a previous pass, see `batch_norm`.
     twice: the gradients will be differentiated again.
-    axis_name: mapped axis that the batch is sharded over, if any.
     reference: plain XLA implementations instead of custom primitives (same numbers, slower on CPU).
     dtype: of the feature maps, as a string; None keeps their dtype. With "bfloat16", parameters,
       statistics, mixture weights and logits keep their own dtype.
@@ -46,7 +45,6 @@ class Context(NamedTuple):
     train: bool = False
     known: bool = False
     twice: bool = False
-    axis_name: str | None = None
     reference: bool = False
     dtype: str | None = None
     folded: bool = False
@@ -123,19 +121,6 @@ def _value(rng, weight, copies):
     if weight.fan_in is None:
         return np.full(shape, weight.fill)
     return rng.uniform(-1, 1, shape) * weight.fan_in**-0.5
-
-
-def draw_kept(key, rate, shape, context: Context):
-    """[shape] bool, each True with probability 1 - rate; the first axis is the batch.
-
-    If the batch is sharded, each device draws for the whole batch and takes its own slice.
-    """
-    samples, first = shape[0], 0
-    if context.axis_name is not None:
-        first = lax.axis_index(context.axis_name) * samples
-        samples = samples * lax.axis_size(context.axis_name)
-    kept = jax.random.bernoulli(key, 1 - rate, (samples, *shape[1:]))
-    return lax.dynamic_slice_in_dim(kept, first, shape[0])
 
 
 def fit(weights, x):
@@ -219,7 +204,6 @@ def norm(channels, affine=True) -> Layer:
             stats,
             train=context.train,
             known=context.known,
-            axis_name=context.axis_name,
             **params,
         )
 

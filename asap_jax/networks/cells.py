@@ -12,7 +12,6 @@ from asap_jax.layers.ops import (
     Layer,
     candidate,
     draw,
-    draw_kept,
     factorized_reduce,
     relu_conv_norm,
     squeeze_excite,
@@ -195,7 +194,7 @@ class EvalCell(nn.Module):
                 layer = OPERATIONS[op](self.channels, stride, True)
                 y = run_layer(self, f"edge{edge}", layer, states[source], context)
                 if drop_path is not None and not (op == "skip_connect" and stride == 1):
-                    y = _drop_samples(y, drop_path, self.make_rng("drop_path"), context)
+                    y = _drop_samples(y, drop_path, self.make_rng("drop_path"))
                 total += y
                 edge += 1
             states.append(total)
@@ -207,7 +206,7 @@ class EvalCell(nn.Module):
         return y
 
 
-def _drop_samples(y, probability, key, context):
+def _drop_samples(y, probability, key):
     """Zeroes whole samples of y [N, ...] with `probability`, and scales the others by 1 / keep."""
-    keep = draw_kept(key, probability, (y.shape[0], 1, 1, 1), context)
+    keep = jax.random.bernoulli(key, 1 - probability, (y.shape[0], 1, 1, 1))
     return (y * keep / (1 - probability)).astype(y.dtype)

@@ -27,7 +27,7 @@ import numpy as np
 from jax import lax
 
 from asap_jax.layers.batch_norm import blend
-from asap_jax.layers.ops import Context, Layer, draw, draw_kept
+from asap_jax.layers.ops import Context, Layer, draw
 
 
 class Edges(NamedTuple):
@@ -244,7 +244,7 @@ def dropped(edges, name, dropout, y):
         return y
     key_data, rate = dropout
     shape = (y.shape[0], *(1,) * (y.ndim - 1)) if edges.whole else y.shape
-    keep = draw_kept(jax.random.wrap_key_data(key_data), rate, shape, edges.context)
+    keep = jax.random.bernoulli(jax.random.wrap_key_data(key_data), 1 - rate, shape)
     return (y * keep / (1 - rate)).astype(y.dtype)
 
 

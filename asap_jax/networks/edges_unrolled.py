@@ -95,7 +95,7 @@ class _Statistics:
         arrays = [_wide(y) for _, y in joined]
         if not context.twice:  # uses of the norms include the gradient through the statistics
             arrays = lax.stop_gradient(arrays)
-        found = moments(arrays, context.axis_name) if context.train else [()] * len(joined)
+        found = moments(arrays) if context.train else [()] * len(joined)
         for (members, y), batch in zip(joined, found, strict=True):
             widths = [self._channels(maps[i], blocks[i]) for i in members]
             alone = len(members) == 1
@@ -110,7 +110,7 @@ class _Statistics:
                 values, *stats = (each[place] for each in pieces)
                 if context.train:
                     mean, var = (each.reshape(-1, width) for each in stats)
-                    new = {"mean": mean, "var": unbiased(var, self._pixels(y))}
+                    new = {"mean": mean, "var": unbiased(var, np.prod(y.shape[:3]))}
                     self.note(m.candidate, norm, m.rows, new)
                     norm = mean, lax.rsqrt(var + EPSILON)
                 else:
@@ -120,10 +120,6 @@ class _Statistics:
 
     def _channels(self, m, block):
         return self._running[self._edges.layers[m.candidate][0]][block.norm]["mean"].shape[-1]
-
-    def _pixels(self, values):
-        count, axis_name = np.prod(values.shape[:3]), self._edges.context.axis_name
-        return count if axis_name is None else count * lax.axis_size(axis_name)
 
     def _of(self, m, norm):
         running = self._running[self._edges.layers[m.candidate][0]][norm]
@@ -297,42 +293,33 @@ def _normed_relu(edges, m):
     """ReLU of the normalized map, [N, h, w, rows * C]."""
     mean, inverse = (leaf.reshape(-1) for leaf in m.norm)
     if edges.context.train:
-        return _norm_relu(m.values, mean, inverse, edges.context.axis_name)
+        return _norm_relu(m.values, mean, inverse)
     return jax.nn.relu((m.values - mean) * inverse).astype(m.values.dtype)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _norm_relu(y, mean, inverse, axis_name):
+@jax.custom_vjp
+def _norm_relu(y, mean, inverse):
     """ReLU((y - mean) * inverse), with statistics of y; the gradient flows through them."""
     return jnp.maximum((_wide(y) - mean) * inverse, 0).astype(y.dtype)
 
 
-def _norm_relu_backward(axis_name, residuals, g):
+def _norm_relu_backward(residuals, g):
     y, mean, inverse = residuals
     standard = (_wide(y) - mean) * inverse
     g, pixels = jnp.where(standard > 0, _wide(g), 0), np.prod(y.shape[:3])
-    through_mean, through_var = (
-        _across(each / pixels, axis_name) for each in sums_over_pixels([g, g * standard])
-    )
+    through_mean, through_var = (each / pixels for each in sums_over_pixels([g, g * standard]))
     g_y = inverse * (g - through_mean - standard * through_var)
     return g_y.astype(y.dtype), None, None
 
 
 _norm_relu.defvjp(
-    lambda y, mean, inverse, axis_name: (
-        _norm_relu(y, mean, inverse, axis_name),
-        (y, mean, inverse),
-    ),
+    lambda y, mean, inverse: (_norm_relu(y, mean, inverse), (y, mean, inverse)),
     _norm_relu_backward,
 )
 
 
 def _wide(x):
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
-
-
-def _across(mean, axis_name):
-    return mean if axis_name is None else lax.pmean(mean, axis_name)
 
 
 class _Mixing(NamedTuple):
@@ -342,14 +329,12 @@ class _Mixing(NamedTuple):
     edges: K.
     channels: C, per edge.
     train: whether norms use batch statistics, so that the gradient flows through them.
-    axis_name: as in `ops.Context`.
     """
 
     served: tuple[tuple[int, ...], ...]
     edges: int
     channels: int
     train: bool
-    axis_name: str | None
 
 
 def _mixed(edges, leaving, maps: list[_Map], weights, channels) -> tuple:
@@ -357,8 +342,7 @@ def _mixed(edges, leaving, maps: list[_Map], weights, channels) -> tuple:
     if not maps:
         return (0.0,) * len(leaving)
     served = tuple(tuple(leaving.index(e) for e in m.rows) for m in maps)
-    context = edges.context
-    mixing = _Mixing(served, len(leaving), channels, context.train, context.axis_name)
+    mixing = _Mixing(served, len(leaving), channels, edges.context.train)
     columns = tuple(m.candidate for m in maps)
     weights = jnp.stack([jnp.stack([weights[e, o] for o in columns]) for e in leaving])
     values, norms = tuple(m.values for m in maps), tuple(m.norm for m in maps)
@@ -433,8 +417,7 @@ def _mix_backward(mixing, residuals, cotangents):
             pulled = joined(g * norms[i][1])
         else:
             through_mean, through_var = (
-                _across(joined(weight * each) / pixels, mixing.axis_name)
-                for each in (own_sums, products[i])
+                joined(weight * each) / pixels for each in (own_sums, products[i])
             )
             pulled = norms[i][1] * (joined(g) - through_mean - standards[i] * through_var)
         g_values.append(pulled.reshape(value.shape).astype(value.dtype))

@@ -50,7 +50,7 @@ def one_hot_mixture(genotype: Genotype, space: SearchSpace) -> dict[str, Mixture
     """The mixture with which a supernet of `space` computes only the genotype's candidates."""
     mixtures = {}
     for cell, (nodes, _) in genotype.cells.items():
-        weights = np.zeros(space.shape, np.float32)
+        weights = np.zeros(space.shape, jnp.result_type(float))
         for target, node in enumerate(nodes, space.inputs):
             for op, source in node:
                 weights[space.edges.index((source, target)), space.candidates.index(op)] = 1

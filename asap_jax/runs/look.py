@@ -165,9 +165,9 @@ def _steps(job: Job) -> dict:
 def _memory(job: Job, cells) -> dict[str, memory.Estimate]:
     needed = {}
     if job.searches:
-        needed["search"] = stages.estimate(job.config.search, job.in_memory)
+        needed["search"] = stages.estimate(job.config.search, job.in_memory, job.devices)
     if job.trains:
-        needed["train"] = train_loop.estimate(job.config.train, cells, job.dataset)
+        needed["train"] = train_loop.estimate(job.config.train, cells, job.dataset, job.devices)
     return needed
 
 
@@ -240,8 +240,8 @@ def _memory_rows(job, needed, left) -> list[tuple[str, str]]:
 def _time(job: Job, cells, log) -> tuple[dict, list[tuple[str, str]]]:
     """({part: seconds}, rows): measured steps, extrapolated to the whole run."""
     config, seconds, rows, compiling = job.config, {}, [], 0.0
+    session = loop.Session(log, Interruption(), on_nan=config.on_nan, devices=job.devices)
     if job.searches:
-        session = loop.Session(log, Interruption(), on_nan=job.config.on_nan)
         trials = search_loop.try_steps(
             config.search, job.in_memory, config.seed, session, job.class_weights, job.target
         )
@@ -259,7 +259,7 @@ def _time(job: Job, cells, log) -> tuple[dict, list[tuple[str, str]]]:
         rows += [("a search step", step), ("time, search", text + why)]
     if job.trains or "select" in _steps(job):
         trial = train_loop.try_steps(
-            config.train, cells, job.dataset, config.seed, job.class_weights
+            config.train, cells, job.dataset, config.seed, session, job.class_weights
         )
         compiling += trial.compiling
         rows.append(("a training step", _readable(trial.step)))

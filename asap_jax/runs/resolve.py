@@ -16,7 +16,8 @@ from ml_collections import ConfigDict
 
 from asap_jax import data
 from asap_jax.configs import rules
-from asap_jax.host import checkpoint, event_files, lock, memory, precisions, workdir
+from asap_jax.host import checkpoint, devices, event_files, lock, memory, precisions, workdir
+from asap_jax.host.devices import Devices
 from asap_jax.host.errors import UserError
 from asap_jax.networks.genotypes import Genotype
 from asap_jax.runs import trained
@@ -39,6 +40,7 @@ class Job:
     start: the network to start the training from, or None.
     class_weights: [classes], weights of the losses, or None.
     target: for the size of the network that a search derives, or None.
+    devices: those that share each batch.
     """
 
     config: ConfigDict
@@ -50,6 +52,7 @@ class Job:
     start: trained.TrainedNetwork | None
     class_weights: Any
     target: Target | None = None
+    devices: Devices = Devices()
 
     @property
     def in_memory(self) -> data.Dataset:
@@ -92,7 +95,13 @@ class Job:
             f"{dataset.test_count} {self.held_out} images of {shape[0]}x{shape[1]}, "
             f"{len(dataset.class_names)} classes; {jax.devices()[0].device_kind}"
         )
-        notes = (*dataset.notes, *_flip_notes(self.config, self.mode))
+        count = self.devices.count
+        line += f", {count} of them" if count > 1 else ""
+        notes = (
+            *dataset.notes,
+            *_flip_notes(self.config, self.mode),
+            *_share_notes(self.config, self.devices, self.mode),
+        )
         return [line, *(f"note: {note}" for note in notes)]
 
     def held(self) -> contextlib.AbstractContextManager:
@@ -118,6 +127,7 @@ def resolve(config: ConfigDict, folder: str | Path | None, mode: str = "", datas
         checkpoint.check_place(folder.absolute())
     mode = mode or config.mode
     _check_mode(config, mode)
+    shared = devices.local(config.devices)
     genotype = find_genotype(config, folder) if mode == "train" else None
     start = _network_to_start_from(config, mode)
     if dataset is None:
@@ -128,24 +138,49 @@ def resolve(config: ConfigDict, folder: str | Path | None, mode: str = "", datas
     if config.data.at_most:
         config, dataset = _cap_batch_sizes(config, dataset)
     _check_data(config, dataset, mode, genotype)
+    if config.devices:
+        for key, size in _computed_together(config, mode).items():
+            devices.check_share(shared, key, size)
     if config.check_memory and mode != "train":
         assert isinstance(dataset, data.Dataset)  # as `load_data` gives it for a search
-        check_search_memory(stages.estimate(config.search, dataset))
+        check_search_memory(stages.estimate(config.search, dataset, shared))
     if config.check_memory and genotype is not None:
-        check_training_memory(train_loop.estimate(config.train, genotype, dataset))
+        check_training_memory(train_loop.estimate(config.train, genotype, dataset, shared))
     described, weights = json.loads(config.to_json()), None
     if folder is not None:
         workdir.check(folder, described)
     if config.data.class_weights == "balanced":
         weights = data.balanced_weights(dataset.train_labels, len(dataset.class_names))
     target = None if mode == "train" else _size_target(config, dataset)
-    return Job(config, described, folder, mode, dataset, genotype, start, weights, target)
+    return Job(config, described, folder, mode, dataset, genotype, start, weights, target, shared)
 
 
 def _size_target(config, dataset) -> Target | None:
     """The target for the size of the network that is trained from the search's cells, or None."""
     build = partial(train_loop.make_network, config.train, num_classes=len(dataset.class_names))
     return stages.size_target(config.search, dataset, build)
+
+
+def _computed_together(config, mode) -> dict[str, int]:
+    """{config key: number of images that a step of this part computes at once}."""
+    sizes = {}
+    if mode != "train":
+        sizes["config.search.batch_size"] = config.search.batch_size
+    if mode != "search" or config.searches > 1:
+        pieces = config.train.accumulate
+        name = "config.train.batch_size" + (" / config.train.accumulate" if pieces > 1 else "")
+        sizes[name] = config.train.batch_size // pieces
+    return sizes
+
+
+def _share_notes(config, shared: Devices, mode) -> list[str]:
+    """A note where some of the devices have no share of a batch."""
+    return [
+        f"{key} is {size}, which {shared.among(size).count} of the {shared.count} devices share: "
+        f"a multiple of {shared.count} would use all"
+        for key, size in _computed_together(config, mode).items()
+        if size % shared.count
+    ]
 
 
 def _flip_notes(config, mode) -> list[str]:

@@ -99,7 +99,8 @@ def run(
         saving = folder and loop.Saving(folder / "checkpoints", **job.config.checkpoint)
         unread = partial(interruption.ask, NOBODY_READS)
         log = RunLog(folder, quiet, unread, job.config.tensorboard)
-        session = loop.Session(log, interruption, saving, callbacks, job.config.on_nan)
+        on_nan, devices = job.config.on_nan, job.devices
+        session = loop.Session(log, interruption, saving, callbacks, on_nan, devices)
         return _Run(job, session, watch).go()
 
 
@@ -319,7 +320,8 @@ class _Run:
     def check_training_memory(self, genotype) -> None:
         """After a search the config can no longer change in this workdir: suggests another one."""
         try:
-            needed = train_loop.estimate(self.config.train, genotype, self.dataset)
+            devices = self.session.devices
+            needed = train_loop.estimate(self.config.train, genotype, self.dataset, devices)
             check_training_memory(needed)
         except UserError as error:
             elsewhere = ""
@@ -352,6 +354,7 @@ class _Run:
             "benchmark": search.get("benchmark", {}),
             "seed": self.config.seed,
             "device": jax.devices()[0].device_kind,
+            "devices": self.session.devices.count,
             "precision": {
                 part: precisions.resolve(self.config[part].precision)
                 for part in ("search", "train")

@@ -26,7 +26,7 @@ from asap_jax.host.timing import duration
 
 # Keys of a config that change no result, so that they may change when a sweep is resumed.
 HARMLESS = (
-    *("on_nan", "check_memory", "checkpoint.*", "tensorboard"),
+    *("devices", "on_nan", "check_memory", "checkpoint.*", "tensorboard"),
     *("data.dir", "data.prepare", "data.streaming", "data.workers"),
 )
 ARGUMENTS, OUTPUT = "arguments.json", "output.txt"

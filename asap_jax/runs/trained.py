@@ -16,7 +16,7 @@ from asap_jax.configs import presets, rules
 from asap_jax.data.augment import normalise
 from asap_jax.data.dataset import as_array, as_bytes, check_images, check_labels, prepare_all
 from asap_jax.data.images import Preparation, prepare, why
-from asap_jax.host import checkpoint, loop, precisions, workdir
+from asap_jax.host import checkpoint, devices, loop, precisions, workdir
 from asap_jax.host.errors import UserError
 from asap_jax.host.interruption import NOBODY_READS, Interruption
 from asap_jax.host.run_log import RunLog, html_table
@@ -156,6 +156,7 @@ class TrainedNetwork:
                 RunLog(None, quiet, partial(interruption.ask, NOBODY_READS)),
                 interruption,
                 callbacks=loop.Callbacks(on_step, on_epoch),
+                devices=devices.local(),
             )
             outcome = train_loop.train(
                 config.train,

@@ -10,6 +10,7 @@ from scipy import stats
 
 from asap_jax.data.augment import normalise
 from asap_jax.host import precisions, timing
+from asap_jax.host.devices import Devices
 from asap_jax.layers.ops import Context
 from asap_jax.methods import collapse
 from asap_jax.networks.genotypes import Genotype
@@ -44,7 +45,7 @@ class Measures:
     eigenvalue: (state, halves) -> dominant eigenvalue of the alphas' Hessian.
     """
 
-    def __init__(self, config, dataset, stage, halves: Halves, seed: int):
+    def __init__(self, config, dataset, stage, halves: Halves, seed: int, devices: Devices):
         self.config, self.stage, self.halves = config, stage, halves
         # Under the stage's own plan for all candidates: one compilation serves every mask.
         self.accuracy, self.by_batch = (
@@ -56,6 +57,7 @@ class Measures:
                 dataset.std,
                 config.eval_batch_size,
                 halves.alpha,
+                devices,
             )
             for by_batch in (False, True)
         )

@@ -13,6 +13,7 @@ import numpy as np
 from asap_jax.data.augment import Augmentation
 from asap_jax.host import compile_cache, precisions
 from asap_jax.host.compiling import Compiler, shapes_of
+from asap_jax.host.devices import Devices
 from asap_jax.networks import plans
 from asap_jax.searching import prunings
 from asap_jax.searching.passes import Pass, SplitState, chained, of_programs, program
@@ -52,11 +53,12 @@ class PlannedStep:
         compiler: Compiler,
         say: Callable[[str], None],
         skips_nan: bool = False,
+        devices: Devices = Devices(),
     ):
         self._step, self._augmentation, self._data = step, augmentation, (images, labels)
         self._batch_size, self._epochs, self._steps = batch_size, epochs, steps_per_epoch
         self._precision, self._compiler, self._say = precision, compiler, say
-        self._skips_nan = skips_nan
+        self._skips_nan, self._devices = skips_nan, devices
         self._plan = step.network.plan
         self._coming: tuple[plans.Plan, dict[str, Future]] | None = None
         self._shapes: tuple = ()  # of the operands, see `prepare`
@@ -126,7 +128,7 @@ class PlannedStep:
         state, *operands = self._shapes
         return {
             name: self._compiler.submit(
-                jit_pass(each, self._augmentation, self._precision, self._skips_nan),
+                jit_pass(each, self._augmentation, self._precision, self._skips_nan, self._devices),
                 *SplitState.of(state, each),
                 *operands,
             )
@@ -179,17 +181,27 @@ def passes_by_plan(step: SearchStep, plan: plans.Plan) -> dict[bool, tuple[Pass,
     return dict.fromkeys((False, True), (whole,))
 
 
-def jit_pass(each: Pass, augmentation: Augmentation, precision: str, skips_nan: bool = False):
-    """Jits a pass as a `passes.program`, with `guard.skipping` if `skips_nan`.
+def jit_pass(
+    each: Pass,
+    augmentation: Augmentation,
+    precision: str,
+    skips_nan: bool = False,
+    devices: Devices = Devices(),
+):
+    """Jits a pass as a `passes.program` over the devices, with `guard.skipping` if `skips_nan`.
 
     The operands are all images and labels, and the indices of the omega and the alpha batch.
     """
     if skips_nan:
         each = each._replace(run=guard.skipping(each.run, each.changes))
     run = precisions.computed_in(precision, _with_masks(each.run))
-    run = feed.indexed(feed.augmented(run, augmentation, _augmentation_keys))
-    options = compile_cache.options()
-    return jax.jit(program(each._replace(run=run)), donate_argnums=0, compiler_options=options)
+    run = feed.indexed(feed.augmented(run, augmentation, _augmentation_keys, devices))
+    return jax.jit(
+        program(each._replace(run=run)),
+        donate_argnums=0,
+        out_shardings=devices.whole,
+        compiler_options=compile_cache.options(),
+    )
 
 
 def _with_masks(run):

@@ -11,6 +11,7 @@ import numpy as np
 from asap_jax import data
 from asap_jax.host import loop, timing
 from asap_jax.host.compiling import Compiler
+from asap_jax.host.devices import Devices
 from asap_jax.methods import collapse, derive
 from asap_jax.methods.derive import EDGES
 from asap_jax.networks.genotypes import Genotype
@@ -80,13 +81,14 @@ def search(
       target: for the size of the derived network, or None.
     """
     watch = loop.Stopwatch()
-    halves = _halves_on_device(dataset, *stages.split(config, dataset, seed), seed)
+    devices = session.devices.among(config.batch_size)
+    halves = _halves_on(devices, dataset, *stages.split(config, dataset, seed), seed)
     strategy, state, epochs, seconds, number, carried = None, None, 0, 0.0, 0, {}
     asked = config.epochs  # of the stages to come
     total = len(stages.build_all(config, dataset))
     while True:
         stage = stages.build(config, dataset, strategy)
-        running = _StageRun(config, dataset, stage, halves, seed, session, carried, target)
+        running = _StageRun(config, dataset, stage, halves, seed, session, devices, carried, target)
         if stage.pace:
             budget = 60 * config.budget_minutes
             stage.pace.seconds = (budget - seconds) * stage.epochs / asked
@@ -152,26 +154,28 @@ def try_steps(
     target: Target | None = None,
 ) -> list[Trial]:
     """Compiles the programs of a search as `search` does, and times a few steps of each stage."""
-    halves = _halves_on_device(dataset, *stages.split(config, dataset, seed), seed)
+    devices = session.devices.among(config.batch_size)
+    halves = _halves_on(devices, dataset, *stages.split(config, dataset, seed), seed)
     return [
-        _StageRun(config, dataset, stage, halves, seed, session, {}, target).try_steps(
+        _StageRun(config, dataset, stage, halves, seed, session, devices, {}, target).try_steps(
             class_weights
         )
         for stage in stages.build_all(config, dataset)
     ]
 
 
-def _halves_on_device(dataset, omega_half, alpha_half, seed) -> Halves:
+def _halves_on(devices: Devices, dataset, omega_half, alpha_half, seed) -> Halves:
     # Shuffled for measurement, since sources return their images class by class.
     shuffled = np.random.default_rng([seed, 3]).permutation(alpha_half)
-    images, labels = jnp.asarray(dataset.train_images), jnp.asarray(dataset.train_labels)
+    arrays = jnp.asarray(dataset.train_images), jnp.asarray(dataset.train_labels)
+    images, labels = devices.put(arrays)
     return Halves(images, labels, omega_half, shuffled)
 
 
 class _StageRun:
     """A stage in progress: its parts, and the functions that the host calls."""
 
-    def __init__(self, config, dataset, stage, halves, seed, session, carried, target):
+    def __init__(self, config, dataset, stage, halves, seed, session, devices, carried, target):
         if stage.strategy.updates.joint:
             halves = halves._replace(omega=np.arange(len(dataset.train_labels)))
         self.config, self.dataset, self.halves, self.seed = config, dataset, halves, seed
@@ -181,10 +185,11 @@ class _StageRun:
         self.pace = stage.pace
         if self.pace:
             self.epochs = self.pace.epochs
-        self.session, self.benchmark = session, stages.benchmark_table(config)
+        self.session, self.devices = session, devices
+        self.benchmark = stages.benchmark_table(config)
         self.carried: dict[str, list] = carried
         self.target: Target | None = target
-        self.measures = Measures(config, dataset, stage, halves, seed)
+        self.measures = Measures(config, dataset, stage, halves, seed, devices)
         watch = config.watch
         self.evidence = Evidence(config.early_stop, watch.eigenvalue_from, config.max_skips)
 
@@ -202,6 +207,7 @@ class _StageRun:
         if last is not None and self.strategy.inherit is not None:
             params, stats = self.strategy.inherit(self.network, last.params, last.batch_stats)
             state = state.replace(params=params, batch_stats=stats)
+        state = self.devices.put(state)
         noted = prunings.Prunings(jax.device_get(state.arch.masks))
         compiler = Compiler()
         planned = self.planned_step(class_weights, compiler)
@@ -280,6 +286,7 @@ class _StageRun:
         watch, compiler, key = loop.Stopwatch(), Compiler(), jax.random.key(self.seed)
         shape, size = self.dataset.preparation.shape, self.config.batch_size
         state = init_state(self.network, self.strategy, self.optimizers, key, shape)
+        state = self.devices.put(state)
         planned = self.planned_step(class_weights, compiler)
         batches = self.halves.omega[:size], self.halves.alpha[:size]
         try:
@@ -292,7 +299,8 @@ class _StageRun:
             def step(number):
                 nonlocal state
                 planned.go_to(number)
-                state, metrics = planned(state.replace(step=jnp.int32(number)), *batches)
+                state = state.replace(step=self.devices.put(jnp.int32(number)))
+                state, metrics = planned(state, *batches)
                 return metrics
 
             for learns, (first, count) in planned.kinds().items():
@@ -318,6 +326,7 @@ class _StageRun:
             compiler=compiler,
             say=self.session.log.say,
             skips_nan=self.session.on_nan == "skip",
+            devices=self.devices,
         )
 
     def summary(self, state, progress, last) -> dict:

@@ -113,8 +113,6 @@ class SearchStep:
 
     Attributes:
       network, strategy, optimizers: the supernet, the search method and the optimizers.
-      axis_name: mapped axis over which each batch is sharded; batch statistics and gradients are
-        then those of the whole batch.
       class_weights: [classes], weights of both losses, or None.
       dtype: of the feature maps, see `ops.Context`.
       constraint, target: terms in the loss of the alphas; reported losses exclude them.
@@ -124,7 +122,6 @@ class SearchStep:
     network: Supernet
     strategy: Strategy
     optimizers: Optimizers
-    axis_name: str | None = None
     class_weights: Any = None
     dtype: str | None = None
     constraint: Constraint | None = None
@@ -168,8 +165,8 @@ class SearchStep:
         """Lines 6 to 9: updates the alphas on the validation loss, then prunes candidates."""
         key = step_keys(state.key, state.step).alpha
         (value, (batch_stats, _)), gradients = self.gradient(state, train, val, key)
-        state = self.apply_alpha_gradients(state, self.mean(gradients), key)
-        return state.replace(batch_stats=batch_stats), {"val_loss": self.mean(value)}
+        state = self.apply_alpha_gradients(state, gradients, key)
+        return state.replace(batch_stats=batch_stats), {"val_loss": value}
 
     def maybe_alphas(self, state, train, val):
         """`update_alphas` in a step in which the alphas learn, else a no-op."""
@@ -186,7 +183,7 @@ class SearchStep:
         (value, (batch_stats, logits)), (g_params, g_alphas) = self.gradient(state, train, val, key)
 
         def learn(state):
-            return self.apply_alpha_gradients(state, self.mean(g_alphas), key)
+            return self.apply_alpha_gradients(state, g_alphas, key)
 
         def rest(state):
             return state
@@ -232,10 +229,10 @@ class SearchStep:
             state = lax.cond(
                 half == 0,
                 lambda state: self.apply_omega_gradients(state, gradients[0], keys[0]),
-                lambda state: self.apply_alpha_gradients(state, self.mean(gradients[1]), keys[1]),
+                lambda state: self.apply_alpha_gradients(state, gradients[1], keys[1]),
                 state,
             ).replace(batch_stats=batch_stats)
-            measured = self.mean({"loss": value, "accuracy": accuracy(logits, batch.labels)})
+            measured = {"loss": value, "accuracy": accuracy(logits, batch.labels)}
             return state, jax.tree.map(lambda m, new: m.at[half].set(new), metrics, measured)
 
         nothing = jnp.full(2, jnp.nan, train.images.dtype)
@@ -275,7 +272,7 @@ class SearchStep:
         `kernel_gradients`, a bool scalar or None for yes, says whether those are needed.
         """
         strategy, twice = self.strategy, self.strategy.updates.differentiations > 1
-        context = Context(train=True, twice=twice, axis_name=self.axis_name, dtype=self.dtype)
+        context = Context(train=True, twice=twice, dtype=self.dtype)
 
         def loss(params, alphas, batch_stats, batch, key):
             mixtures = strategy.mixture(state.arch._replace(alphas=alphas), state.step, key)
@@ -291,9 +288,7 @@ class SearchStep:
                 kernel_gradients,
                 mutable=["batch_stats"],
             )
-            value = cross_entropy(
-                logits, batch.labels, self.class_weights, axis_name=self.axis_name
-            )
+            value = cross_entropy(logits, batch.labels, self.class_weights)
             return value, (new["batch_stats"], logits)
 
         return loss
@@ -324,7 +319,7 @@ class SearchStep:
         params, omega_opt = optim.update_where(
             self.optimizers.omega,
             live_parameters(self.network, state.params, trained(state.arch, state.step, key)),
-            self.mean(gradients),
+            gradients,
             state.omega_opt,
             state.params,
         )
@@ -392,11 +387,7 @@ class SearchStep:
         return {} if regularizer is None else {"regularizer": regularizer(arch, step)}
 
     def training_metrics(self, value, logits, train):
-        return self.mean({"train_loss": value, "train_accuracy": accuracy(logits, train.labels)})
-
-    def mean(self, tree):
-        """The mean over the devices that share a batch."""
-        return tree if self.axis_name is None else lax.pmean(tree, self.axis_name)
+        return {"train_loss": value, "train_accuracy": accuracy(logits, train.labels)}
 
 
 def entropies(strategy: Strategy, arch: Architecture, mixtures) -> dict[str, jax.Array]:

@@ -14,6 +14,7 @@ import numpy as np
 from asap_jax import data, methods
 from asap_jax.data.augment import Augmentation
 from asap_jax.host import errors, memory, precisions
+from asap_jax.host.devices import Devices
 from asap_jax.host.errors import UserError
 from asap_jax.methods import Strategy, schedules
 from asap_jax.methods.derive import EDGES
@@ -268,13 +269,16 @@ def build_all(config, dataset: data.Dataset) -> list[Stage]:
     return found
 
 
-def estimate(config, dataset: data.Dataset) -> memory.Estimate:
-    """Estimates the memory of a search step, the largest over all stages."""
-    estimates = [_stage_estimate(config, dataset, stage) for stage in build_all(config, dataset)]
+def estimate(config, dataset: data.Dataset, devices: Devices = Devices()) -> memory.Estimate:
+    """Estimates the memory of a search step on each device, the largest over all stages."""
+    share = config.batch_size // devices.among(config.batch_size).count
+    estimates = [
+        _stage_estimate(config, dataset, stage, share) for stage in build_all(config, dataset)
+    ]
     return max(estimates, key=lambda estimate: estimate.total)
 
 
-def _stage_estimate(config, dataset, stage) -> memory.Estimate:
+def _stage_estimate(config, dataset, stage, share: int) -> memory.Estimate:
     shape, key, step = dataset.preparation.shape, jax.random.key(0), stage.step(config)
     state = jax.eval_shape(
         lambda: init_state(stage.network, stage.strategy, stage.optimizers, key, shape)
@@ -282,7 +286,7 @@ def _stage_estimate(config, dataset, stage) -> memory.Estimate:
     initial = state.replace(step=jnp.int32(0), arch=stage.strategy.init(key))
 
     def loss(params):
-        images = jnp.zeros((config.batch_size, *shape))
+        images = jnp.zeros((share, *shape))
         batch = Batch(images, jnp.zeros(len(images), jnp.int32))
         stats = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), state.batch_stats)
         return step.loss(initial)(params, initial.arch.alphas, stats, batch, key)[0]

@@ -1,7 +1,6 @@
 """Accuracy and related metrics over a whole set, in batches of one compiled shape."""
 
 from collections.abc import Callable, Iterable
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -13,6 +12,7 @@ from asap_jax.data.augment import normalise
 from asap_jax.data.batches import evaluation_batches
 from asap_jax.host import timing
 from asap_jax.host.compiling import Compiler, Prepared
+from asap_jax.host.devices import Devices
 
 
 class Accuracy:
@@ -21,7 +21,17 @@ class Accuracy:
     `limit` restricts the measurement to the first images; None uses all.
     """
 
-    def __init__(self, logits: Callable, images, labels, mean, std, batch_size: int, rows=None):
+    def __init__(
+        self,
+        logits: Callable,
+        images,
+        labels,
+        mean,
+        std,
+        batch_size: int,
+        rows=None,
+        devices: Devices = Devices(),
+    ):
         """Initializes the measurement.
 
         Args:
@@ -30,11 +40,12 @@ class Accuracy:
           mean, std: [C], for normalization.
           batch_size: images per batch.
           rows: indices of the images to use; None for all.
+          devices: share each batch.
         """
-        self._set = jnp.asarray(images), jnp.asarray(labels)
+        self._set = devices.put((jnp.asarray(images), jnp.asarray(labels)))
         self._rows = np.arange(len(labels)) if rows is None else np.asarray(rows)
         self._batch_size = min(batch_size, len(self._rows))
-        self._right = Prepared(jax.jit(right_answers(logits, mean, std)))
+        self._right = Prepared(jax.jit(right_answers(logits, mean, std, devices)))
 
     def prepare(self, compiler: Compiler, *arguments) -> None:
         """Compiles for arguments of these shapes ahead of the first call."""
@@ -52,15 +63,16 @@ class Accuracy:
             yield rows[indices], valid
 
 
-def right_answers(logits: Callable, mean, std) -> Callable:
+def right_answers(logits: Callable, mean, std, devices: Devices = Devices()) -> Callable:
     """Builds right(arguments, images, labels, indices, valid) -> number of correct predictions.
 
-    For `logits`, `images`, `labels`, `mean`, `std` see `Accuracy`, for `indices` and `valid`
-    `evaluation_batches`.
+    For `logits`, `images`, `labels`, `mean`, `std`, `devices` see `Accuracy`, for `indices` and
+    `valid` `evaluation_batches`.
     """
 
     def right(arguments, images, labels, indices, valid):
-        predicted = logits(*arguments, normalise(images[indices], mean, std)).argmax(-1)
+        batch = devices.share(images[indices])
+        predicted = logits(*arguments, normalise(batch, mean, std)).argmax(-1)
         return jnp.sum((predicted == labels[indices]) & valid)
 
     return right
@@ -134,24 +146,35 @@ def add_answers(answers: Answers, scores, labels, valid=True) -> Answers:
 class Questions:
     """questions(*arguments) -> `Answers` of logits(*arguments, batch), counted on the device."""
 
-    def __init__(self, logits: Callable, images, labels, mean, std, batch_size: int, classes: int):
+    def __init__(
+        self,
+        logits: Callable,
+        images,
+        labels,
+        mean,
+        std,
+        batch_size: int,
+        classes: int,
+        devices: Devices = Devices(),
+    ):
         """Initializes the measurement.
 
         Args:
-          logits, images, labels, mean, std, batch_size: see `Accuracy`.
+          logits, images, labels, mean, std, batch_size, devices: see `Accuracy`.
           classes: K.
         """
-        self._set, self._classes = (jnp.asarray(images), jnp.asarray(labels)), classes
+        self._set = devices.put((jnp.asarray(images), jnp.asarray(labels)))
+        self._classes, self._devices = classes, devices
         self._batch_size = min(batch_size, len(labels))
-        self._add = Prepared(jax.jit(adding_answers(logits, mean, std), donate_argnums=0))
+        self._add = Prepared(jit_answers(adding_answers(logits, mean, std, devices), devices))
 
     def prepare(self, compiler: Compiler, *arguments) -> None:
         """Compiles for arguments of these shapes ahead of the first call."""
-        nothing, batch = no_answers(self._classes), next(self._batches())
+        nothing, batch = self._nothing(), next(self._batches())
         self._add.prepare(compiler, nothing, arguments, *self._set, *batch)
 
     def __call__(self, *arguments) -> Answers:
-        total = no_answers(self._classes)
+        total = self._nothing()
         for batch in self._batches():
             total = self._add(total, arguments, *self._set, *batch)
         return jax.device_get(total)
@@ -161,9 +184,12 @@ class Questions:
         batch = next(self._batches())
 
         def call():
-            return self._add(no_answers(self._classes), arguments, *self._set, *batch)
+            return self._add(self._nothing(), arguments, *self._set, *batch)
 
         return latency_of(call, self._batch_size)
+
+    def _nothing(self):
+        return self._devices.put(no_answers(self._classes))
 
     def _batches(self):
         return evaluation_batches(len(self._set[1]), self._batch_size)
@@ -175,14 +201,20 @@ def latency_of(call: Callable, batch_size: int) -> dict:
     return {"batch": batch_size, "seconds": seconds, "images_per_second": batch_size / seconds}
 
 
-def adding_answers(logits: Callable, mean, std) -> Callable:
+def jit_answers(add: Callable, devices: Devices):
+    """Jits a function that adds a batch to the answers before it, which it is donated."""
+    return jax.jit(add, donate_argnums=0, out_shardings=devices.whole)
+
+
+def adding_answers(logits: Callable, mean, std, devices: Devices = Devices()) -> Callable:
     """Builds add(before, arguments, images, labels, indices, valid) -> `before` plus a batch.
 
     For the arguments see `right_answers`.
     """
 
     def add(before, arguments, images, labels, indices, valid):
-        scores = logits(*arguments, normalise(images[indices], mean, std))
+        batch = devices.share(images[indices])
+        scores = logits(*arguments, normalise(batch, mean, std))
         return add_answers(before, scores, labels[indices], valid)
 
     return add
@@ -191,26 +223,34 @@ def adding_answers(logits: Callable, mean, std) -> Callable:
 class StreamedQuestions:
     """questions(*arguments) -> `Answers` of logits(*arguments, batch), counted on the device."""
 
-    def __init__(self, logits: Callable, batches: Callable[[], Iterable], mean, std, classes: int):
+    def __init__(
+        self,
+        logits: Callable,
+        batches: Callable[[], Iterable],
+        mean,
+        std,
+        classes: int,
+        devices: Devices = Devices(),
+    ):
         """Initializes the measurement.
 
         Args:
-          logits, classes: see `Questions`.
+          logits, classes, devices: see `Questions`.
           batches: () -> (images [B, H, W, C] uint8, labels [B], valid [B] bool), all of the same
             size.
           mean, std: [C], for normalization.
         """
         self._batches, self._classes, self._last = batches, classes, None
+        self._devices = devices
 
-        @partial(jax.jit, donate_argnums=0)
         def add(before, arguments, images, labels, valid):
-            scores = logits(*arguments, normalise(images, mean, std))
+            scores = logits(*arguments, normalise(devices.share(images), mean, std))
             return add_answers(before, scores, labels, valid)
 
-        self._add = add
+        self._add = jit_answers(add, devices)
 
     def __call__(self, *arguments) -> Answers:
-        total = no_answers(self._classes)
+        total = self._nothing()
         for batch in self._batches():
             total = self._add(total, arguments, *batch)
             self._last = batch
@@ -223,9 +263,12 @@ class StreamedQuestions:
         assert last is not None  # the images were answered before
 
         def call():
-            return self._add(no_answers(self._classes), arguments, *last)
+            return self._add(self._nothing(), arguments, *last)
 
         return latency_of(call, len(last[1]))
+
+    def _nothing(self):
+        return self._devices.put(no_answers(self._classes))
 
 
 def most_confused(confusion, class_names, pairs: int = 3) -> str:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 
 from asap_jax.data.augment import Augmentation, augment
+from asap_jax.host.devices import Devices
 
 
 class Batch(NamedTuple):
@@ -15,16 +16,23 @@ class Batch(NamedTuple):
     labels: jax.Array
 
 
-def augmented(run: Callable, augmentation: Augmentation, keys: Callable[[Any], tuple]) -> Callable:
+def augmented(
+    run: Callable,
+    augmentation: Augmentation,
+    keys: Callable[[Any], tuple],
+    devices: Devices = Devices(),
+) -> Callable:
     """Turns run(state, *batches) into a function of (state, *uint8 images and labels, alternating).
 
     Args:
       run: the function to wrap.
       augmentation: applied to the images of each batch.
       keys: state -> one random key per batch.
+      devices: share each batch.
     """
 
     def fed(state, *arrays):
+        arrays = devices.share(arrays)
         pairs = zip(arrays[::2], arrays[1::2], keys(state), strict=True)
         return run(state, *(Batch(augment(x, augmentation, key), y) for x, y, key in pairs))
 

@@ -3,10 +3,9 @@
 import jax
 import jax.numpy as jnp
 import optax
-from jax import lax
 
 
-def cross_entropy(logits, labels, class_weights=None, smoothing=0.0, axis_name=None):
+def cross_entropy(logits, labels, class_weights=None, smoothing=0.0):
     """Mean cross-entropy of a batch, scalar.
 
     With class weights this is the weighted mean, as in torch.nn.CrossEntropyLoss(weight=...).
@@ -16,18 +15,13 @@ def cross_entropy(logits, labels, class_weights=None, smoothing=0.0, axis_name=N
       labels: [N] int32.
       class_weights: [K], or None for equal weights.
       smoothing: share of the target spread evenly over the classes.
-      axis_name: mapped axis over which the batch is sharded; the mean of the devices' results is
-        then the loss of the whole batch.
     """
     targets = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
     losses = optax.softmax_cross_entropy(logits, optax.smooth_labels(targets, smoothing))
     if class_weights is None:
         return losses.mean()
     weights = jnp.asarray(class_weights, logits.dtype)[labels]
-    total = weights.mean()
-    if axis_name is not None:
-        total = lax.pmean(total, axis_name)
-    return jnp.mean(weights * losses) / total
+    return jnp.mean(weights * losses) / weights.mean()
 
 
 def accuracy(logits, labels) -> jax.Array:

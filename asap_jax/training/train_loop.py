@@ -14,6 +14,7 @@ from asap_jax.data.augment import Augmentation
 from asap_jax.data.images import Preparation
 from asap_jax.host import backend, checkpoint, compile_cache, loop, memory, precisions, timing
 from asap_jax.host.compiling import Compiler
+from asap_jax.host.devices import Devices
 from asap_jax.host.errors import UserError
 from asap_jax.layers.ops import Context
 from asap_jax.methods import schedules
@@ -154,13 +155,13 @@ def make_step(config, network: EvalNetwork, optimizer, steps: int, class_weights
     )
 
 
-def augmented(step: TrainStep, augmentation: Augmentation):
+def augmented(step: TrainStep, augmentation: Augmentation, devices: Devices = Devices()):
     """The step as a function of (state, uint8 images, labels), not yet jitted."""
 
     def keys(state):
         return (step_keys(state.key, state.step)[1],)
 
-    return feed.augmented(step.step, augmentation, keys)
+    return feed.augmented(step.step, augmentation, keys, devices)
 
 
 def make_augmentation(config, dataset: data.Dataset | data.Stream) -> Augmentation:
@@ -177,8 +178,10 @@ def make_augmentation(config, dataset: data.Dataset | data.Stream) -> Augmentati
     )
 
 
-def estimate(config, genotype: Genotype, dataset: Sized) -> memory.Estimate:
-    """Estimates the memory of a training step."""
+def estimate(
+    config, genotype: Genotype, dataset: Sized, devices: Devices = Devices()
+) -> memory.Estimate:
+    """Estimates the memory of a training step, on each of the devices that share the batch."""
     network = make_network(config, genotype, len(dataset.class_names))
     if jax.default_backend() == "cpu":
         network = network.clone(remat=False)
@@ -187,7 +190,8 @@ def estimate(config, genotype: Genotype, dataset: Sized) -> memory.Estimate:
     state = jax.eval_shape(lambda: init_state(network, optimizer, key, shape, config.average > 0))
 
     def loss(params):
-        images = jnp.zeros((config.batch_size // config.accumulate, *shape))
+        together = config.batch_size // config.accumulate
+        images = jnp.zeros((together // devices.among(together).count, *shape))
         batch = feed.Batch(images, jnp.zeros(len(images), jnp.int32))
         stats = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), state.batch_stats)
         return step.loss(params, stats, batch, jnp.int32(0), key)[0]
@@ -222,16 +226,16 @@ def train(
       start: {"params", "batch_stats"} of a trained network of the same cells to start from, or
         None. Its classifiers are replaced by new ones.
     """
-    watch = loop.Stopwatch()
+    watch, devices = loop.Stopwatch(), _sharing(session.devices, config)
     network, state, step, batches, steps = _begin(
-        config, genotype, dataset, seed, class_weights, start, session.on_nan == "skip"
+        config, genotype, dataset, seed, devices, class_weights, start, session.on_nan == "skip"
     )
 
     def summary(state, progress, last):
         return {key: progress.mean(key) for key in ("train_loss", "train_accuracy")}
 
     compiler = Compiler()
-    test = _make_test(config, network, dataset, state.variables, compiler)
+    test = _make_test(config, network, dataset, state.variables, devices, compiler)
     try:
         with watch.paused():
             state, progress = loop.run(
@@ -255,13 +259,18 @@ def train(
         progress.epoch,
         progress.seconds + watch.seconds,
         network,
-        state.variables,
+        devices.home(state.variables),
         progress.ended,
         latency,
     )
 
 
-def _begin(config, genotype, dataset, seed, class_weights, start, skips_nan=False):
+def _sharing(devices: Devices, config) -> Devices:
+    """Those of the devices that share what is computed together of a batch."""
+    return devices.among(config.batch_size // config.accumulate)
+
+
+def _begin(config, genotype, dataset, seed, devices, class_weights, start, skips_nan=False):
     """(network, initial state, jitted step, batches for `loop.run`, steps per epoch)."""
     steps = dataset.train_count // config.batch_size
     network = make_network(config, genotype, len(dataset.class_names))
@@ -273,10 +282,10 @@ def _begin(config, genotype, dataset, seed, class_weights, start, skips_nan=Fals
         state = from_variables(_transplanted(start, fresh), optimizer, state.key, average)
     source = _streamed if isinstance(dataset, data.Stream) else _resident
     step = make_step(config, network, optimizer, steps, class_weights)
-    step = augmented(step, make_augmentation(config, dataset))
+    step = augmented(step, make_augmentation(config, dataset), devices)
     if skips_nan:
         step = guard.skipping(step, ("params", "batch_stats", "opt_state", "average"))
-    return network, state, *source(config, dataset, seed, step), steps
+    return network, devices.put(state), *source(config, dataset, seed, step, devices), steps
 
 
 class Trial(NamedTuple):
@@ -298,11 +307,18 @@ class Trial(NamedTuple):
 
 
 def try_steps(
-    config, genotype: Genotype, dataset: data.Dataset | data.Stream, seed: int, class_weights=None
+    config,
+    genotype: Genotype,
+    dataset: data.Dataset | data.Stream,
+    seed: int,
+    session: loop.Session,
+    class_weights=None,
 ) -> Trial:
     """Compiles the step as `train` does, and times a few; of a stream all on one batch."""
-    watch = loop.Stopwatch()
-    _, state, step, batches, steps = _begin(config, genotype, dataset, seed, class_weights, None)
+    watch, devices = loop.Stopwatch(), _sharing(session.devices, config)
+    _, state, step, batches, steps = _begin(
+        config, genotype, dataset, seed, devices, class_weights, None
+    )
     with contextlib.closing(batches(0, 0)) as coming:
         batch = next(coming)
 
@@ -355,10 +371,11 @@ def _transplanted(start, fresh):
     return jax.tree.map(jnp.array, initial)  # copies, since a step donates its state
 
 
-def _resident(config, dataset, seed, step):
+def _resident(config, dataset, seed, step, devices):
     """(jitted step, batches) for `loop.run`: images stay on the device, a batch is indices."""
-    images, labels = jnp.asarray(dataset.train_images), jnp.asarray(dataset.train_labels)
-    jitted = jit_resident(step, config.precision)
+    arrays = jnp.asarray(dataset.train_images), jnp.asarray(dataset.train_labels)
+    images, labels = devices.put(arrays)
+    jitted = jit_resident(step, config.precision, devices)
 
     def order(epoch):
         indices = np.arange(dataset.train_count)
@@ -370,31 +387,40 @@ def _resident(config, dataset, seed, step):
     )
 
 
-def _streamed(config, dataset, seed, step):
+def _streamed(config, dataset, seed, step, devices):
     """(jitted step, batches) for `loop.run`: a batch is images and labels, transferred ahead."""
-    batches = partial(dataset.train_batches, config.batch_size, seed, config.epochs)
-    return jit_streamed(step, config.precision), batches
+
+    def batches(epoch, step):
+        options = config.batch_size, seed, config.epochs, epoch, step
+        return dataset.train_batches(*options, devices=devices)
+
+    return jit_streamed(step, config.precision, devices), batches
 
 
-def jit_resident(step, precision: str):
+def jit_resident(step, precision: str, devices: Devices = Devices()):
     """Jits the step as step(state, all images, all labels, indices of the batch)."""
-    return jit_streamed(feed.indexed(step), precision)
+    return jit_streamed(feed.indexed(step), precision, devices)
 
 
-def jit_streamed(step, precision: str):
+def jit_streamed(step, precision: str, devices: Devices = Devices()):
     """Jits step(state, images of the batch, labels)."""
-    step = precisions.computed_in(precision, step)
-    return jax.jit(step, donate_argnums=0, compiler_options=compile_cache.options())
+    return jax.jit(
+        precisions.computed_in(precision, step),
+        donate_argnums=0,
+        out_shardings=devices.whole,
+        compiler_options=compile_cache.options(),
+    )
 
 
-def _make_test(config, network, dataset, variables, compiler):
+def _make_test(config, network, dataset, variables, devices, compiler):
     """Builds the test of variables; compiles during training if the images are in memory."""
     logits = precisions.computed_in(config.precision, evaluation_logits(network))
     size, classes = config.eval_batch_size, len(dataset.class_names)
     mean_std = (dataset.mean, dataset.std)
     if isinstance(dataset, data.Stream):
-        batches = partial(dataset.test_batches, min(size, dataset.test_count))
-        return StreamedQuestions(logits, batches, *mean_std, classes)
-    test = Questions(logits, dataset.test_images, dataset.test_labels, *mean_std, size, classes)
+        batches = partial(dataset.test_batches, min(size, dataset.test_count), devices)
+        return StreamedQuestions(logits, batches, *mean_std, classes, devices)
+    images, labels = dataset.test_images, dataset.test_labels
+    test = Questions(logits, images, labels, *mean_std, size, classes, devices)
     test.prepare(compiler, variables)
     return test

@@ -100,10 +100,9 @@ class TrainStep:
       class_weights: [classes], weights of the loss, or None.
       accumulate: number of pieces a batch is split into, processed one after another; gradients are
         averaged over them, and batch norm sees each piece alone. Divides the memory of a step.
+        Piece i holds every accumulate-th image from the i-th on, a share of each device's.
       average: decay of the moving average (which the state must hold), or 0. It starts lower:
         min(average, (1 + step) / (10 + step)), as in TensorFlow.
-      axis_name: mapped axis over which each batch is sharded; statistics and gradients are then
-        those of the whole batch.
       dtype, folded: see `ops.Context`.
     """
 
@@ -115,16 +114,13 @@ class TrainStep:
     class_weights: Any = None
     accumulate: int = 1
     average: float = 0.0
-    axis_name: str | None = None
     dtype: str | None = None
     folded: bool = False
 
     def step(self, state: TrainState, batch: Batch):
         """Returns (next state, {"train_loss", "train_accuracy"})."""
         gradients, batch_stats, value, correct = self.gradients(state, batch)
-        updates, opt_state = self.optimizer.update(
-            self.mean(gradients), state.opt_state, state.params
-        )
+        updates, opt_state = self.optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         state = state.replace(
             step=state.step + 1,
@@ -133,13 +129,11 @@ class TrainStep:
             opt_state=opt_state,
             average=self.moving_average(state, params, batch_stats),
         )
-        return state, self.mean({"train_loss": value, "train_accuracy": correct})
+        return state, {"train_loss": value, "train_accuracy": correct}
 
     def loss(self, params, batch_stats, batch, step, key):
         """Returns (loss, (new statistics, accuracy on the batch))."""
-        context = Context(
-            train=True, axis_name=self.axis_name, dtype=self.dtype, folded=self.folded
-        )
+        context = Context(train=True, dtype=self.dtype, folded=self.folded)
         (logits, auxiliary), new = self.network.apply(
             {"params": params, "batch_stats": batch_stats},
             batch.images,
@@ -154,9 +148,7 @@ class TrainStep:
         return value, (new["batch_stats"], accuracy(logits, batch.labels))
 
     def classification_loss(self, logits, labels):
-        return cross_entropy(
-            logits, labels, self.class_weights, self.label_smoothing, self.axis_name
-        )
+        return cross_entropy(logits, labels, self.class_weights, self.label_smoothing)
 
     def gradients(self, state, batch):
         """(gradients, new statistics, loss, accuracy), averaged over the batch's pieces."""
@@ -174,7 +166,9 @@ class TrainStep:
         if accumulate == 1:
             (batch_stats, _), sums = piece(start, batch)
             return sums[0], batch_stats, *sums[1:]
-        parts = jax.tree.map(lambda x: x.reshape(accumulate, -1, *x.shape[1:]), batch)
+        parts = jax.tree.map(
+            lambda x: jnp.moveaxis(x.reshape(-1, accumulate, *x.shape[1:]), 1, 0), batch
+        )
 
         def add(carry, part):
             inner, sums = carry
@@ -197,7 +191,3 @@ class TrainStep:
             state.average,
             {"params": params, "batch_stats": batch_stats},
         )
-
-    def mean(self, tree):
-        """The mean over the devices that share a batch."""
-        return tree if self.axis_name is None else lax.pmean(tree, self.axis_name)

@@ -7,8 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import sharded
-from jax.sharding import NamedSharding, PartitionSpec
 
 from asap_jax import STRATEGIES, Context, EvalNetwork, SearchSpace, Supernet
 from asap_jax.configs import presets
@@ -27,7 +25,7 @@ from asap_jax.searching.search_step import (
     make_search_step,
     step_keys,
 )
-from asap_jax.training import optim, train_step
+from asap_jax.training import optim
 from asap_jax.training.feed import Batch
 
 SPACE = SearchSpace(("dil_conv_3x3", "max_pool_3x3", "skip_connect"), nodes=2)
@@ -482,49 +480,3 @@ def test_randoms_rounds_are_the_published_ones_at_the_papers_size():
     options = presets.get_config("random").search.strategy
     assert (options.samples, options.images, options.best, options.rounds) == (1000, 640, 10, 3)
     assert presets.get_config("digits,random").search.strategy.samples == 100
-
-
-def assert_trees_close(got, want):
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-10), got, want)
-
-
-def test_two_devices_equal_one():
-    """A search step below tau, in float64: state and metrics."""
-    assert len(jax.devices()) >= 2
-    mesh = sharded.data_mesh(jax.devices()[:2])
-    with jax.enable_x64(True):
-        strategy = make("asap")
-        state = start(strategy).replace(step=jnp.int32(STEPS))
-        batches = jax.tree.map(
-            lambda a: a.astype(jnp.float64) if a.dtype == jnp.float32 else a, BATCHES[:2]
-        )
-        alone, alone_metrics = jax.jit(make_search_step(NETWORK, strategy, OPTIMIZERS))(
-            state, *batches
-        )
-        split = sharded.split_batches(
-            make_search_step(NETWORK, strategy, OPTIMIZERS, axis_name=sharded.AXIS), mesh
-        )
-        split_over = jax.device_put(batches, NamedSharding(mesh, PartitionSpec(sharded.AXIS)))
-        both, both_metrics = jax.jit(split)(state, *split_over)
-        for part in ("params", "batch_stats", "arch", "omega_opt", "alpha_opt"):
-            assert_trees_close(getattr(both, part), getattr(alone, part))
-        assert_trees_close(both_metrics, alone_metrics)
-
-
-@pytest.mark.slow
-def test_two_devices_train_as_one():
-    """A training step with auxiliary head and drop-path, in float64."""
-    mesh = sharded.data_mesh(jax.devices()[:2])
-    genotype = make("darts").derive(start(make("darts")).arch, 2, None, None)
-    with jax.enable_x64(True):
-        network = EvalNetwork(genotype, 3, channels=4, cells=4, auxiliary=True)
-        optimizer = optim.sgd(optax.constant_schedule(0.05))
-        state = train_step.init_state(network, optimizer, jax.random.key(0), IMAGE)
-        options = {"label_smoothing": 0.1, "drop_path": lambda step: 0.3}
-        batch = Batch(BATCHES[0].images.astype(jnp.float64), BATCHES[0].labels)
-        step = train_step.make_train_step(network, optimizer, **options)
-        alone, alone_metrics = jax.jit(step)(state, batch)
-        step = train_step.make_train_step(network, optimizer, **options, axis_name=sharded.AXIS)
-        both, both_metrics = jax.jit(sharded.split_batches(step, mesh))(state, batch)
-        assert_trees_close((both.params, both.batch_stats), (alone.params, alone.batch_stats))
-        assert_trees_close(both_metrics, alone_metrics)

@@ -1,0 +1,108 @@
+"""The devices that share each batch: data parallelism by sharding.
+
+A step is written for one device. Over several, its state is whole on each of them and its batches
+are split along their first axis; XLA's partitioner computes the same function from the parts. What
+averages over a batch (a norm, a loss, a gradient) then sums over the devices, and random numbers
+are those of the whole batch, so the results are those of one device up to rounding.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from asap_jax.host.errors import UserError
+
+AXIS = "batch"
+
+
+class Devices(NamedTuple):
+    """Devices of this process; by default one, JAX' default, whose programs know no sharding.
+
+    mesh: a `jax.sharding.Mesh` of one axis, over two or more devices; None for one.
+    """
+
+    mesh: Any = None
+
+    @classmethod
+    def of(cls, devices: Sequence[Any]) -> "Devices":
+        if len(devices) < 2:
+            return cls()
+        return cls(Mesh(np.asarray(devices), (AXIS,), axis_types=(AxisType.Auto,)))
+
+    @property
+    def count(self) -> int:
+        return 1 if self.mesh is None else self.mesh.size
+
+    @property
+    def whole(self) -> NamedSharding | None:
+        """The sharding of arrays that each device holds whole."""
+        return self.mesh and NamedSharding(self.mesh, PartitionSpec())
+
+    @property
+    def split(self) -> NamedSharding | None:
+        """The sharding of a batch, along its first axis."""
+        return self.mesh and NamedSharding(self.mesh, PartitionSpec(AXIS))
+
+    def among(self, batch_size: int) -> "Devices":
+        """The most of these devices, from the first on, that take equal shares of such a batch."""
+        if self.mesh is None:
+            return self
+        count = max(n for n in range(1, self.count + 1) if batch_size % n == 0)
+        return self if count == self.count else Devices.of(self.mesh.devices.tolist()[:count])
+
+    def put(self, tree):
+        """The tree with each array whole on every device."""
+        return tree if self.mesh is None else jax.device_put(tree, self.whole)
+
+    def place(self, batch_size: int) -> NamedSharding | None:
+        """The sharding of a batch: equal shares, or whole where the devices do not divide it."""
+        return self.whole if batch_size % self.count else self.split
+
+    def share(self, tree):
+        """Under jit: the tree of batches, each at its `place`."""
+
+        def share(array):
+            return jax.lax.with_sharding_constraint(array, self.place(len(array)))
+
+        return tree if self.mesh is None else jax.tree.map(share, tree)
+
+    def home(self, tree):
+        """The tree, from arrays that are whole on every device, on JAX' default device."""
+        return tree if self.mesh is None else jax.tree.map(jnp.asarray, jax.device_get(tree))
+
+
+def local(wanted: int = 0) -> Devices:
+    """The first `wanted` devices of this process, or all of them for 0.
+
+    Raises:
+      UserError: there are fewer.
+    """
+    found = jax.local_devices()
+    if wanted > len(found):
+        raise UserError(
+            f"config.devices is {wanted}, but this process has {len(found)} "
+            f"({found[0].device_kind}): choose at most that, or 0 for all"
+        )
+    return Devices.of(found[: wanted or None])
+
+
+def check_share(devices: Devices, key: str, batch_size: int) -> None:
+    """Raises UserError if the devices cannot take equal shares of a batch.
+
+    Args:
+      devices: those that have to share it.
+      key: of the config, for the message.
+      batch_size: images that are computed together.
+    """
+    count, over = devices.count, batch_size % devices.count
+    if over:
+        sizes = sorted({max(batch_size - over, count), batch_size - over + count})
+        raise UserError(
+            f"{key} is {batch_size}, which config.devices={count} devices cannot share equally: "
+            f"choose {' or '.join(map(str, sizes))}, or config.devices="
+            f"{devices.among(batch_size).count}"
+        )
