@@ -7,9 +7,14 @@ from pathlib import Path
 
 import jax
 
+LIMIT = 5 * 10**9  # bytes of programs in the user's cache
+
 
 def enable() -> None:
     """Caches compiled programs in the user's cache, or in JAX_COMPILATION_CACHE_DIR if set.
+
+    The user's cache holds at most `LIMIT` bytes at each start; the folder that the variable names
+    is the user's own matter (and that of JAX_COMPILATION_CACHE_MAX_SIZE).
 
     Also makes Python's garbage collection less frequent in the whole process: a step's trace
     consists of many live objects, and scanning them repeatedly takes a third of the tracing time.
@@ -24,10 +29,34 @@ def enable() -> None:
             )
         else:
             jax.config.update("jax_compilation_cache_dir", str(root / "xla"))
+            bound(root / "xla", LIMIT)
     if not os.environ.get("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"):
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     if 0 < gc.get_threshold()[0] < 20_000:
         gc.set_threshold(20_000, 10, 10)
+
+
+def bound(folder: Path, limit: int) -> None:
+    """Deletes the files of a folder that were used longest ago, until they take `limit` bytes."""
+    if not folder.is_dir():
+        return
+    found = []
+    for entry in os.scandir(folder):
+        try:
+            status = entry.stat()
+        except OSError:  # deleted by another process
+            continue
+        # Many file systems update the time of the last reading once a day only.
+        found.append((max(status.st_atime, status.st_mtime), status.st_size, entry.path))
+    total = sum(size for _, size, _ in found)
+    for _, size, path in sorted(found):
+        if total <= limit:
+            return
+        try:
+            os.unlink(path)
+        except OSError:  # as above, or a folder
+            continue
+        total -= size
 
 
 def users_cache() -> Path | None:

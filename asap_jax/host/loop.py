@@ -277,12 +277,7 @@ def run(
                 session.log.say(
                     f"{name} goes on after {progress.epoch} epochs and {progress.step}{of} steps"
                 )
-        session.log.rewind(
-            lambda record: (
-                {key: record[key] for key in ("phase", "run", "stage") if key in record} != place
-                or record["epoch"] <= progress.epoch
-            )
-        )
+        session.log.rewind(place, progress.epoch)
         if begin:
             begin(progress)
         clock = _Clock(progress)

@@ -9,7 +9,7 @@ import select
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,9 @@ from tqdm.auto import tqdm
 
 from asap_jax.host.event_files import EventFiles
 from asap_jax.host.lines import epoch_line
+
+STAGE = "phase", "run", "stage"  # what tells the stage of a record
+_BLOCK = 2**16  # bytes read at a time from the end of a file
 
 
 class RunLog:
@@ -63,22 +66,16 @@ class RunLog:
             leave=False,
         )
 
-    def rewind(self, keep: Callable[[dict], bool]) -> None:
-        """Drops the records that a resumed run will write again."""
-        dropped = False
-        for path in (self._path, self._weights):
-            if path is None or not path.exists():
-                continue
-            lines = path.read_text().splitlines()
-            kept = [
-                line for line in lines if (record := _parsed(line)) is not None and keep(record)
-            ]
-            if kept != lines:
-                partial = path.with_name(path.name + ".part")
-                partial.write_text("".join(line + "\n" for line in kept))
-                os.replace(partial, path)
-                dropped = True
-        if dropped:
+    def rewind(self, place: dict, epoch: int) -> None:
+        """Drops the records of a stage after an epoch, which the resumed stage will write again.
+
+        Args:
+          place: the stage: {"phase", "run"}, and "stage" from the second one on.
+          epoch: the last one to keep.
+        """
+        paths = [path for path in (self._path, self._weights) if path is not None and path.exists()]
+        dropped = [_rewind(path, place, epoch) for path in paths]
+        if any(dropped):
             self._events = self._copied()
 
     def epoch(self, record: dict) -> None:
@@ -202,6 +199,51 @@ def mute() -> None:
 def _append(path, line):
     with open(path, "a", encoding="utf-8") as file:
         file.write(line + "\n")
+
+
+def _rewind(path: Path, place: dict, epoch: int) -> bool:
+    """Drops a stage's records after an epoch, and broken lines; returns whether there were any.
+
+    It reads from the end back to that epoch, so that a long file takes no time.
+    """
+    others, dropped = [], False  # lines of other stages after that epoch, the last one first
+    with open(path, "rb") as file:
+        end = size = file.seek(0, os.SEEK_END)
+        for end, line in _lines_from_the_end(file, size):
+            record = _parsed(line.decode(errors="replace")) if line.endswith(b"\n") else None
+            if not isinstance(record, dict):
+                dropped = True
+            elif {key: record[key] for key in STAGE if key in record} != place:
+                others.append(line)
+            elif record["epoch"] > epoch:
+                dropped = True
+            else:
+                end += len(line)
+                break
+        if dropped and others:
+            file.seek(0)
+            partial = path.with_name(path.name + ".part")
+            with open(partial, "wb") as rewritten:
+                rewritten.write(file.read(end))
+                rewritten.writelines(reversed(others))
+            os.replace(partial, path)
+    if dropped and not others:
+        os.truncate(path, end)
+    return dropped
+
+
+def _lines_from_the_end(file, end: int) -> Iterator[tuple[int, bytes]]:
+    """(where it begins, the line with its end) of each line before `end`, the last one first."""
+    begin, tail = end, b""  # the bytes from `begin` on that were not yielded yet
+    while begin or tail:
+        start = tail.rfind(b"\n", 0, -1) + 1
+        if not start and begin:
+            read = min(_BLOCK, begin)
+            begin = file.seek(begin - read)
+            tail = file.read(read) + tail
+            continue
+        yield begin + start, tail[start:]
+        tail = tail[:start]
 
 
 def _read(path: Path | None) -> list[dict]:

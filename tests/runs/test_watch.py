@@ -40,7 +40,7 @@ with lock.held(folder):
         if isinstance(told, str):
             log.warn(told)
         elif isinstance(told, int):
-            log.rewind(lambda record: record["epoch"] <= told)
+            log.rewind({"phase": "train", "run": 0}, told)
         else:
             log.epoch(told)
 """
