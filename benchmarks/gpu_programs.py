@@ -276,7 +276,7 @@ def eigenvalue(size: Size, precision: str) -> Program:
     found = searched(size, precision, plan="unrolled")
     batch, count = found.config.batch_size, found.dataset.train_count
     function = measures.eigenvalue(
-        found.network, found.stage.strategy, found.dataset, batch, seed=0
+        found.network, found.stage.strategy, found.dataset, batch, 0, size.devices
     )
     half = integers(count // 2)
     halves = measures.Halves(*on_device(found.dataset), half, half)
@@ -394,12 +394,13 @@ def answers(size: Size, precision: str) -> Program:
     """The test of a trained network."""
     found = trained_by(size)
     logits = precisions.computed_in(precision, train_loop.evaluation_logits(found.network))
-    add = evaluation.adding_answers(logits, found.dataset.mean, found.dataset.std)
+    mean_std, devices = (found.dataset.mean, found.dataset.std), size.devices
+    add = evaluation.adding_answers(logits, *mean_std, devices)
     batch = min(found.config.eval_batch_size, found.dataset.test_count)
     before = jax.eval_shape(lambda: evaluation.no_answers(len(found.dataset.class_names)))
     rest = integers(batch), of_shape(batch, dtype=bool)
     operands = (before, (found.variables,), *on_device(found.dataset), *rest)
-    return Program(jax.jit(add, donate_argnums=0), operands)
+    return Program(evaluation.jit_answers(add, devices), operands)
 
 
 # Uses of a trained network.

@@ -29,6 +29,7 @@ TELLING = ",".join(
 )
 GPUS = os.environ.get("ASAP_JAX_GPUS", "h200,t4").split(",")
 FEW = "search/asap/loop,search/asap/unrolled,train/asap_small"
+SHARED = f"{FEW},search/accuracy,train/accumulate,train/test"
 CASES = []
 for gpu in GPUS:
     if gpu == "t4":
@@ -36,7 +37,7 @@ for gpu in GPUS:
     else:
         CASES += [(gpu, "tf32", name, 1) for name in GROUPS]
         CASES += [(gpu, precision, "few", 1) for precision in ("float32", "bfloat16")]
-        CASES.append((gpu, "tf32", "few", 4))
+        CASES.append((gpu, "tf32", "shared", 4))
 
 
 @pytest.fixture(autouse=True)
@@ -52,7 +53,7 @@ def test_programs_compile(gpu, precision, group, devices):
 
     if lacks := gpu_compile.missing():
         pytest.skip(lacks)
-    patterns = GROUPS | {"telling": TELLING, "few": FEW}
+    patterns = GROUPS | {"telling": TELLING, "few": FEW, "shared": SHARED}
     names = gpu_compile.names_of(patterns[group])
     names = [name for name in names if name not in gpu_programs.ALIKE]
     how = gpu, "tiny", precision, len(names), devices

@@ -76,6 +76,11 @@ def cases(config: ConfigDict) -> dict[str, list[str]]:
         if config.run[key] != usual[key]:
             instead = "config.first_seed" if key == "seed" else "benchmarks/transfer.py"
             raise UserError(f"config.run.{key} differs from run to run here: use {instead}")
+    if config.run.devices > 1:
+        raise UserError(
+            f"config.run.devices is {config.run.devices}, but each run of a comparison has one of "
+            "its own: leave it out, and choose how many runs go on at once by config.at_once"
+        )
     changes = [
         (key, new) for key, _, new in workdir.differences(usual.to_dict(), config.run.to_dict())
     ]

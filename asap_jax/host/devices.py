@@ -55,8 +55,10 @@ class Devices(NamedTuple):
         return self if count == self.count else Devices.of(self.mesh.devices.tolist()[:count])
 
     def put(self, tree):
-        """The tree with each array whole on every device."""
-        return tree if self.mesh is None else jax.device_put(tree, self.whole)
+        """The tree's arrays, also NumPy's, whole on every device."""
+        if self.mesh is None:
+            return jax.tree.map(jnp.asarray, tree)
+        return jax.device_put(tree, self.whole)
 
     def place(self, batch_size: int) -> NamedSharding | None:
         """The sharding of a batch: equal shares, or whole where the devices do not divide it."""
@@ -76,16 +78,24 @@ class Devices(NamedTuple):
 
 
 def local(wanted: int = 0) -> Devices:
-    """The first `wanted` devices of this process, or all of them for 0.
+    """The first `wanted` devices of this process, or all for 0, that are like the first.
+
+    A display's card beside one for computing is none of them. Where the program has set JAX'
+    default device, that is the only one.
 
     Raises:
       UserError: there are fewer.
     """
-    found = jax.local_devices()
+    config: Any = jax.config  # it makes its options attributes at run time
+    default = config.jax_default_device
+    found = jax.local_devices() if default is None else [default]
+    if default is None:
+        found = [each for each in found if each.device_kind == found[0].device_kind]
     if wanted > len(found):
+        kind = default if default is not None else found[0].device_kind
         raise UserError(
-            f"config.devices is {wanted}, but this process has {len(found)} "
-            f"({found[0].device_kind}): choose at most that, or 0 for all"
+            f"config.devices is {wanted}, but this process has {len(found)} to share a batch "
+            f"({kind}): choose at most that, or 0 for all"
         )
     return Devices.of(found[: wanted or None])
 

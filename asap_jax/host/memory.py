@@ -63,10 +63,10 @@ def estimate(loss: Callable, params, state, data_bytes: int) -> Estimate:
 
 
 def available() -> int | None:
-    """Free bytes on the first device, or None if unknown."""
-    stats = jax.devices()[0].memory_stats()
-    if stats and "bytes_limit" in stats:
-        return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
+    """Free bytes on the device of this process that has the fewest, or None if unknown."""
+    known = [stats for each in jax.local_devices() if (stats := each.memory_stats())]
+    if known and all("bytes_limit" in stats for stats in known):
+        return min(stats["bytes_limit"] - stats.get("bytes_in_use", 0) for stats in known)
     return host_available() if jax.default_backend() == "cpu" else None
 
 

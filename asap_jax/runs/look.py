@@ -231,6 +231,8 @@ def _memory_rows(job, needed, left) -> list[tuple[str, str]]:
     for part, each in needed.items():
         size = job.config[part].batch_size
         cells = "" if part == "search" or job.genotype else ", for random cells"
+        count = job.devices.count
+        cells += f", on each of {count} devices" * (count > 1)
         rows.append((f"memory, {_PARTS[part]}", f"{each} at batch {size}, estimated{cells}"))
     kind = jax.devices()[0].device_kind
     there = "unknown" if left is None else memory.readable(left)

@@ -136,10 +136,10 @@ def resolve(config: ConfigDict, folder: str | Path | None, mode: str = "", datas
     if config.train.validation_share:
         dataset = _hold_out_validation(config, mode, dataset)
     if config.data.at_most:
-        config, dataset = _cap_batch_sizes(config, dataset)
+        config, dataset = _cap_batch_sizes(config, dataset, shared.count)
     _check_data(config, dataset, mode, genotype)
     if config.devices:
-        for key, size in _computed_together(config, mode).items():
+        for key, (_, size) in computed_together(config, mode).items():
             devices.check_share(shared, key, size)
     if config.check_memory and mode != "train":
         assert isinstance(dataset, data.Dataset)  # as `load_data` gives it for a search
@@ -161,24 +161,24 @@ def _size_target(config, dataset) -> Target | None:
     return stages.size_target(config.search, dataset, build)
 
 
-def _computed_together(config, mode) -> dict[str, int]:
-    """{config key: number of images that a step of this part computes at once}."""
+def computed_together(config, mode) -> dict[str, tuple[str, int]]:
+    """{config key: (part of the run, number of images that its step computes at once)}."""
     sizes = {}
     if mode != "train":
-        sizes["config.search.batch_size"] = config.search.batch_size
+        sizes["config.search.batch_size"] = "search", config.search.batch_size
     if mode != "search" or config.searches > 1:
         pieces = config.train.accumulate
         name = "config.train.batch_size" + (" / config.train.accumulate" if pieces > 1 else "")
-        sizes[name] = config.train.batch_size // pieces
+        sizes[name] = "train", config.train.batch_size // pieces
     return sizes
 
 
 def _share_notes(config, shared: Devices, mode) -> list[str]:
     """A note where some of the devices have no share of a batch."""
     return [
-        f"{key} is {size}, which {shared.among(size).count} of the {shared.count} devices share: "
-        f"a multiple of {shared.count} would use all"
-        for key, size in _computed_together(config, mode).items()
+        f"{key} is {size}, so {shared.among(size).count} of {shared.count} devices compute it: a "
+        f"multiple of {shared.count} would use all"
+        for key, (_, size) in computed_together(config, mode).items()
         if size % shared.count
     ]
 
@@ -262,13 +262,18 @@ def _hold_out_validation(config, mode, dataset) -> data.Dataset:
     )
 
 
-def _cap_batch_sizes(config, dataset) -> tuple[ConfigDict, data.Dataset | data.Stream]:
-    """The config with batches no larger than the data, and the data with notes about it."""
+def _cap_batch_sizes(config, dataset, count) -> tuple[ConfigDict, data.Dataset | data.Stream]:
+    """The config with batches no larger than the data, and the data with notes about it.
+
+    `count` devices share the smaller batches, if `config.devices` says so.
+    """
     config, notes = config.copy_and_resolve_references(), []
     half = dataset.train_count // 2
     for part, most in (("search", half), ("train", half if config.searches > 1 else 2 * half)):
         size = config[part].batch_size
-        fitting = max(most - most % config.train.accumulate, 1) if part == "train" else max(most, 1)
+        pieces = config.train.accumulate if part == "train" else 1
+        pieces *= count if config.devices else 1
+        fitting = max(most - most % pieces, 1)
         if size > fitting:
             config[part].batch_size = fitting
             notes.append(

@@ -30,7 +30,7 @@ from asap_jax.networks.genotypes import Genotype
 from asap_jax.networks.models import count_parameters, multiply_adds
 from asap_jax.report import page
 from asap_jax.runs import trained
-from asap_jax.runs.resolve import Job, check_training_memory, resolve
+from asap_jax.runs.resolve import Job, check_training_memory, computed_together, resolve
 from asap_jax.searching import certainty, search_loop, stages
 from asap_jax.training import evaluation, train_loop
 
@@ -354,7 +354,10 @@ class _Run:
             "benchmark": search.get("benchmark", {}),
             "seed": self.config.seed,
             "device": jax.devices()[0].device_kind,
-            "devices": self.session.devices.count,
+            "devices": {
+                part: self.session.devices.among(size).count
+                for part, size in computed_together(self.config, self.job.mode).values()
+            },
             "precision": {
                 part: precisions.resolve(self.config[part].precision)
                 for part in ("search", "train")

@@ -16,7 +16,8 @@ from asap_jax.configs import presets, rules
 from asap_jax.data.augment import normalise
 from asap_jax.data.dataset import as_array, as_bytes, check_images, check_labels, prepare_all
 from asap_jax.data.images import Preparation, prepare, why
-from asap_jax.host import checkpoint, devices, loop, precisions, workdir
+from asap_jax.host import checkpoint, loop, precisions, workdir
+from asap_jax.host.devices import local
 from asap_jax.host.errors import UserError
 from asap_jax.host.interruption import NOBODY_READS, Interruption
 from asap_jax.host.run_log import RunLog, html_table
@@ -109,6 +110,7 @@ class TrainedNetwork:
         seed: int = 0,
         save_to: str | Path | None = None,
         quiet: bool = False,
+        devices: int = 0,
         on_step=None,
         on_epoch=None,
         **changes,
@@ -124,6 +126,7 @@ class TrainedNetwork:
           save_to: folder for the new network, which `asap_jax.load` reads. (For a run that can be
             resumed, see `asap_jax.train(..., start_from=...)`.)
           quiet: print nothing.
+          devices: number that share each batch; 0 for all of this process.
           on_step, on_epoch: see `loop.Callbacks`.
 
         Returns:
@@ -156,7 +159,7 @@ class TrainedNetwork:
                 RunLog(None, quiet, partial(interruption.ask, NOBODY_READS)),
                 interruption,
                 callbacks=loop.Callbacks(on_step, on_epoch),
-                devices=devices.local(),
+                devices=local(devices),
             )
             outcome = train_loop.train(
                 config.train,

@@ -62,7 +62,9 @@ class Measures:
             for by_batch in (False, True)
         )
         self.watched = config.watch.images if stage.strategy.updates.has_alphas else 0
-        function = eigenvalue(stage.network, stage.strategy, dataset, config.batch_size, seed)
+        function = eigenvalue(
+            stage.network, stage.strategy, dataset, config.batch_size, seed, devices
+        )
         self.eigenvalue = jax.jit(precisions.computed_in(config.precision, function))
 
     def prepare(self, state, compiler) -> None:
@@ -133,7 +135,9 @@ def supernet_logits(network, by_batch: bool) -> Callable:
     return logits
 
 
-def eigenvalue(network, strategy, dataset, batch_size: int, seed: int) -> Callable:
+def eigenvalue(
+    network, strategy, dataset, batch_size: int, seed: int, devices: Devices = Devices()
+) -> Callable:
     """Builds eigenvalue(state, halves): the dominant eigenvalue of the alphas' Hessian.
 
     Measured on the first alpha batch, for the loss under the method's distribution: with a sampled
@@ -142,7 +146,8 @@ def eigenvalue(network, strategy, dataset, batch_size: int, seed: int) -> Callab
 
     def eigenvalue(state, halves):
         rows = halves.alpha[:batch_size]
-        images = normalise(halves.images[rows], dataset.mean, dataset.std)
+        images, labels = devices.share((halves.images[rows], halves.labels[rows]))
+        images = normalise(images, dataset.mean, dataset.std)
         last, key = state.step - 1, jax.random.key(seed)
 
         def loss(alphas):
@@ -153,7 +158,7 @@ def eigenvalue(network, strategy, dataset, batch_size: int, seed: int) -> Callab
             logits, _ = network.apply(
                 variables, images, _at_rest(mixtures), context, mutable=["batch_stats"]
             )
-            return cross_entropy(logits, halves.labels[rows])
+            return cross_entropy(logits, labels)
 
         return collapse.dominant_eigenvalue(loss, state.arch.alphas, key)[0]
 

@@ -32,7 +32,8 @@ class PlannedStep:
     wider ones.
 
     The state is donated to the next step. On a GPU the kernels of a step are then launched as one
-    graph, which stays valid as long as all arrays keep their addresses. The loop requests a step
+    graph (over several devices, in pieces between their exchanges), which stays valid as long as
+    all arrays keep their addresses. The loop requests a step
     before it knows what the last one reported; a step after "finished" changes nothing.
 
     The live candidates that it computes are kept in `Progress.history`, so that a resumed search

@@ -101,7 +101,9 @@ def search(
         epochs, seconds = epochs + progress.epoch, seconds + progress.seconds
         if running.strategy.next_stage is None or progress.ended in ("stopped", "budget"):
             break
-        strategy, number = running.strategy.next_stage(state.arch), number + 1
+        # The next stage begins as the first did, and what it takes over is not on a mesh.
+        arch = devices.home(state.arch)
+        strategy, number = running.strategy.next_stage(arch), number + 1
     derived, gaps, accuracy = running.end(state, progress)
     return SearchOutcome(
         derived[config.edges],
@@ -167,8 +169,7 @@ def try_steps(
 def _halves_on(devices: Devices, dataset, omega_half, alpha_half, seed) -> Halves:
     # Shuffled for measurement, since sources return their images class by class.
     shuffled = np.random.default_rng([seed, 3]).permutation(alpha_half)
-    arrays = jnp.asarray(dataset.train_images), jnp.asarray(dataset.train_labels)
-    images, labels = devices.put(arrays)
+    images, labels = devices.put((dataset.train_images, dataset.train_labels))
     return Halves(images, labels, omega_half, shuffled)
 
 

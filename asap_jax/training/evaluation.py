@@ -42,7 +42,7 @@ class Accuracy:
           rows: indices of the images to use; None for all.
           devices: share each batch.
         """
-        self._set = devices.put((jnp.asarray(images), jnp.asarray(labels)))
+        self._set = devices.put((images, labels))
         self._rows = np.arange(len(labels)) if rows is None else np.asarray(rows)
         self._batch_size = min(batch_size, len(self._rows))
         self._right = Prepared(jax.jit(right_answers(logits, mean, std, devices)))
@@ -139,7 +139,7 @@ def add_answers(answers: Answers, scores, labels, valid=True) -> Answers:
     counted = jnp.broadcast_to(valid, labels.shape).astype(jnp.int32)
     return Answers(
         jnp.asarray(answers.confusion).at[labels, best[:, 0]].add(counted),
-        answers.in_top_5 + jnp.sum((best == labels[:, None]).any(-1) * counted),
+        answers.in_top_5 + jnp.sum((best == labels[:, None]).any(-1) * counted, dtype=jnp.int32),
     )
 
 
@@ -163,7 +163,7 @@ class Questions:
           logits, images, labels, mean, std, batch_size, devices: see `Accuracy`.
           classes: K.
         """
-        self._set = devices.put((jnp.asarray(images), jnp.asarray(labels)))
+        self._set = devices.put((images, labels))
         self._classes, self._devices = classes, devices
         self._batch_size = min(batch_size, len(labels))
         self._add = Prepared(jit_answers(adding_answers(logits, mean, std, devices), devices))
@@ -186,7 +186,7 @@ class Questions:
         def call():
             return self._add(self._nothing(), arguments, *self._set, *batch)
 
-        return latency_of(call, self._batch_size)
+        return latency_of(call, self._batch_size, self._devices)
 
     def _nothing(self):
         return self._devices.put(no_answers(self._classes))
@@ -195,10 +195,14 @@ class Questions:
         return evaluation_batches(len(self._set[1]), self._batch_size)
 
 
-def latency_of(call: Callable, batch_size: int) -> dict:
-    """{"batch", "seconds" of a batch, "images_per_second"}, with images and weights in place."""
+def latency_of(call: Callable, batch_size: int, devices: Devices = Devices()) -> dict:
+    """{"batch", "seconds" of a batch, "images_per_second"}, with images and weights in place.
+
+    "devices" is there too if several took part.
+    """
     seconds = timing.seconds_of(call, budget=0.5)
-    return {"batch": batch_size, "seconds": seconds, "images_per_second": batch_size / seconds}
+    latency = {"batch": batch_size, "seconds": seconds, "images_per_second": batch_size / seconds}
+    return latency | ({"devices": devices.count} if devices.count > 1 else {})
 
 
 def jit_answers(add: Callable, devices: Devices):
@@ -265,7 +269,7 @@ class StreamedQuestions:
         def call():
             return self._add(self._nothing(), arguments, *last)
 
-        return latency_of(call, len(last[1]))
+        return latency_of(call, len(last[1]), self._devices)
 
     def _nothing(self):
         return self._devices.put(no_answers(self._classes))
@@ -287,6 +291,8 @@ def speed_rows(latency: dict | None) -> list[tuple[str, str]]:
     if not latency:
         return []
     each = f"{1000 * latency['seconds']:.3g} ms a batch of {latency['batch']}"
+    if "devices" in latency:
+        each += f" on {latency['devices']} devices"
     return [("images per second", f"{latency['images_per_second']:,.0f} ({each})")]
 
 

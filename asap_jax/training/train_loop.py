@@ -48,7 +48,7 @@ class TrainOutcome(NamedTuple):
     network: the Flax module.
     variables: {"params", "batch_stats"}, or their moving average if configured.
     ended: "stopped" if a callback ended it, else "".
-    latency: of the network on this device, see `evaluation.latency_of`.
+    latency: of the network on these devices, see `evaluation.latency_of`.
     """
 
     answers: Answers
@@ -373,8 +373,7 @@ def _transplanted(start, fresh):
 
 def _resident(config, dataset, seed, step, devices):
     """(jitted step, batches) for `loop.run`: images stay on the device, a batch is indices."""
-    arrays = jnp.asarray(dataset.train_images), jnp.asarray(dataset.train_labels)
-    images, labels = devices.put(arrays)
+    images, labels = devices.put((dataset.train_images, dataset.train_labels))
     jitted = jit_resident(step, config.precision, devices)
 
     def order(epoch):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import jax
+import numpy as np
 import pytest
 from command import ROOT, command
 
@@ -30,9 +31,9 @@ def over_devices(*arguments):
 
 
 def assert_same(found, steps):
-    """Metrics of every step to 1e-9, prunings and cells exactly."""
+    """Metrics of every step and epoch to 1e-9, prunings and cells exactly."""
     alone, *others = found.values()
-    assert len(alone["steps"]) == steps
+    assert sum("epochs" not in each for each in alone["steps"]) == steps
     for other in others:
         for one, many in zip(alone["steps"], other["steps"], strict=True):
             assert many == pytest.approx(one, rel=1e-9, abs=1e-9, nan_ok=True)
@@ -46,7 +47,8 @@ def test_a_search_over_devices_has_the_numbers_of_one():
     found = over_devices("search", "asap", "loop", 1, 4)
     assert_same(found, 20)
     left = [step["candidates_left"] for step in found["1"]["steps"]]
-    assert left[0] > left[10] > left[-1]
+    assert left[0] > left[15] > left[-1]
+    assert "gap" in found["1"]["steps"][-1]
 
 
 @pytest.mark.slow
@@ -56,10 +58,11 @@ def test_a_search_over_any_number_of_devices(plan):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["snas", "gdas", "pc_darts", "parsec", "enas", "pr_darts"])
+@pytest.mark.parametrize("method", ["snas", "pc_darts", "parsec", "random", "p_darts", "pr_darts"])
 def test_a_search_of_another_method_over_devices(method):
-    """Methods that sample, drop paths, restrict channels, or have stages."""
-    assert_same(over_devices("search", method, "unrolled", 1, 4), 20)
+    """Methods that sample, drop paths, restrict channels, rank by accuracy, or have stages."""
+    found = over_devices("search", method, "unrolled", 1, 4)
+    assert_same(found, sum("epochs" not in each for each in found["1"]["steps"]))
 
 
 @pytest.mark.parametrize(
@@ -104,5 +107,6 @@ def test_one_device_knows_no_sharding():
     alone = devices.local()
     assert (alone.count, alone.whole, alone.split) == (1, None, None)
     tree = {"a": jax.numpy.ones(3)}
-    assert alone.put(tree) is alone.share(tree) is alone.home(tree) is tree
+    assert alone.share(tree) is alone.home(tree) is tree
+    assert isinstance(alone.put({"a": np.ones(3)})["a"], jax.Array)
     assert alone.among(7) is alone

@@ -16,6 +16,7 @@ os.environ["XLA_FLAGS"] = (
 
 import jax
 import numpy as np
+from jax.sharding import PartitionSpec
 
 from asap_jax import GENOTYPES, data
 from asap_jax.configs import presets
@@ -40,7 +41,7 @@ def dataset():
     means = rng.integers(60, 190, (4, 8, 8, 3))
     images = np.clip(means[labels] + rng.integers(-60, 60, (IMAGES, 8, 8, 3)), 0, 255)
     images = images.astype(np.uint8)
-    return data.from_arrays(images, labels, images[:30], labels[:30])
+    return data.from_arrays(images, labels, images[:40], labels[:40])
 
 
 def config(method="asap"):
@@ -51,17 +52,23 @@ def config(method="asap"):
     made.search.augmentation.update({"pad": 1, "flip": True})
     made.train.update({"channels": 4, "cells": 3, "batch_size": BATCH, "epochs": 2})
     made.train.update({"auxiliary_weight": 0.4, "drop_path": 0.3, "label_smoothing": 0.1})
+    for part in (made.search, made.train):
+        part.eval_batch_size = BATCH  # with a last batch that is not full
     made.train.augmentation.update({"pad": 1, "flip": True, "cutout": 2})
     return made
 
 
 def session(count, seen):
-    def on_step(record):
-        seen.append({k: v for k, v in record.items() if isinstance(v, int | float | bool)})
+    def keep(record):
+        wanted = {k: v for k, v in record.items() if k != "seconds"}
+        seen.append({k: v for k, v in wanted.items() if isinstance(v, int | float | bool)})
 
-    log = RunLog(None, quiet=True)
-    callbacks = loop.Callbacks(on_step=on_step)
-    return loop.Session(log, Interruption(), None, callbacks, "stop", devices.local(count))
+    log, shared = RunLog(None, quiet=True), devices.local(count)
+    assert shared.among(BATCH).count == count
+    if count > 1:
+        assert shared.place(BATCH).spec == PartitionSpec(devices.AXIS)
+    callbacks = loop.Callbacks(on_step=keep, on_epoch=keep)
+    return loop.Session(log, Interruption(), None, callbacks, "stop", shared)
 
 
 def search(method, plan, counts):
