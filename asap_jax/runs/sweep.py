@@ -124,12 +124,17 @@ def sweep(
     if not waiting:
         return
     slots = _slots(at_once)
-    free, active, total, begin = collections.deque(range(len(slots))), {}, len(waiting), time.time()
+    free, active, total, begin = (
+        collections.deque(range(len(slots))),
+        {},
+        len(waiting),
+        time.monotonic(),
+    )
     with _ended_with_this_process(active):
         while waiting or active:
             while waiting and free:
                 run, slot = waiting.popleft(), free.popleft()
-                active[run] = slot, _start(run, slots[slot]), time.time()
+                active[run] = slot, _start(run, slots[slot]), time.monotonic()
             time.sleep(_POLL)
             for run, (slot, process, started) in list(active.items()):
                 if process.poll() is None:
@@ -139,9 +144,10 @@ def sweep(
                 if process.returncode:
                     raise _failure(run, process.returncode)
                 done = total - len(waiting) - len(active)
-                left = (time.time() - begin) / done * (total - done)
+                left = (time.monotonic() - begin) / done * (total - done)
                 rest = f"; about {duration(left)} left" if total > done else ""
-                say(f"{run}: done in {duration(time.time() - started)} ({done} of {total}{rest})")
+                took = duration(time.monotonic() - started)
+                say(f"{run}: done in {took} ({done} of {total}{rest})")
                 on_done(run)
 
 

@@ -7,17 +7,19 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 
 import jax
 import numpy as np
 import pytest
 from command import ROOT, without_plugin
-from tiny import assert_equal_runs, flags, last_state, records, tiny
+from tiny import assert_equal_runs, flags, last_state, lines, records, tiny
 
 import asap_jax
 from asap_jax import data
 from asap_jax.configs import presets
+from asap_jax.host import loop
 from asap_jax.host.errors import UserError
 from asap_jax.host.interruption import Interrupted
 from asap_jax.runs import inputs, runner
@@ -68,6 +70,63 @@ def test_the_tiny_run_is_as_long_as_these_tests_think(whole):
     # The last state of a stage counts whole epochs.
     for stage, steps in (("search-0", len(epochs) * EPOCH_STEPS), ("train-0", TRAIN_STEPS)):
         assert max(int(p.name) for p in (whole / "checkpoints" / stage).iterdir()) == steps
+
+
+@pytest.mark.slow
+def test_a_clock_that_jumps_damages_nothing(whole, tmp_path, monkeypatch):
+    """By up to a month either way after every step.
+
+    Orbax' timeouts go by that clock: a write that is under way may fail, and the same command goes
+    on.
+    """
+    clock, clock_ns, rng, off = time.time, time.time_ns, np.random.default_rng(0), [0.0]
+    monkeypatch.setattr(time, "time", lambda: clock() + off[0])
+    monkeypatch.setattr(time, "time_ns", lambda: clock_ns() + int(1e9 * off[0]))
+    config, jumps = tiny(), []
+    config.checkpoint.every_steps = 3
+
+    def jump(record):
+        off[0] = rng.uniform(-3e6, 3e6)
+        jumps.append(record)
+
+    for _ in range(10):
+        try:
+            runner.run(config, tmp_path, quiet=True, callbacks=loop.Callbacks(on_step=jump))
+            break
+        except UserError as error:
+            assert "cannot be saved" in str(error)
+    assert (tmp_path / "results.json").exists()
+    assert len(jumps) >= search_steps(whole) + TRAIN_STEPS
+    assert_equal_runs(tmp_path, whole)
+
+
+FIRST = HERE / "workdir_of_version_1.tar.xz"
+
+
+def first_config():
+    """The config of the archived workdir, whose search was cut in its third epoch."""
+    config = tiny()
+    config.mode = "search"
+    config.search.candidates = ("sep_conv_3x3", "skip_connect")
+    config.search.update({"epochs": 4, "channels": 2})
+    config.search.alpha.learning_rate = 0.01
+    config.checkpoint.keep = 1
+    return config
+
+
+def test_a_checkpoint_of_the_first_format_is_read(tmp_path):
+    """Its digests hold, and the run goes on after the epochs and steps that it has done."""
+    with tarfile.open(FIRST) as archive:
+        archive.extractall(tmp_path, filter="data")
+    before, seen = lines(tmp_path), []
+
+    def on_step(record):
+        seen.append((record["epoch"], record["step"]))
+
+    runner.run(first_config(), tmp_path, quiet=True, callbacks=loop.Callbacks(on_step=on_step))
+    assert seen[0] == (3, 3)
+    assert lines(tmp_path)[:2] == before
+    assert (tmp_path / "genotype.json").exists()
 
 
 @pytest.mark.slow  # by default stress/test_kill.py cuts runs
