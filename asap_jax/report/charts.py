@@ -9,12 +9,25 @@ from pathlib import Path
 from typing import NamedTuple, TypeGuard, cast
 
 LEFT, RIGHT, TOP, BOTTOM = 44, 8, 8, 20  # margins of a chart with axes, pixels
-COLOURS = 8  # --c0, ... of the page; further series start over
+COLOURS = 8  # --c0, ... of the page; further series start over, with the next dashes
+DASHES = "", "6 3", "2 2", "8 2 2 2"
+Names = Sequence[str] | Mapping[str, int]  # of series; also {name: its number}, if not from 0 on
 
 
 def colour(index: int) -> str:
     """The color of a series, as CSS."""
     return f"var(--c{index % COLOURS})"
+
+
+def stroke(index: int) -> str:
+    """The color and the dashes of a series' line, as CSS."""
+    dashes = DASHES[index // COLOURS % len(DASHES)]
+    return f"stroke:{colour(index)}" + f";stroke-dasharray:{dashes}" * bool(dashes)
+
+
+def numbered(names: Names) -> dict[str, int]:
+    """{name: the number of its series}."""
+    return dict(names) if isinstance(names, Mapping) else {name: i for i, name in enumerate(names)}
 
 
 class _Plane(NamedTuple):
@@ -90,6 +103,7 @@ def line_chart(
     axes: bool = True,
     marks: Sequence[int] = (),
     span: tuple[float, float] | None = None,
+    numbers: Mapping[str, int] | None = None,
 ) -> str:
     """One SVG element with one line per series over the epochs.
 
@@ -102,6 +116,7 @@ def line_chart(
       axes: whether to draw axes with numbers.
       marks: epochs at which to draw a vertical line.
       span: instead of epochs, the values lie evenly between these two.
+      numbers: {name: number} of each series, for its color; None counts them from 0 on.
     """
     finite = [v for values in series.values() for v in values if _finite(v)]
     count = max((len(values) for values in series.values()), default=0)
@@ -121,7 +136,9 @@ def line_chart(
             f'y2="{height - margins[3]}"/>'
         )
     what = "at" if span else "epoch"
-    for index, (name, values) in enumerate(series.items()):
+    numbered_as = numbered(list(series)) if numbers is None else numbers
+    for name, values in series.items():
+        index = numbered_as[name]
         for begin, run in _runs(values):
             places = [position(begin + i) for i in range(len(run))]
             points = [plane.at(*pair) for pair in zip(places, run, strict=True)]
@@ -131,7 +148,7 @@ def line_chart(
                     f'style="fill:{colour(index)}"/>'
                 )
             text = " ".join(f"{a:.1f},{b:.1f}" for a, b in points)
-            parts.append(f'<polyline style="stroke:{colour(index)}" points="{text}"/>')
+            parts.append(f'<polyline style="{stroke(index)}" points="{text}"/>')
             for i, (a, b) in enumerate(points) if axes else ():
                 label = f"{name}, {what} {_number(places[i])}: {run[i]:.4g}"
                 parts.append(
@@ -167,19 +184,51 @@ def scatter(title: str, spots: Sequence[Spot], across: str, up: str) -> str:
     (left, right), (low, high) = _limits(xs), _limits(ys)
     room = 0.06 * (right - left), 0.1 * (high - low)
     x = left - room[0], right + 4 * room[0]  # names stand to the right of their discs
-    plane = _Plane(x, (low - room[1], high + room[1]), height=220)
-    parts = plane.grid(_ticks(left, right))
-    for index, spot in enumerate(spots):
-        a, b = plane.at(spot.x, spot.y)
-        radius = 3 + 7 * math.sqrt(spot.size)
+    plane = _Plane(x, (low - room[1], high + room[1]), height=260)
+    parts, discs = plane.grid(_ticks(left, right)), []
+    for spot in spots:
+        discs.append((*plane.at(spot.x, spot.y), 3 + 7 * math.sqrt(spot.size)))
+    places = _beside(discs, [spot.name for spot in spots])
+    for index, (spot, (a, b, radius), place) in enumerate(zip(spots, discs, places, strict=True)):
         label = f"{spot.name}: {spot.x:.4g} {across}, {spot.y:.4g} {up}"
         parts.append(
             f'<circle class="spot" cx="{a:.1f}" cy="{b:.1f}" r="{radius:.1f}" '
             f'style="fill:{colour(index)}"><title>{html.escape(label)}</title></circle>'
-            f'<text class="tick" x="{a + radius + 2:.1f}" y="{b + 3.5:.1f}">'
+            f'<text class="tick" x="{place[0]:.1f}" y="{place[1]:.1f}">'
             f"{html.escape(spot.name)}</text>"
         )
     return plane.svg(title, parts)
+
+
+LETTER, LINE = 5.4, 10.0  # pixels of a letter's width and of a line's height, in a chart
+
+
+def _beside(discs: Sequence[tuple[float, float, float]], names: Sequence[str]):
+    """[(x, y)] where each disc's name begins: beside it, free of the names before it if possible.
+
+    Args:
+      discs: (x, y, radius) of each.
+      names: of each.
+    """
+    taken, places = [], []
+    for (x, y, radius), name in zip(discs, names, strict=True):
+        width = LETTER * len(name)
+        right, left = x + radius + 2, x - radius - 2 - width
+        middle = x - width / 2
+        tried = [(right, y), (left, y), (middle, y - radius - 6), (middle, y + radius + 6)]
+        tried += [(side, y + n * LINE) for n in (1, -1, 2, -2, 3, -3) for side in (right, left)]
+
+        def covered(place, width=width):
+            return sum(
+                max(0.0, min(place[0] + width, a + wide) - max(place[0], a))
+                * max(0.0, LINE - abs(place[1] - b))
+                for a, b, wide in taken
+            )
+
+        best = min(tried, key=covered)  # of equal ones the first
+        taken.append((*best, width))
+        places.append((best[0], best[1] + 3.5))
+    return places
 
 
 def dot_strip(title: str, values: Sequence[float], low: float, high: float) -> str:
@@ -222,7 +271,7 @@ def dot_strip(title: str, values: Sequence[float], low: float, high: float) -> s
     )
 
 
-def standalone(svg: str, names: Sequence[str] = ()) -> str:
+def standalone(svg: str, names: Names = ()) -> str:
     """A chart as a picture of its own: with the light colors of the page, and a legend below.
 
     Args:
@@ -231,13 +280,14 @@ def standalone(svg: str, names: Sequence[str] = ()) -> str:
     """
     width, height = (int(n) for n in re.findall(r'viewBox="0 0 (\d+) (\d+)"', svg)[0])
     step, columns = 14, 3
-    entries = "".join(
-        f'<rect x="{10 + (i % columns) * (width - 20) / columns:.0f}" '
-        f'y="{height + 6 + i // columns * step}" width="8" height="8" style="fill:{colour(i)}"/>'
-        f'<text class="tick" x="{22 + (i % columns) * (width - 20) / columns:.0f}" '
-        f'y="{height + 14 + i // columns * step}">{html.escape(name)}</text>'
-        for i, name in enumerate(names)
-    )
+    entries = []
+    for i, (name, number) in enumerate(numbered(names).items()):
+        x, y = 10 + (i % columns) * (width - 20) / columns, height + 10 + i // columns * step
+        entries.append(
+            f'<line x1="{x:.0f}" x2="{x + 18:.0f}" y1="{y}" y2="{y}" stroke-width="3" '
+            f'style="{stroke(number)}"/>'
+            f'<text class="tick" x="{x + 22:.0f}" y="{y + 4}">{html.escape(name)}</text>'
+        )
     style = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
     colours = "".join(re.findall(r"--c\d: #[0-9a-f]{6};", style)[:COLOURS])
     total = height + -(-len(names) // columns) * step + (8 if names else 0)
@@ -249,15 +299,17 @@ def standalone(svg: str, names: Sequence[str] = ()) -> str:
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {total}" '
         f'width="{2 * width}" height="{2 * total}"><style>:root{{{colours}}}{rules}</style>'
-        f'<rect width="{width}" height="{total}" style="fill:#ffffff"/>{inside}{entries}</svg>\n'
+        f'<rect width="{width}" height="{total}" style="fill:#ffffff"/>'
+        f"{inside}{''.join(entries)}</svg>\n"
     )
 
 
-def legend(names: Sequence[str]) -> str:
-    """The names of the series with their colors."""
+def legend(names: Names) -> str:
+    """The names of the series with their colors and dashes."""
     entries = [
-        f'<li><span class="swatch" style="background:{colour(i)}"></span>{html.escape(name)}</li>'
-        for i, name in enumerate(names)
+        '<li><svg class="key" viewBox="0 0 18 4" width="18" height="4"><line x2="18" y1="2" y2="2" '
+        f'stroke-width="3" style="{stroke(number)}"/></svg>{html.escape(name)}</li>'
+        for name, number in numbered(names).items()
     ]
     return f'<ul class="legend">{"".join(entries)}</ul>'
 

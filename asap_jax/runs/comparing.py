@@ -254,8 +254,8 @@ def write(config: ConfigDict, folder: Path, records: Records) -> None:
     comparison.write(folder / "report.html", title, name, header, rows, runs, pictures)
 
 
-def figures(folder: Path, records: Records) -> dict[str, tuple[str, list[str], str]]:
-    """{title: (SVG, names of its series, caption)}: the paper's figures 1, 3, 6 and 7.
+def figures(folder: Path, records: Records) -> dict[str, tuple[str, dict[str, int], str]]:
+    """{title: (SVG, {name of a series: its number}, caption)}: the paper's figures 1, 3, 6 and 7.
 
     Curves are means over the seeds; the time is scaled so that each search lasts from 0 to 1.
     """
@@ -276,7 +276,7 @@ def figures(folder: Path, records: Records) -> dict[str, tuple[str, list[str], s
             charts.scatter(
                 "test error over the seconds of the search", spots, "seconds", "% test error"
             ),
-            [],
+            {},
             "Test error in % over the seconds of the search; a disc's area is the number of "
             "parameters (the paper's figure 1).",
         )
@@ -312,8 +312,11 @@ def figures(folder: Path, records: Records) -> dict[str, tuple[str, list[str], s
         if title == "Candidates left":  # of the methods that prune
             series = {method: each for method, each in series.items() if each[-1] < 1}
         if series:
-            chart = charts.line_chart(f"{title} over the scaled time", series, span=(0, 1))
-            found[title] = chart, list(series), caption
+            numbers = {method: i for i, method in enumerate(records) if method in series}
+            chart = charts.line_chart(
+                f"{title} over the scaled time", series, span=(0, 1), numbers=numbers
+            )
+            found[title] = chart, numbers, caption
     return found
 
 

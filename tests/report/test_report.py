@@ -329,3 +329,28 @@ def test_a_strip_has_a_dot_for_each_seed(values):
     assert strip.count("<circle") == len(values)
     assert ('class="band"' in strip) == (len(values) > 1)
     assert "nan" not in strip
+
+
+def test_series_beyond_the_colours_have_dashes_and_keep_their_number():
+    names = [f"method{i}" for i in range(20)]
+    styles = [charts.stroke(i) for i in range(20)]
+    assert len(set(styles)) == 20
+    assert charts.stroke(3) == "stroke:var(--c3)"
+    some = {name: i for i, name in enumerate(names) if i in (3, 11)}
+    chart = charts.line_chart("some", {name: [0, 1] for name in some}, numbers=some)
+    for shown in (chart, charts.legend(some), charts.standalone(chart, some)):
+        assert all(styles[i] in shown for i in some.values())
+        assert styles[0] not in shown
+
+
+def test_names_of_near_spots_do_not_cover_each_other():
+    rng = np.random.default_rng(0)
+    discs = [(*rng.uniform(100, 130, 2), 6.0) for _ in range(6)]
+    names = [f"method{i}" for i in range(6)]
+    places = charts._beside(discs, names)
+    for i, (x, y) in enumerate(places):
+        for other_x, other_y in places[:i]:
+            apart = abs(x - other_x) >= charts.LETTER * 7 or abs(y - other_y) >= charts.LINE
+            assert apart
+    alone = charts._beside(discs[:1], names[:1])[0]
+    assert alone == (discs[0][0] + 8, discs[0][1] + 3.5)
