@@ -36,7 +36,7 @@ def write(
     header: Sequence[str],
     rows: Sequence[Sequence[str]],
     cases: Mapping[str, Sequence[Run]],
-    figures: Mapping[str, tuple[str, Sequence[str], str]] = MappingProxyType({}),
+    figures: Mapping[str, tuple[str, charts.Names, str]] = MappingProxyType({}),
 ) -> Path:
     """Writes the page and returns its path.
 
@@ -46,7 +46,7 @@ def write(
       measure: what `Run.value` is, with its unit.
       header, rows: the table, as plain text.
       cases: {name: its runs}; the first is the one that the others' configs are compared with.
-      figures: {title: (SVG, names of its series, caption)}.
+      figures: {title: (SVG, names of its series and their numbers, caption)}.
 
     Raises:
       UserError: the page cannot be written, or a run's config.json cannot be read.
