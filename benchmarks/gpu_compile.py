@@ -205,7 +205,8 @@ def write_table(path: Path, records: list[dict], version: str) -> None:
     inside, after = rest.split(END)
     columns, cells = _parse_table(inside)
     for record in records:
-        cards = f"{record['devices']} x " * (record.get("devices", 1) > 1) + record["gpu"]
+        count = record.get("devices", 1)
+        cards = f"{count} x {record['gpu']}" if count > 1 else record["gpu"]
         column = f"{cards} {record['precision']}, jax {version}"
         if column not in columns:
             columns.append(column)

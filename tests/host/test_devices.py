@@ -65,18 +65,15 @@ def test_a_search_of_another_method_over_devices(method):
     assert_same(found, sum("epochs" not in each for each in found["1"]["steps"]))
 
 
-@pytest.mark.parametrize(
-    ("accumulate", "counts"),
-    [(1, (1, 4)), pytest.param(2, (1, 2, 4, 8), marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("accumulate", "counts"), [(1, (1, 4)), (2, (1, 2, 4, 8))])
 def test_a_training_over_devices_has_the_numbers_of_one(accumulate, counts):
     """20 steps with an auxiliary head, drop-path, cutout, label smoothing, and the test."""
     assert_same(over_devices("train", accumulate, *counts), 20)
 
 
-@pytest.mark.parametrize(
-    ("mode", "last"), [("train", 8), pytest.param("search", 6, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("mode", "last"), [("train", 8), ("search", 6)])
 def test_a_run_goes_on_with_another_number_of_devices(mode, last, tmp_path):
     """Begun on 8, ended on 1: the losses are those of one device, in float32.
 
