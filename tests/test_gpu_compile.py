@@ -62,8 +62,12 @@ def test_programs_compile(gpu, precision, group, devices):
     died = [record for record in records if record["result"] != "compiled"]
     told = "\n".join(f"{each['program']} {each['result']}: {each['error']}" for each in died)
     assert not died, f"of {len(names)} programs for {gpu} {len(died)} do not compile:\n{told}"
-    for record in records:  # cards exchange sums, never images or maps
-        assert set(record["collectives"]) == ({"all-reduce"} if devices > 1 else set())
+    for record in records:  # cards exchange sums, and a test's five classes of each image: no maps
+        exchanged = record["collectives"]
+        gathered = exchanged.pop("all-gather", (0, 0))[1]
+        assert gathered <= (10_000 if record["program"] == "train/test" else 0)
+        assert set(exchanged) <= ({"all-reduce"} if devices > 1 else set())
+        assert bool(exchanged or gathered) == (devices > 1)
 
 
 def test_each_program_is_of_a_group():
