@@ -49,6 +49,9 @@ def config(method="asap"):
     made.search.update({"channels": 4, "cells": 3, "batch_size": BATCH, "epochs": 4})
     made.search.candidates = ("sep_conv_3x3", "max_pool_3x3", "skip_connect")
     made.search.alpha.learning_rate /= 3
+    if method == "p_darts":  # two stages: of three candidates, one can leave
+        options = {"extra_cells": (0, 0), "keep": (2,), "skip_dropout": (0.3, 0.4)}
+        made.search.strategy.update(options)
     made.search.augmentation.update({"pad": 1, "flip": True})
     made.train.update({"channels": 4, "cells": 3, "batch_size": BATCH, "epochs": 2})
     made.train.update({"auxiliary_weight": 0.4, "drop_path": 0.3, "label_smoothing": 0.1})
