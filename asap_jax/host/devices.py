@@ -77,25 +77,31 @@ class Devices(NamedTuple):
         return tree if self.mesh is None else jax.tree.map(jnp.asarray, jax.device_get(tree))
 
 
-def local(wanted: int = 0) -> Devices:
-    """The first `wanted` devices of this process, or all for 0, that are like the first.
+def alike() -> list[Any]:
+    """The devices of this process that may share a batch: those of the first one's kind.
 
     A display's card beside one for computing is none of them. Where the program has set JAX'
-    default device, that is the only one.
+    default device, there is no other.
+    """
+    found = jax.local_devices()
+    config: Any = jax.config  # it makes its options attributes at run time
+    default = config.jax_default_device  # a device, the name of a platform, or None
+    if default is not None:
+        return [default] if isinstance(default, jax.Device) else found[:1]
+    return [each for each in found if each.device_kind == found[0].device_kind]
+
+
+def local(wanted: int = 0) -> Devices:
+    """The first `wanted` devices of this process, or all for 0, see `alike`.
 
     Raises:
       UserError: there are fewer.
     """
-    config: Any = jax.config  # it makes its options attributes at run time
-    default = config.jax_default_device
-    found = jax.local_devices() if default is None else [default]
-    if default is None:
-        found = [each for each in found if each.device_kind == found[0].device_kind]
+    found = alike()
     if wanted > len(found):
-        kind = default if default is not None else found[0].device_kind
         raise UserError(
             f"config.devices is {wanted}, but this process has {len(found)} to share a batch "
-            f"({kind}): choose at most that, or 0 for all"
+            f"({found[0].device_kind}): choose at most that, or 0 for all"
         )
     return Devices.of(found[: wanted or None])
 

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import jax
 
+from asap_jax.host import devices
 from asap_jax.host.errors import UserError
 
 
@@ -63,8 +64,8 @@ def estimate(loss: Callable, params, state, data_bytes: int) -> Estimate:
 
 
 def available() -> int | None:
-    """Free bytes on the device of this process that has the fewest, or None if unknown."""
-    known = [stats for each in jax.local_devices() if (stats := each.memory_stats())]
+    """Free bytes on the fullest of the devices that may share a batch, or None if unknown."""
+    known = [stats for each in devices.alike() if (stats := each.memory_stats())]
     if known and all("bytes_limit" in stats for stats in known):
         return min(stats["bytes_limit"] - stats.get("bytes_in_use", 0) for stats in known)
     return host_available() if jax.default_backend() == "cpu" else None

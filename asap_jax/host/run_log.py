@@ -220,14 +220,15 @@ def _rewind(path: Path, place: dict, epoch: int) -> bool:
             else:
                 end += len(line)
                 break
+        partial = path.with_name(path.name + ".part")
         if dropped and others:
             file.seek(0)
-            partial = path.with_name(path.name + ".part")
             with open(partial, "wb") as rewritten:
                 rewritten.write(file.read(end))
                 rewritten.writelines(reversed(others))
-            os.replace(partial, path)
-    if dropped and not others:
+    if dropped and others:
+        os.replace(partial, path)
+    elif dropped:
         os.truncate(path, end)
     return dropped
 
