@@ -1,4 +1,4 @@
-"""The devices that share each batch: data parallelism by sharding.
+"""The devices that share each batch: data parallelism by sharding; and what is asked of them.
 
 A step is written for one device. Over several, its state is whole on each of them and its batches
 are split along their first axis; XLA's partitioner computes the same function from the parts. What
@@ -23,15 +23,29 @@ class Devices(NamedTuple):
     """Devices of this process; by default one, JAX' default, whose programs know no sharding.
 
     mesh: a `jax.sharding.Mesh` of one axis, over two or more devices; None for one.
+    deterministic: whether their programs give the same bits at each run, see `options`.
     """
 
     mesh: Any = None
+    deterministic: bool = False
 
     @classmethod
-    def of(cls, devices: Sequence[Any]) -> "Devices":
+    def of(cls, devices: Sequence[Any], deterministic: bool = False) -> "Devices":
         if len(devices) < 2:
-            return cls()
-        return cls(Mesh(np.asarray(devices), (AXIS,), axis_types=(AxisType.Auto,)))
+            return cls(None, deterministic)
+        mesh = Mesh(np.asarray(devices), (AXIS,), axis_types=(AxisType.Auto,))
+        return cls(mesh, deterministic)
+
+    @property
+    def options(self) -> dict:
+        """`compiler_options` for every program whose numbers count.
+
+        On a GPU XLA chooses kernels by timing them, anew at each compilation, and some of them add
+        in whatever order threads arrive. Deterministic ones are fewer, and chosen without a look at
+        the clock.
+        """
+        gpu = jax.default_backend() == "gpu"
+        return {"xla_gpu_deterministic_ops": True} if self.deterministic and gpu else {}
 
     @property
     def count(self) -> int:
@@ -52,7 +66,9 @@ class Devices(NamedTuple):
         if self.mesh is None:
             return self
         count = max(n for n in range(1, self.count + 1) if batch_size % n == 0)
-        return self if count == self.count else Devices.of(self.mesh.devices.tolist()[:count])
+        if count == self.count:
+            return self
+        return Devices.of(self.mesh.devices.tolist()[:count], self.deterministic)
 
     def put(self, tree):
         """The tree's arrays, also NumPy's, whole on every device."""
@@ -91,7 +107,7 @@ def alike() -> list[Any]:
     return [each for each in found if each.device_kind == found[0].device_kind]
 
 
-def local(wanted: int = 0) -> Devices:
+def local(wanted: int = 0, deterministic: bool = False) -> Devices:
     """The first `wanted` devices of this process, or all for 0, see `alike`.
 
     Raises:
@@ -103,7 +119,7 @@ def local(wanted: int = 0) -> Devices:
             f"config.devices is {wanted}, but this process has {len(found)} to share a batch "
             f"({found[0].device_kind}): choose at most that, or 0 for all"
         )
-    return Devices.of(found[: wanted or None])
+    return Devices.of(found[: wanted or None], deterministic)
 
 
 def check_share(devices: Devices, key: str, batch_size: int) -> None:

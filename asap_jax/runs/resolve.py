@@ -127,7 +127,7 @@ def resolve(config: ConfigDict, folder: str | Path | None, mode: str = "", datas
         checkpoint.check_place(folder.absolute())
     mode = mode or config.mode
     _check_mode(config, mode)
-    shared = devices.local(config.devices)
+    shared = devices.local(config.devices, config.deterministic)
     genotype = find_genotype(config, folder) if mode == "train" else None
     start = _network_to_start_from(config, mode)
     if dataset is None:

@@ -65,7 +65,8 @@ class Measures:
         function = eigenvalue(
             stage.network, stage.strategy, dataset, config.batch_size, seed, devices
         )
-        self.eigenvalue = jax.jit(precisions.computed_in(config.precision, function))
+        function = precisions.computed_in(config.precision, function)
+        self.eigenvalue = jax.jit(function, compiler_options=devices.options)
 
     def prepare(self, state, compiler) -> None:
         """Starts compiling what the end of an epoch needs."""

@@ -201,7 +201,7 @@ def jit_pass(
         program(each._replace(run=run)),
         donate_argnums=0,
         out_shardings=devices.whole,
-        compiler_options=compile_cache.options(),
+        compiler_options=compile_cache.options() | devices.options,
     )
 
 

@@ -45,7 +45,8 @@ class Accuracy:
         self._set = devices.put((images, labels))
         self._rows = np.arange(len(labels)) if rows is None else np.asarray(rows)
         self._batch_size = min(batch_size, len(self._rows))
-        self._right = Prepared(jax.jit(right_answers(logits, mean, std, devices)))
+        right = right_answers(logits, mean, std, devices)
+        self._right = Prepared(jax.jit(right, compiler_options=devices.options))
 
     def prepare(self, compiler: Compiler, *arguments) -> None:
         """Compiles for arguments of these shapes ahead of the first call."""
@@ -207,7 +208,9 @@ def latency_of(call: Callable, batch_size: int, devices: Devices = Devices()) ->
 
 def jit_answers(add: Callable, devices: Devices):
     """Jits a function that adds a batch to the answers before it, which it is donated."""
-    return jax.jit(add, donate_argnums=0, out_shardings=devices.whole)
+    return jax.jit(
+        add, donate_argnums=0, out_shardings=devices.whole, compiler_options=devices.options
+    )
 
 
 def adding_answers(logits: Callable, mean, std, devices: Devices = Devices()) -> Callable:

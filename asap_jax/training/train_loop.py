@@ -407,7 +407,7 @@ def jit_streamed(step, precision: str, devices: Devices = Devices()):
         precisions.computed_in(precision, step),
         donate_argnums=0,
         out_shardings=devices.whole,
-        compiler_options=compile_cache.options(),
+        compiler_options=compile_cache.options() | devices.options,
     )
 
 

@@ -107,3 +107,12 @@ def test_one_device_knows_no_sharding():
     assert alone.share(tree) is alone.home(tree) is tree
     assert isinstance(alone.put({"a": np.ones(3)})["a"], jax.Array)
     assert alone.among(7) is alone
+
+
+def test_deterministic_programs_are_asked_of_a_gpu(monkeypatch):
+    exact = devices.local(deterministic=True)
+    assert exact.options == {}
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert exact.options == {"xla_gpu_deterministic_ops": True}
+    assert exact.among(7).options == exact.options
+    assert devices.local().options == {}
