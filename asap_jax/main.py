@@ -19,13 +19,14 @@ import shlex
 import signal
 import sys
 import threading
+import traceback
 from pathlib import Path
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
 from asap_jax.configs import command_line, presets
-from asap_jax.host import compile_cache, run_log, starting, workdir
+from asap_jax.host import compile_cache, processes, run_log, starting, workdir
 from asap_jax.host.errors import UserError, nearest
 from asap_jax.host.interruption import NOBODY_READS, Interrupted, is_ignored_hangup
 from asap_jax.networks import genotypes
@@ -45,6 +46,9 @@ _MODE = flags.DEFINE_string(
 )
 _DRY_RUN = flags.DEFINE_bool(
     "dry_run", False, "Look at the data, the steps, the memory and the time; start nothing."
+)
+_DISTRIBUTED = flags.DEFINE_bool(
+    "distributed", False, "One of several processes of a run; how they meet: docs/running.md."
 )
 _SPLIT = flags.DEFINE_string("split", "", "What --mode=evaluate measures on (test if unset).")
 _DATA = flags.DEFINE_string("data", "", "Data source for --mode=evaluate, if not the training's.")
@@ -75,6 +79,10 @@ def _main(argv) -> None:
             "neither: leave one of them out"
         )
     logging.set_verbosity(logging.ERROR)  # orbax logs each file it writes
+    if _DISTRIBUTED.value:
+        if _DRY_RUN.value or mode not in ("", "search", "train"):
+            raise UserError("--distributed shares a search or a training: leave it out")
+        processes.join()
     compile_cache.enable()
     if mode == "evaluate":
         if _WORKDIR.value is None or _CONFIG.value is not None:
@@ -210,6 +218,7 @@ def _complain(text: str) -> None:
 
 def _leave(code: int) -> None:
     """Exits; at once if a program is being compiled, since that cannot be canceled."""
+    processes.leave()
     waited_for = [t for t in threading.enumerate() if not t.daemon]
     if len(waited_for) > 1:
         sys.stdout.flush()
@@ -240,13 +249,37 @@ def _run() -> None:
         app.run(_main, flags_parser=command_line.parse)
     except UserError as error:
         _complain(str(error))
-        sys.exit(2)
+        _end(2)
     except KeyboardInterrupt as stop:
         _complain("interrupted")
-        sys.exit(_exit_code(stop))
+        _end(_exit_code(stop))
     except BrokenPipeError:
         run_log.mute()
-        sys.exit(UNREAD)
+        _end(UNREAD)
+    except RuntimeError as error:
+        if processes.alone():
+            raise
+        traceback.print_exc()
+        _complain(
+            f"what the processes of this run compute together failed "
+            f"({' '.join(str(error).split())[:200]}), as it does when one of them is gone: the "
+            "same commands go on from what was saved"
+        )
+        _end(processes.GONE)
+    except Exception:
+        if processes.alone():
+            raise
+        traceback.print_exc()
+        _end(1)
+
+
+def _end(code: int) -> None:
+    """Exits; as one of several processes without waiting for the others, which may wait for it."""
+    if processes.alone():
+        sys.exit(code)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
+from functools import partial
 from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from absl import flags
 from asap_jax.data import dataset, images, roles, sources
 from asap_jax.data.opened import Source, Split, picked
 from asap_jax.data.reading import Reader
-from asap_jax.host import memory
+from asap_jax.host import memory, processes
 from asap_jax.host.devices import Devices
 from asap_jax.host.errors import UserError
 
@@ -313,7 +314,10 @@ def _batches(
     workers: int,
     devices: Devices = Devices(),
 ) -> Generator[tuple, None, None]:
-    """Prefetched batches of read(position) on the devices, from batch `begin` to before `end`."""
+    """Prefetched batches of read(position) on the devices, from batch `begin` to before `end`.
+
+    Of several processes each reads what its own devices hold.
+    """
     import grain
 
     if not flags.FLAGS.is_parsed():
@@ -322,8 +326,9 @@ def _batches(
     if workers:
         _check_script()
     ahead = 1 if workers else _cores()  # batches in flight, one thread each
-    positions = grain.MapDataset.range(begin * batch_size, end * batch_size)
-    batches = positions.map(read).batch(batch_size, drop_remainder=True)
+    own = _Share(read, begin, batch_size, devices.rows(batch_size))
+    positions = grain.MapDataset.range((end - begin) * len(own.rows))
+    batches = positions.map(own).batch(len(own.rows), drop_remainder=True)
     batches = batches.to_iter_dataset(
         grain.ReadOptions(num_threads=ahead, prefetch_buffer_size=ahead)
     )
@@ -332,8 +337,11 @@ def _batches(
     )
     # A worker's arrays lie in shared memory; copies may outlive the iterator.
     batches = batches.map(lambda batch: tuple(np.array(part) for part in batch))
-    place = devices.place(batch_size) or jax.devices()[0]
-    batches = grain.experimental.device_put(batches, place, cpu_buffer_size=1)
+    if processes.alone():
+        place = devices.place(batch_size) or jax.devices()[0]
+        batches = grain.experimental.device_put(batches, place, cpu_buffer_size=1)
+    else:
+        batches = batches.map(partial(_joined, devices.place(batch_size), batch_size))
     iterator = iter(batches)
     try:
         yield from iterator
@@ -373,6 +381,37 @@ def _enter_worker(index: int, count: int) -> None:
     for name in (signal.SIGINT, signal.SIGTERM):
         signal.signal(name, signal.SIG_IGN)
     threading.Thread(target=follow, daemon=True).start()
+
+
+def _joined(place, size: int, batch: tuple) -> tuple:
+    """The batch of `size` whose share, or whole, each process has."""
+    return tuple(
+        jax.make_array_from_process_local_data(place, part, (size, *part.shape[1:]))
+        if place
+        else jax.device_put(part)
+        for part in batch
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Share:
+    """number of a record among those that this process reads -> the record.
+
+    Args:
+      read: position in all of them -> the record.
+      begin: number of the first batch.
+      batch_size: positions of a batch.
+      rows: those of them that this process reads.
+    """
+
+    read: Callable
+    begin: int
+    batch_size: int
+    rows: range
+
+    def __call__(self, number: int):
+        step, place = divmod(number, len(self.rows))
+        return self.read((self.begin + step) * self.batch_size + self.rows[place])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore
+from jax.sharding import NamedSharding
 
+from asap_jax.host import processes
+from asap_jax.host.devices import Devices
 from asap_jax.host.errors import UserError
 
 ROOM = 8 * 1024**2  # bytes that a checkpoint may take in addition to its arrays
@@ -37,7 +40,7 @@ def save(path: str | Path, tree) -> None:
     with _writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         _check_room(path.parent, tree)
-        with ocp.StandardCheckpointer() as checkpointer:
+        with _checkpointer() as checkpointer:
             checkpointer.save(partial, tree, force=True)
         _check_written(partial, tree)
         (partial / DIGESTS).write_text(json.dumps(digests(tree), indent=1) + "\n")
@@ -54,11 +57,21 @@ def restore(path: str | Path, like=None):
     """
     path = Path(path).absolute()
     _read_through(path)
-    with ocp.StandardCheckpointer() as checkpointer:
+    with _checkpointer() as checkpointer:
         tree = checkpointer.restore(path, like)
     if (path / DIGESTS).is_file():  # versions before had none
         _check_digests(tree, json.loads((path / DIGESTS).read_text()))
     return tree
+
+
+def _this_process() -> ocp.options.MultiprocessingOptions:
+    """Options by which orbax waits for no other process of the run, for none of them takes part."""
+    index = processes.index()
+    return ocp.options.MultiprocessingOptions(primary_host=index, active_processes={index})
+
+
+def _checkpointer() -> ocp.StandardCheckpointer:
+    return ocp.StandardCheckpointer(multiprocessing_options=_this_process())
 
 
 def digests(tree) -> dict[str, str]:
@@ -196,10 +209,15 @@ class Checkpoints:
         self.passed_over: list[str] = []  # by `latest`: damaged states, each as a sentence
         check_place(folder.absolute())
         with _writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
             self._manager = ocp.CheckpointManager(
                 folder.absolute(),
                 options=ocp.CheckpointManagerOptions(
-                    max_to_keep=keep, cleanup_tmp_directories=True, enable_async_checkpointing=True
+                    max_to_keep=keep,
+                    create=False,
+                    cleanup_tmp_directories=True,
+                    enable_async_checkpointing=True,
+                    multiprocessing_options=_this_process(),
                 ),
             )
 
@@ -312,6 +330,17 @@ class Checkpoints:
                 self._manager.close()
 
 
+def shared(found: tuple[Any, dict] | None, like) -> tuple[Any, dict] | None:
+    """What `Checkpoints.latest` found in the first process, in all processes of the run."""
+    if processes.alone():
+        return found
+    progress = processes.agreed(found and found[1])
+    if progress is None:
+        return None
+    state = _host_copy(found[0]) if found else _plain_shapes(like)
+    return _placed(processes.shared(state), like), progress
+
+
 def check_identity(where: Path, identity: dict, expected: dict) -> None:
     """Raises UserError if the identity of the state at `where` is not the expected one."""
     changed = [
@@ -377,7 +406,7 @@ def _placed(state, like):
     def place(value, leaf):
         value = jnp.asarray(value)
         value = jax.random.wrap_key_data(value) if _is_key(leaf) else value
-        shared = isinstance(leaf, jax.Array) and len(leaf.sharding.device_set) > 1
-        return jax.device_put(value, leaf.sharding) if shared else value
+        place = leaf.sharding if isinstance(leaf, jax.Array) else None
+        return Devices(place.mesh).put(value) if isinstance(place, NamedSharding) else value
 
     return jax.tree.map(place, state, like)

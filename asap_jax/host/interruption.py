@@ -3,6 +3,8 @@
 import signal
 import threading
 
+from asap_jax.host import processes
+
 
 class Interrupted(KeyboardInterrupt):
     """Raised when a run stops at a signal, with its state saved.
@@ -26,7 +28,8 @@ class Interruption:
     under nohup. Loss of the output's reader is reported to `ask`, not taken from SIGPIPE, which any
     pipe or socket of the process may raise.
 
-    Outside the main thread, where Python cannot handle signals, none are recorded.
+    Outside the main thread, where Python cannot handle signals, none are recorded. Of several
+    processes of one run any may get one; all stop.
     """
 
     SIGNALS = tuple(
@@ -49,9 +52,12 @@ class Interruption:
         self._restore()
 
     def check(self, where: str) -> None:
-        """Raises Interrupted if a signal arrived; `where` tells the user what is saved."""
-        if self._signum is not None:
-            raise Interrupted(self._signum, where)
+        """Raises Interrupted if a signal arrived; `where` tells the user what is saved.
+
+        All processes of a run have to call this at the same place.
+        """
+        if signum := processes.largest(self._signum or 0):
+            raise Interrupted(signum, where)
 
     def ask(self, signum: int) -> None:
         """Requests a stop as if this signal had arrived."""

@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from asap_jax.host import checkpoint, processes
 from asap_jax.host.checkpoint import Checkpoints
 from asap_jax.host.devices import Devices
 from asap_jax.host.errors import UserError
@@ -202,6 +203,8 @@ def run(
     place = {"phase": phase, "run": index} | ({"stage": stage} if stage else {})
     progress, checkpoints = Progress(), session.checkpoints(name, identity)
     callbacks, interruption = session.callbacks, session.interruption
+    wishes = _Wishes(interruption, checkpoints, session.devices)
+    observed = callbacks.on_step or watch  # may end the run at any step: nothing runs ahead
     under_way = collections.deque()  # (metrics, batch) of the steps in flight
     metrics: dict = {}  # of the last step fetched
     last = steps  # of the steps of the current epoch
@@ -210,13 +213,14 @@ def run(
         on_end.callback(checkpoints.close)
 
     def save_if_need_be(over=False):
-        wanted = interruption.wanted  # read once: a signal may arrive between two lines
-        if checkpoints and (over or wanted or checkpoints.due(done())):
+        stop = wishes.stop  # read once: a signal may arrive between two lines
+        if checkpoints and (over or stop or wishes.save(done())):
             _check_state(state, phase, progress)
             checkpoints.save(done(), state, asdict(progress))
-            if over or wanted:
+            if over or stop:
                 checkpoints.settle()
-        if wanted:
+        wishes.saved()
+        if stop:
             interruption.check(
                 f"{phase} {index}: {progress.epoch} epochs and {progress.step}"
                 f"{'' if pace else f' of {steps}'} steps done"
@@ -228,7 +232,7 @@ def run(
     def count(measured, operands):
         """Fetches a step's metrics, waiting for them, and adds the step to the progress."""
         nonlocal metrics
-        metrics = jax.device_get(measured)
+        metrics = wishes.counted(jax.device_get(measured))
         if note:
             note(progress, metrics)
         try:
@@ -249,7 +253,7 @@ def run(
         ends.append(watch and watch(seen))
         if metrics.get("finished"):
             progress.ended = "finished"
-        elif any(ends):
+        elif observed and processes.agreed(any(ends)):
             progress.ended = "stopped"
         if progress.ended:
             under_way.clear()  # a step after the end, which changed nothing
@@ -257,13 +261,14 @@ def run(
     def may_run_ahead():
         """Whether the newest step may stay in flight while the next one starts."""
         sent = progress.step + len(under_way)
-        due = checkpoints and checkpoints.due(done() + len(under_way))
-        return not (observed or sent == last or interruption.wanted or due)
+        save = wishes.save(done() + len(under_way))
+        return not (observed or sent == last or wishes.stop or save)
 
     try:
-        if checkpoints and (found := checkpoints.latest(state)):
-            for passed_over in checkpoints.passed_over:
-                session.log.warn(passed_over)
+        found = checkpoints and checkpoints.latest(state)
+        for passed_over in checkpoints.passed_over if checkpoints else ():
+            session.log.warn(passed_over)
+        if found := checkpoint.shared(found, state):
             state, progress = found[0], Progress(**found[1])
             _check_state(state, phase, progress)
             if progress.epoch > epochs:
@@ -281,7 +286,6 @@ def run(
         if begin:
             begin(progress)
         clock = _Clock(progress)
-        observed = callbacks.on_step or watch  # may end the run at any step: nothing runs ahead
         batch = batches(progress.epoch, progress.step)
         on_end.callback(lambda: batch.close())
         total = None if pace else epochs * steps
@@ -297,9 +301,10 @@ def run(
                         if over:
                             last = progress.step + len(under_way)
                     sent = progress.step + len(under_way)
-                    if sent < last and not (under_way and interruption.wanted):
+                    if sent < last and not (under_way and wishes.stop):
                         operands = next(batch)
                         state, measured = step(state, *operands)
+                        measured = wishes.sent(measured, done() + len(under_way) + 1)
                         under_way.append((measured, operands))
                     ahead = may_run_ahead()
                     while len(under_way) > ahead:
@@ -325,7 +330,7 @@ def run(
                     "seconds": progress.epoch_seconds,
                 }
                 session.log.epoch(record)
-                if callbacks.on_epoch and callbacks.on_epoch(record):
+                if callbacks.on_epoch and processes.agreed(bool(callbacks.on_epoch(record))):
                     progress.ended = progress.ended or "stopped"
                 if after_epoch:
                     after_epoch(state, progress, seconds)
@@ -346,6 +351,48 @@ def _expected_epochs(pace: Pace | None, progress, epochs: int) -> int:
         return epochs
     done = progress.epoch + 1
     return done if progress.ended else max(pace.last, min(done + 1, epochs))
+
+
+class _Wishes:
+    """Whether to stop, and whether to save, between two steps.
+
+    Several processes have to do both after the same step, and to have sent the same steps by then.
+    So each sends its wishes along with a step; they hold once that step is counted, for all.
+    """
+
+    _NAME = "wishes"  # among a step's metrics
+
+    def __init__(self, interruption, checkpoints: Checkpoints | None, devices: Devices):
+        self._interruption, self._checkpoints = interruption, checkpoints
+        self._stop, self._save = False, False
+        self._any = None if processes.alone() else devices.any_of
+
+    @property
+    def stop(self) -> bool:
+        return self._stop if self._any else self._interruption.wanted
+
+    def save(self, step: int) -> bool:
+        """Whether to save after `step` steps of the stage."""
+        return self._save if self._any else self._due(step)
+
+    def saved(self) -> None:
+        self._save = False
+
+    def sent(self, metrics: dict, step: int) -> dict:
+        """The metrics of a step that was sent, the stage's `step`th."""
+        if self._any is None:
+            return metrics
+        return metrics | {self._NAME: self._any(self._interruption.wanted, self._due(step))}
+
+    def counted(self, metrics: dict) -> dict:
+        """The metrics of the step, without the wishes sent along with it."""
+        if self._any is not None:
+            stop, save = metrics.pop(self._NAME)
+            self._stop, self._save = self._stop or bool(stop), self._save or bool(save)
+        return metrics
+
+    def _due(self, step: int) -> bool:
+        return bool(self._checkpoints and self._checkpoints.due(step))
 
 
 class Stopwatch:

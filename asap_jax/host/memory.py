@@ -64,8 +64,9 @@ def estimate(loss: Callable, params, state, data_bytes: int) -> Estimate:
 
 
 def available() -> int | None:
-    """Free bytes on the fullest of the devices that may share a batch, or None if unknown."""
-    known = [stats for each in devices.alike() if (stats := each.memory_stats())]
+    """Free bytes on the fullest of this process's devices that may share a batch, or None."""
+    own = [each for each in devices.alike() if each.process_index == jax.process_index()]
+    known = [stats for each in own if (stats := each.memory_stats())]
     if known and all("bytes_limit" in stats for stats in known):
         return min(stats["bytes_limit"] - stats.get("bytes_in_use", 0) for stats in known)
     return host_available() if jax.default_backend() == "cpu" else None

@@ -7,6 +7,8 @@ from typing import Any
 
 import jax
 
+from asap_jax.host import processes
+
 
 def seconds_of(call: Callable[[], Any], *, budget: float, least: int = 1, most: int = 20) -> float:
     """Median seconds of a call, each awaited.
@@ -17,9 +19,13 @@ def seconds_of(call: Callable[[], Any], *, budget: float, least: int = 1, most: 
       least, most: number of calls, `least` whatever they take.
     """
     seconds, begin = [], time.perf_counter()
-    while len(seconds) < least or (
-        len(seconds) < most and time.perf_counter() - begin + seconds[-1] <= budget
-    ):
+
+    def more():
+        if len(seconds) < least:
+            return True
+        return len(seconds) < most and time.perf_counter() - begin + seconds[-1] <= budget
+
+    while processes.agreed(more()):
         start = time.perf_counter()
         jax.block_until_ready(call())
         seconds.append(time.perf_counter() - start)

@@ -152,7 +152,8 @@ def _may_change(key: str, old, new) -> bool:
 
 def _means_nothing(key: str, value) -> bool:
     """Whether a key that the version before did not have changes nothing, as it is unset."""
-    return key.count(".") == 1 and key.startswith(("data.", "search.")) and not value
+    new = key.count(".") == 1 and key.startswith(("data.", "search."))
+    return (new or key == "deterministic") and not value
 
 
 def write_json(path: Path, record) -> None:

@@ -16,7 +16,16 @@ from ml_collections import ConfigDict
 
 from asap_jax import data
 from asap_jax.configs import rules
-from asap_jax.host import checkpoint, devices, event_files, lock, memory, precisions, workdir
+from asap_jax.host import (
+    checkpoint,
+    devices,
+    event_files,
+    lock,
+    memory,
+    precisions,
+    processes,
+    workdir,
+)
 from asap_jax.host.devices import Devices
 from asap_jax.host.errors import UserError
 from asap_jax.networks.genotypes import Genotype
@@ -127,6 +136,12 @@ def resolve(config: ConfigDict, folder: str | Path | None, mode: str = "", datas
         checkpoint.check_place(folder.absolute())
     mode = mode or config.mode
     _check_mode(config, mode)
+    if config.search.budget_minutes and mode != "train" and not processes.alone():
+        raise UserError(
+            f"config.search.budget_minutes is {config.search.budget_minutes:g}, which fits a "
+            "search to the clock of one process: leave it 0 with --distributed, and choose "
+            "config.search.epochs"
+        )
     shared = devices.local(config.devices, config.deterministic)
     genotype = find_genotype(config, folder) if mode == "train" else None
     start = _network_to_start_from(config, mode)
@@ -138,7 +153,7 @@ def resolve(config: ConfigDict, folder: str | Path | None, mode: str = "", datas
     if config.data.at_most:
         config, dataset = _cap_batch_sizes(config, dataset, shared.count)
     _check_data(config, dataset, mode, genotype)
-    if config.devices:
+    if config.devices or not processes.alone():
         for key, (_, size) in computed_together(config, mode).items():
             devices.check_share(shared, key, size)
     if config.check_memory and mode != "train":
@@ -265,14 +280,15 @@ def _hold_out_validation(config, mode, dataset) -> data.Dataset:
 def _cap_batch_sizes(config, dataset, count) -> tuple[ConfigDict, data.Dataset | data.Stream]:
     """The config with batches no larger than the data, and the data with notes about it.
 
-    `count` devices share the smaller batches, if `config.devices` says so.
+    `count` devices share the smaller batches, if `config.devices` says so or there are several
+    processes.
     """
     config, notes = config.copy_and_resolve_references(), []
     half = dataset.train_count // 2
     for part, most in (("search", half), ("train", half if config.searches > 1 else 2 * half)):
         size = config[part].batch_size
         pieces = config.train.accumulate if part == "train" else 1
-        pieces *= count if config.devices else 1
+        pieces *= count if config.devices or not processes.alone() else 1
         fitting = max(most - most % pieces, 1)
         if size > fitting:
             config[part].batch_size = fitting

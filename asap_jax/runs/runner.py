@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 from asap_jax import data
 from asap_jax.configs import presets
-from asap_jax.host import checkpoint, lock, loop, precisions, workdir
+from asap_jax.host import checkpoint, lock, loop, precisions, processes, workdir
 from asap_jax.host.errors import UserError
 from asap_jax.host.interruption import NOBODY_READS, Interruption
 from asap_jax.host.lines import MEASURED_ON
@@ -89,6 +89,9 @@ def run(
     """
     watch = loop.Stopwatch()
     job = resolve(config, folder, mode, dataset)
+    place = job.folder
+    if not processes.leads():  # the first process writes, and tells the others what it has read
+        job, quiet = dataclasses.replace(job, folder=None), True
     folder = job.folder
     with job.held(), Interruption() as interruption, workdir.room_for(folder):
         if folder is not None:
@@ -101,14 +104,15 @@ def run(
         log = RunLog(folder, quiet, unread, job.config.tensorboard)
         on_nan, devices = job.config.on_nan, job.devices
         session = loop.Session(log, interruption, saving, callbacks, on_nan, devices)
-        return _Run(job, session, watch).go()
+        return _Run(job, session, watch, place).go()
 
 
 class _Run:
     """A run in progress: its job, and the session that its stages share."""
 
-    def __init__(self, job: Job, session: loop.Session, watch: loop.Stopwatch):
+    def __init__(self, job: Job, session: loop.Session, watch: loop.Stopwatch, place):
         self.job, self.session, self.watch = job, session, watch
+        self.place = place  # the workdir, also for a process that does not write there
         self.config, self.folder, self.dataset = job.config, job.folder, job.dataset
         self.say = session.log.say
 
@@ -273,8 +277,9 @@ class _Run:
             record = self.record("train", index, identity)
             name = trained.network_name(index)
             done = record and (record["epochs"] >= config.train.epochs or record["ended"])
-            if self.folder is not None and done and (self.folder / name).exists():
-                network = trained.load(self.folder, index)
+            kept = self.folder is not None and done and (self.folder / name).exists()
+            if processes.agreed(bool(kept)):
+                network = trained.load(self.place, index)
             else:
                 if config.check_memory and search and not trained_anew:
                     self.check_training_memory(genotype)
@@ -311,11 +316,12 @@ class _Run:
             networks.append(network)
         written = self.folder and self.folder / "results.json"
         if written and written.exists() and not trained_anew:
-            return networks[0], workdir.read_json(written)
-        results = self.results(records, networks[0], search)
-        if written:
-            workdir.write_json(written, results)
-        return networks[0], results
+            results = workdir.read_json(written)
+        else:
+            results = self.results(records, networks[0], search)
+            if written:
+                workdir.write_json(written, results)
+        return networks[0], processes.agreed(results)
 
     def check_training_memory(self, genotype) -> None:
         """After a search the config can no longer change in this workdir: suggests another one."""
@@ -373,14 +379,11 @@ class _Run:
 
     def record(self, phase, index, identity=None) -> dict | None:
         """The record of a finished stage, or None; raises UserError if it is of other data."""
-        if self.folder is None:
-            return None
-        path = self.folder / "stages" / f"{phase}-{index}.json"
-        if not path.exists():
-            return None
-        record = workdir.read_json(path)
-        checkpoint.check_identity(path, record.pop("identity", {}), identity or self.job.identity)
-        return record
+        record, path = None, self.folder and self.folder / "stages" / f"{phase}-{index}.json"
+        if path and path.exists():
+            record, expected = workdir.read_json(path), identity or self.job.identity
+            checkpoint.check_identity(path, record.pop("identity", {}), expected)
+        return processes.agreed(record)
 
     def keep(self, phase, index, record, identity=None) -> None:
         if self.folder is not None:

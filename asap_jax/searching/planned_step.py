@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from asap_jax.data.augment import Augmentation
-from asap_jax.host import compile_cache, precisions
+from asap_jax.host import compile_cache, precisions, processes
 from asap_jax.host.compiling import Compiler, shapes_of
 from asap_jax.host.devices import Devices
 from asap_jax.networks import plans
@@ -148,13 +148,14 @@ class PlannedStep:
             return
         if self._coming is not None:
             plan, programs = self._coming
-            if not all(program.done() for program in programs.values()):
+            if processes.largest(not all(program.done() for program in programs.values())):
                 return
             self._coming = None
             failures = [each.exception() for each in programs.values() if each.exception()]
-            if failures:
+            if processes.largest(len(failures)):
                 self._refused = True
-                self._say(f"going on with the step for all candidates: {failures[0]}")
+                why = failures[0] if failures else "another process could not compile another"
+                self._say(f"going on with the step for all candidates: {why}")
                 return
             self._plan, self._programs = plan, programs
             assert plan.live is not None  # this method names the candidates of each plan it makes
@@ -166,7 +167,7 @@ class PlannedStep:
         share = plans.cost(masks, space) / plans.cost(computed, space)
         remaining = (self._epochs - progress.epoch - 1) * seconds
         took = max(each.result().seconds for each in self._programs.values() if each.done())
-        if (1 - share) * remaining > WORTH * took:
+        if processes.agreed(bool((1 - share) * remaining > WORTH * took)):
             left = sum(mask.sum() for mask in masks.values())
             self._say(f"compiling the search step for the {left} candidates that are left")
             plan = plans.Plan(self._plan.name, plans.freeze(masks))
