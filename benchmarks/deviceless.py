@@ -40,7 +40,9 @@ def ampere(card: str) -> bool:
 
 
 class Target:
-    """A card to compile for, or several of one host, by its description's name in the folder gpus.
+    """A card to compile for, or several, by its description's name in the folder gpus.
+
+    Several are of one host, or multiples of eight of hosts with eight each.
 
     Switches the whole process to run without a GPU and without autotuning.
 
@@ -53,7 +55,7 @@ class Target:
         os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_autotune_level=0"
         jax.config.update("jax_platforms", "cpu")  # otherwise JAX takes the plugin for a GPU
         text = (FOLDER / f"{card}.txtpb").read_text()
-        place = f"1x1x{count}"  # slices, hosts, cards of each
+        place = f"1x{-(-count // 8)}x{min(count, 8)}"  # slices, hosts, cards of each
         found = topologies.get_topology_desc("", "cuda", target_config=text, topology=place)
         self.devices = Devices.of(found.devices)
         self.sharding = self.devices.whole or jax.sharding.SingleDeviceSharding(found.devices[0])

@@ -82,18 +82,25 @@ def names_of(patterns: str) -> list[str]:
 
 
 def compile_all(
-    names: list[str], card: str, size: str, precision: str, together: int = 1, devices: int = 1
+    names: list[str],
+    card: str,
+    size: str,
+    precision: str,
+    together: int = 1,
+    devices: int = 1,
+    batch: int = 0,
 ) -> Iterator[dict]:
     """Yields a record per program; `together` of them are compiled in one process.
 
-    With `devices` above 1, that many cards of one host share each batch of a step.
+    With `devices` above 1, that many cards share each batch of a step, eight to a host; `batch` is
+    its size, 0 for the preset's.
     """
     left = list(names)
     while left:
         group = left[:together]
         command = [sys.executable, __file__, "--worker", f"--programs={','.join(group)}"]
         command += [f"--gpu={card}", f"--size={size}", f"--precision={precision}"]
-        command += [f"--devices={devices}"]
+        command += [f"--devices={devices}", f"--batch={batch}"]
         done = 0
         with tempfile.TemporaryFile("w+") as told:
             process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=told, text=True)
@@ -132,10 +139,13 @@ def work_on(options) -> None:
     gc.set_threshold(20_000, 10, 10)  # a trace is many objects, all alive
     target = deviceless.Target(options.gpu, options.devices)
     size = SIZES[options.size]._replace(devices=target.devices)
+    if options.batch:
+        parts = ({**part, "batch_size": options.batch} for part in (size.search, size.train))
+        size = size._replace(**dict(zip(("search", "train"), parts, strict=True)))
     for name in options.programs.split(","):
         record = {"program": name, "gpu": options.gpu, "jax": jax.__version__}
         record |= {"size": options.size, "precision": options.precision}
-        record |= {"devices": options.devices}
+        record |= {"devices": options.devices, "batch": options.batch}
         try:
             with deviceless.as_on_gpu():
                 program = PROGRAMS[name](size, options.precision)
@@ -236,6 +246,7 @@ def main():
     parser.add_argument("--size", default="paper", choices=("tiny", "paper"))
     parser.add_argument("--precision", default="auto", help="auto, float32, tf32, bfloat16")
     parser.add_argument("--devices", type=int, default=1, help="cards that share each batch")
+    parser.add_argument("--batch", type=int, default=0, help="of a step; 0 for the preset's")
     parser.add_argument("--together", type=int, default=1, help="programs a process")
     parser.add_argument("--out", help="JSON file")
     parser.add_argument("--table", help="Markdown file whose table gets the results as columns")
@@ -262,7 +273,7 @@ def main():
             if precision != "float32" and not deviceless.ampere(card):
                 print(f"{card} does not compute in {precision}: left out", file=sys.stderr)
                 continue
-            how = card, options.size, precision, options.together, options.devices
+            how = card, options.size, precision, options.together, options.devices, options.batch
             for record in compile_all(names, *how):
                 results.add(record)
                 records.append(record)

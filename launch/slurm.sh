@@ -14,7 +14,7 @@
 #SBATCH --output=%x-%j.log
 #SBATCH --open-mode=append
 set -u
-cd "${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}"
+cd "${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}" || exit
 python -m asap_jax.main "$@" &
 run=$!
 trap 'kill -TERM "$run"' TERM

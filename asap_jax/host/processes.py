@@ -40,6 +40,9 @@ def join() -> None:
         jax.distributed.initialize(
             num_processes=count,
             process_id=index,
+            # What the environment says holds for all that is asked for: each process has the
+            # devices that it sees. A cluster gives each the one of its number on the machine.
+            cluster_detection_method="deactivate" if None not in (count, index) else None,
             heartbeat_timeout_seconds=HEARTBEAT,
             shutdown_timeout_seconds=PATIENCE,
         )
