@@ -12,9 +12,13 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 from command import ROOT, command
+from PIL import Image
 from tiny import records
+
+from asap_jax import data
 
 COMMAND = (sys.executable, "-m", "asap_jax.main", "--distributed")
 POOLS = "Genotype(normal=[('max_pool_3x3', 0), ('skip_connect', 1), ('max_pool_3x3', 0), "
@@ -33,6 +37,10 @@ SEARCH = (
 
 def start(folder, *arguments):
     """The two processes of a run, whose output goes to folder.0 and folder.1."""
+    return start_two(folder, *COMMAND, *arguments, f"--workdir={folder}")
+
+
+def start_two(folder, *command):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -42,7 +50,7 @@ def start(folder, *arguments):
         with open(folder.with_name(f"{folder.name}.{index}"), "w") as output:
             started.append(
                 subprocess.Popen(
-                    [*COMMAND, *arguments, f"--workdir={folder}"],
+                    command,
                     env={**os.environ, **shared, "JAX_PROCESS_ID": str(index)},
                     stdout=output,
                     stderr=subprocess.STDOUT,
@@ -145,6 +153,38 @@ def test_a_process_that_is_gone_ends_the_others_and_the_run_goes_on(tmp_path, mo
     assert losses(folder) == losses(tmp_path / "whole")
     assert result(folder)["test_accuracy"] == result(tmp_path / "whole")["test_accuracy"]
     together(folder, *arguments)  # nothing is left to do
+
+
+@pytest.mark.parametrize("batch_size", [8, 7])
+def test_each_process_reads_its_share_of_a_stream(tmp_path, monkeypatch, batch_size):
+    """Of a batch that the devices do not divide, each reads all."""
+    monkeypatch.setenv("XLA_FLAGS", "")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    rng, counts = np.random.default_rng(0), {"train": 24, "test": 10}
+    for part, count in counts.items():
+        for i in range(count):
+            path = tmp_path / "images" / part / f"class{i % 3}" / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(rng.integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(path)
+    script = ROOT / "tests/support/share_of_stream.py"
+    both = start_two(tmp_path / "run", sys.executable, script, tmp_path / "images", str(batch_size))
+    assert codes(both) == [0, 0], output(tmp_path / "run", 0) + output(tmp_path / "run", 1)
+    found = [json.loads(output(tmp_path / "run", i).splitlines()[-1]) for i in range(2)]
+    stream = data.stream(
+        data.open_source(f"folder:{tmp_path / 'images'}"), image_size=16, workers=0
+    )
+    want = {
+        "train": [np.asarray(y).tolist() for _, y in stream.train_batches(batch_size, 5, 1, 0, 0)],
+        "test": [np.asarray(y).tolist() for _, y, _ in stream.test_batches(batch_size)],
+    }
+    read = batch_size * (len(want["train"]) + len(want["test"]))
+    half = batch_size // 2
+    for i, each in enumerate(found):
+        shared = batch_size % 2 == 0
+        assert each["reads"] == (read // 2 if shared else read)
+        rows = [i * half, (i + 1) * half] if shared else [0, batch_size]
+        for part, batches in want.items():
+            assert each[part] == [[[rows, labels[slice(*rows)]]] for labels in batches]
 
 
 def test_a_run_of_several_processes_is_refused_what_it_cannot_do(tmp_path, monkeypatch):
