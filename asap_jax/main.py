@@ -137,8 +137,10 @@ def _main(argv) -> None:
             where = "the runs in progress saved their state"
         if isinstance(stop, Interrupted):
             where = f"{stop.where}, all saved"
-        if _exit_code(stop) != UNREAD:
+        if _exit_code(stop) != UNREAD and processes.leads():
             _complain(f"interrupted; {where}. To go on:\n  {_again(folder)}")
+        if not isinstance(stop, Interrupted) and not processes.alone():
+            _end(_exit_code(stop))  # the others know nothing of it
         _leave(_exit_code(stop))
 
 
@@ -260,6 +262,8 @@ def _run() -> None:
         if processes.alone():
             raise
         traceback.print_exc()
+        if not processes.lost(error):
+            _end(1)
         _complain(
             f"what the processes of this run compute together failed "
             f"({' '.join(str(error).split())[:200]}), as it does when one of them is gone: the "

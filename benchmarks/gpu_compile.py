@@ -243,7 +243,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--gpu", default="h200", help="cards, by their files in benchmarks/gpus")
     parser.add_argument("--programs", default="*", help="patterns of names, see gpu_programs.py")
-    parser.add_argument("--size", default="paper", choices=("tiny", "paper"))
+    parser.add_argument("--size", default="paper", choices=("tiny", "wide", "paper"))
     parser.add_argument("--precision", default="auto", help="auto, float32, tf32, bfloat16")
     parser.add_argument("--devices", type=int, default=1, help="cards that share each batch")
     parser.add_argument("--batch", type=int, default=0, help="of a step; 0 for the preset's")

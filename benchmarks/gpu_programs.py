@@ -74,6 +74,14 @@ SIZES = {
         nodes=1,
         candidates=("sep_conv_3x3", "max_pool_3x3", "skip_connect"),
     ),
+    # More than one edge and 16 channels, from which on convolutions of several edges are grouped.
+    "wide": Size(
+        {"channels": 20, "cells": 1, "batch_size": 96},
+        {"channels": 20, "cells": 3, "batch_size": 96},
+        side=64,
+        nodes=2,
+        candidates=("sep_conv_3x3", "max_pool_3x3", "skip_connect"),
+    ),
     "paper": Size({}, {}),
 }
 
@@ -475,7 +483,6 @@ def _list() -> dict[str, Callable[[Size, str], Program]]:
         found[f"use/apply-supernet/{plan}"] = partial(apply_supernet, plan=plan)
     for live in ("half", "one"):
         found[f"search/asap/unrolled-{live}"] = partial(search, plan="unrolled", live=live)
-    found["search/asap/unrolled-deterministic"] = deterministic(partial(search, plan="unrolled"))
     for part in ("omega", "alpha", "advance"):
         found[f"search/asap/unrolled-{part}"] = partial(search, plan="unrolled", part=part)
     found |= {
@@ -498,7 +505,6 @@ def _list() -> dict[str, Callable[[Size, str], Program]]:
         "train/conv-output": partial(train, output="conv"),
         "train/nasbench201": partial(train, preset="nb201"),
         "train/first-state": train_state,
-        "train/deterministic": deterministic(train),
         "train/test": answers,
         "use/predict": predict,
         "use/fine_tune": partial(train, epochs=10, learning_rate=0.01),
@@ -506,16 +512,6 @@ def _list() -> dict[str, Callable[[Size, str], Program]]:
         "use/apply-gradient": apply_gradient,
     }
     return found
-
-
-def deterministic(build: Callable[..., Program]) -> Callable[[Size, str], Program]:
-    """The program as `config.deterministic` has it."""
-
-    def built(size: Size, precision: str) -> Program:
-        devices = size.devices._replace(deterministic=True)
-        return build(size._replace(devices=devices), precision)
-
-    return built
 
 
 PROGRAMS = _list()

@@ -159,7 +159,9 @@ def test_processes_meet_by_what_slurm_tells(cluster, tmp_path):
         'wait "${tasks[0]}" && wait "${tasks[1]}"\n'
     )
     path.chmod(0o755)
-    (cluster.folder / "python").symlink_to(sys.executable)
+    python = cluster.folder / "python"
+    python.write_text(f'#!/usr/bin/env bash\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
     folder = tmp_path / "run"
     done = cluster.run(
         *("slurm_nodes.sh", "--config=configs/search.py:tiny", "--mode=train"),

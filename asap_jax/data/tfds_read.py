@@ -8,6 +8,7 @@ from PIL import Image
 
 from asap_jax.data import kept, tfds_prepare
 from asap_jax.data.opened import VALIDATION, Description, Source, Split
+from asap_jax.host import processes
 from asap_jax.host.errors import UserError
 
 # Published mean and standard deviation of the training images per channel, in [0, 1].
@@ -55,6 +56,11 @@ def open_tfds(place: str, data_dir: str | None, prepare: bool) -> Source:
             ) from error
         builder, ready = None, False
     if builder is None or (prepare and not ready):
+        if not processes.alone():
+            raise UserError(
+                f"the tfds data set {name!r} is to be prepared, which one process has to do alone: "
+                "run the command once without --distributed, with --dry_run"
+            )
         tfds_prepare.run(name, data_dir)
         builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
     elif not ready:

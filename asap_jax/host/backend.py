@@ -7,6 +7,7 @@ from contextvars import ContextVar
 import jax
 
 _PLATFORM: ContextVar[str | None] = ContextVar("platform", default=None)
+_SHARED: ContextVar[bool] = ContextVar("shared", default=False)
 
 
 def platform() -> str:
@@ -35,3 +36,22 @@ def traced_for(name: str) -> Iterator[None]:
         yield
     finally:
         _PLATFORM.reset(token)
+
+
+def shared() -> bool:
+    """Whether several devices share the batch of the current trace, see `shared_by`."""
+    return _SHARED.get()
+
+
+@contextlib.contextmanager
+def shared_by(count: int) -> Iterator[None]:
+    """Traces programs within the context for so many devices that share each batch.
+
+    XLA's partitioner would have every device compute the kernel gradient of a grouped convolution
+    on the whole batch.
+    """
+    token = _SHARED.set(count > 1)
+    try:
+        yield
+    finally:
+        _SHARED.reset(token)

@@ -2,10 +2,13 @@
 
 import gc
 import os
+import time
 import warnings
 from pathlib import Path
 
 import jax
+
+from asap_jax.host import processes
 
 LIMIT = 5 * 10**9  # bytes of programs in the user's cache
 
@@ -34,6 +37,27 @@ def enable() -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     if 0 < gc.get_threshold()[0] < 20_000:
         gc.set_threshold(20_000, 10, 10)
+
+
+def only_if_shared() -> bool:
+    """Without a cache that all processes of the run see, each compiles anew; returns whether so.
+
+    On GPUs they share the work of choosing kernels, so that one which found its program in a cache
+    of its own would leave the others waiting.
+    """
+    folder = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
+    name = processes.agreed(f"shared-{os.getpid()}-{time.time_ns()}")
+    mark = Path(folder) / name if folder else None
+    if mark and processes.leads():
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        mark.touch()
+    processes.agreed(None)  # it is there by now
+    unseen = processes.largest(not (mark and mark.exists()))
+    if mark and processes.leads():
+        mark.unlink(missing_ok=True)
+    if unseen:
+        jax.config.update("jax_enable_compilation_cache", False)
+    return not unseen
 
 
 def bound(folder: Path, limit: int) -> None:

@@ -10,6 +10,8 @@ import jax
 import numpy as np
 from jax import dtypes
 
+from asap_jax.host import processes
+
 
 class Program(NamedTuple):
     """A compiled function.
@@ -65,8 +67,11 @@ class Compiler:
         return self._threads.submit(build)
 
     def close(self) -> None:
-        """Cancels programs that have not started; those in progress finish by themselves."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        """Cancels programs that have not started; those in progress finish by themselves.
+
+        Several processes of a run compile together, and none may leave another waiting.
+        """
+        self._threads.shutdown(wait=False, cancel_futures=processes.alone())
 
 
 class Prepared:

@@ -87,8 +87,11 @@ class Devices(NamedTuple):
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             key = self._put(jax.random.key_data(leaf))
             return jax.random.wrap_key_data(key, impl=jax.random.key_impl(leaf))
-        value, place = np.asarray(leaf), self.whole
+        place = self.whole
         assert place is not None  # several processes have several devices
+        if isinstance(leaf, jax.Array) and leaf.sharding == place:
+            return leaf
+        value = np.asarray(leaf)
         value = value.astype(jax.dtypes.canonicalize_dtype(value.dtype), copy=False)
         return jax.make_array_from_callback(value.shape, place, value.__getitem__)
 
@@ -149,6 +152,12 @@ def local(wanted: int = 0, deterministic: bool = False) -> Devices:
       UserError: there are fewer; or several processes share the run, and some would have none.
     """
     found = alike()
+    if not processes.alone() and len(found) < jax.device_count():
+        kinds = sorted({each.device_kind for each in jax.devices()})
+        raise UserError(
+            f"the processes of this run have devices of several kinds ({', '.join(kinds)}): give "
+            "them the same"
+        )
     if wanted and not processes.alone() and wanted != len(found):
         raise UserError(
             f"config.devices is {wanted}, but the {jax.process_count()} processes of this run "

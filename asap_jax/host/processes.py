@@ -5,8 +5,11 @@ in each. What depends on the clock, on files or on signals may differ: there the
 decides and tells the others, or all learn what any of them noticed. The first one alone writes.
 """
 
+import contextlib
 import json
 import os
+import re
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -19,6 +22,7 @@ ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PRO
 HEARTBEAT = 30  # seconds without a sign of life after which a process counts as dead
 PATIENCE = 600  # seconds that processes wait for the first one, which writes, when all is done
 GONE = 75  # exit code of a process that lost another one; EX_TEMPFAIL: another try may do
+_LOST = "gloo|nccl|connection|peer|heartbeat|coordination|unavailable|deadline|aborted"
 
 
 def join() -> None:
@@ -46,6 +50,7 @@ def join() -> None:
             heartbeat_timeout_seconds=HEARTBEAT,
             shutdown_timeout_seconds=PATIENCE,
         )
+        jax.devices()  # all wait for all here, once
     except (ValueError, RuntimeError) as error:
         raise UserError(
             f"this process cannot join the others of the run ({' '.join(str(error).split())[:200]})"
@@ -61,7 +66,7 @@ def leave() -> None:
 
 
 def alone() -> bool:
-    """Whether this is the only process of the run; touches no device to tell."""
+    """Whether this is the only process of the run; one that has not joined others is."""
     return not jax.distributed.is_initialized() or jax.process_count() == 1
 
 
@@ -73,6 +78,45 @@ def index() -> int:
 def leads() -> bool:
     """Whether this process decides and writes."""
     return index() == 0
+
+
+@contextlib.contextmanager
+def refused_together() -> Iterator[None]:
+    """A context in which any process may raise a UserError, and then all do.
+
+    They must not compute anything together within.
+    """
+    try:
+        yield
+    except UserError:
+        largest(1)
+        raise
+    if largest(0):
+        raise UserError("another process of this run was refused what it asked for, as it says")
+
+
+def check_same(described: dict[str, Any]) -> None:
+    """Raises UserError in all processes if what they are about to run differs.
+
+    Args:
+      described: {what: plain JSON}.
+    """
+    if alone():
+        return
+    first, own = agreed(described), json.loads(json.dumps(described))
+    differing = [what for what in own if own[what] != first.get(what)]
+    if largest(len(differing)):
+        what = ", ".join(differing) or "something"
+        raise UserError(
+            f"the processes of this run differ in {what}: start all with the same command, "
+            "versions and data (config.data.streaming=on or off, where auto decides by the memory "
+            "left)"
+        )
+
+
+def lost(error: BaseException) -> bool:
+    """Whether an error is of the kind that the loss of another process causes."""
+    return re.search(_LOST, str(error), re.IGNORECASE) is not None
 
 
 def agreed(value: Any) -> Any:

@@ -108,8 +108,8 @@ class RunLog:
         """
         if self._path is None:
             return ""
-        indices = [np.asarray(each).tolist() for each in operands if np.ndim(each) == 1]
-        whole = indices if len(indices) == len(operands) else None
+        all_indices = all(np.ndim(each) == 1 for each in operands)
+        whole = [np.asarray(each).tolist() for each in operands] if all_indices else None
         text = json.dumps(
             {key: _plain(value) for key, value in record.items()} | {"batches": whole}
         )

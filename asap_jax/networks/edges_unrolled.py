@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from asap_jax.host import backend
 from asap_jax.layers.batch_norm import EPSILON, blend, moments, sums_over_pixels, unbiased
 from asap_jax.layers.convolution import convolve, whole
 from asap_jax.layers.ops import fit
@@ -280,7 +281,8 @@ def _convolve_apart(x, kernel, window):
     """x [N, H, W, E * C] with kernel [k, k, C, E, C']: each edge reads only its own channels."""
     size, _, channels, edges, outputs = kernel.shape
     kernel = fit(kernel, x)
-    if edges == 1 or (channels > DIAGONAL and x.dtype.itemsize >= 4):
+    grouped = channels > DIAGONAL and x.dtype.itemsize >= 4 and not backend.shared()
+    if edges == 1 or grouped:
         return convolve(x, kernel.reshape(size, size, channels, -1), window, edges)
     apart = (
         kernel.swapaxes(2, 3)[:, :, :, :, None]

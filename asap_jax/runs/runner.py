@@ -20,11 +20,11 @@ from ml_collections import ConfigDict
 
 from asap_jax import data
 from asap_jax.configs import presets
-from asap_jax.host import checkpoint, lock, loop, precisions, processes, workdir
+from asap_jax.host import checkpoint, compile_cache, lock, loop, precisions, processes, workdir
 from asap_jax.host.errors import UserError
 from asap_jax.host.interruption import NOBODY_READS, Interruption
 from asap_jax.host.lines import MEASURED_ON
-from asap_jax.host.run_log import RunLog, html_table, table
+from asap_jax.host.run_log import RunLog, html_table, say, table
 from asap_jax.networks.drawings import draw_cells
 from asap_jax.networks.genotypes import Genotype
 from asap_jax.networks.models import count_parameters, multiply_adds
@@ -88,8 +88,17 @@ def run(
       Interrupted: a signal arrived; with a workdir, the run is saved.
     """
     watch = loop.Stopwatch()
-    job = resolve(config, folder, mode, dataset)
+    with processes.refused_together():
+        job = resolve(config, folder, mode, dataset)
     place = job.folder
+    if not processes.alone():
+        same = {"versions": versions(), "data": job.identity, "mode": job.mode}
+        processes.check_same(same | {"config": job.described})
+        if not compile_cache.only_if_shared() and processes.leads() and not quiet:
+            say(
+                "note: the processes have no compilation cache in common, so they use none: name a "
+                "folder that all see with JAX_COMPILATION_CACHE_DIR"
+            )
     if not processes.leads():  # the first process writes, and tells the others what it has read
         job, quiet = dataclasses.replace(job, folder=None), True
     folder = job.folder

@@ -16,7 +16,7 @@ from asap_jax.configs import presets, rules
 from asap_jax.data.augment import normalise
 from asap_jax.data.dataset import as_array, as_bytes, check_images, check_labels, prepare_all
 from asap_jax.data.images import Preparation, prepare, why
-from asap_jax.host import checkpoint, loop, precisions, workdir
+from asap_jax.host import checkpoint, loop, precisions, processes, workdir
 from asap_jax.host.devices import local
 from asap_jax.host.errors import UserError
 from asap_jax.host.interruption import NOBODY_READS, Interruption
@@ -171,7 +171,7 @@ class TrainedNetwork:
                 start=self.variables,
             )
         tuned = from_outcome(outcome, dataset, config.train)
-        if save_to is not None:
+        if save_to is not None and processes.leads():
             tuned.save(save_to)
         return tuned
 

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 
 from asap_jax.data.augment import Augmentation, augment
+from asap_jax.host import backend
 from asap_jax.host.devices import Devices
 
 
@@ -34,7 +35,8 @@ def augmented(
     def fed(state, *arrays):
         arrays = devices.share(arrays)
         pairs = zip(arrays[::2], arrays[1::2], keys(state), strict=True)
-        return run(state, *(Batch(augment(x, augmentation, key), y) for x, y, key in pairs))
+        with backend.shared_by(devices.count):
+            return run(state, *(Batch(augment(x, augmentation, key), y) for x, y, key in pairs))
 
     return fed
 
