@@ -356,3 +356,21 @@ def test_transfer(tmp_path):
     for column in ("fashion_mnist", "cifar100"):
         config = json.loads((tmp_path / f"ASAP-{column}-0" / "config.json").read_text())
         assert config["train"]["schedule"] == "power_cosine"
+
+
+def test_several_gpus_take_what_their_collectives_take(tmp_path, capsys, monkeypatch):
+    work = {"seconds": 0.02}
+    record = {"collectives": {"all-reduce": [100, 350_000_000]}, "least": work}
+    record |= {"argument_bytes": 10**9, "temporary_bytes": 2 * 10**9}
+    path = tmp_path / "program.json"
+    path.write_text(json.dumps({"cases": [record]}))
+    import scaling
+
+    arguments = ("scaling.py", f"--case=step:10:{path}", "--devices=1,8")
+    monkeypatch.setattr(sys, "argv", [*arguments, f"--case=again:predicted:{path}"])
+    scaling.main()
+    rows = capsys.readouterr().out.splitlines()[2:]
+    assert rows[0] == "| step | 1 | 0 | 0 MB | 3.0 GB | 10.0 ms | 100 % |"
+    # 100 of 20 us, and 350 MB * 2 * 7/8 at 350 GB/s
+    assert rows[1] == "| step | 8 | 100 | 350 MB | 3.0 GB | 13.8 ms | 73 % |"
+    assert rows[3] == "| again | 8 | 100 | 350 MB | 3.0 GB | 23.8 ms | 84 % |"

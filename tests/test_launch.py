@@ -3,8 +3,10 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import yaml
@@ -24,6 +26,28 @@ with open({notes!r}, "a+") as file:
 codes = {codes!r}
 sys.exit(codes[min(before, len(codes) - 1)])
 """
+# Notes that it has begun, and at a signal, after a moment, that it has saved.
+SAVING = """#!{python}
+import fcntl, json, os, signal, sys, time
+
+def note(*record):
+    with open({notes!r}, "a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.write(json.dumps([*record, {{}}]) + "\\n")
+
+def save(signum, frame):
+    for each in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(each, signal.SIG_DFL)  # a second one ends it
+    time.sleep(0.5)
+    note("saved", [signum])
+    os._exit(128 + signum)
+
+for each in (signal.SIGTERM, signal.SIGINT):
+    signal.signal(each, save)
+note("begun", [])
+while True:
+    signal.pause()
+"""
 KEYS = (
     *("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"),
     "CUDA_VISIBLE_DEVICES",
@@ -36,23 +60,34 @@ class Cluster:
     def __init__(self, folder):
         self.folder, self.notes = folder, folder / "notes"
 
+    def write(self, name, text):
+        (self.folder / name).write_text(text)
+        (self.folder / name).chmod(0o755)
+
     def add(self, name, codes=(0,)):
-        path = self.folder / name
-        path.write_text(
-            STAND_IN.format(
-                python=sys.executable, notes=str(self.notes), keys=KEYS, name=name, codes=codes
-            )
-        )
-        path.chmod(0o755)
+        kept = {"python": sys.executable, "notes": str(self.notes), "keys": KEYS}
+        self.write(name, STAND_IN.format(**kept, name=name, codes=codes))
+
+    def environment(self, more):
+        path = f"{self.folder}{os.pathsep}{os.environ['PATH']}"
+        return {**os.environ, "PATH": path, "SLURM_SUBMIT_DIR": str(ROOT), **more}
 
     def run(self, script, *arguments, **environment):
-        path = f"{self.folder}{os.pathsep}{os.environ['PATH']}"
         return subprocess.run(
             ["bash", str(LAUNCH / script), *arguments],
-            env={**os.environ, "PATH": path, "SLURM_SUBMIT_DIR": str(ROOT), **environment},
+            env=self.environment(environment),
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=400,
+        )
+
+    def start(self, script, **environment):
+        return subprocess.Popen(
+            ["bash", str(LAUNCH / script)],
+            env=self.environment(environment),
+            start_new_session=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
 
     def called(self, name):
@@ -103,7 +138,10 @@ def test_processes_here_that_are_refused_are_not(cluster):
 
 @pytest.mark.parametrize(
     ("code", "restarts", "requeued"),
-    [(143, 0, True), (75, 0, True), (137, 3, True), (143, 20, False), (0, 0, False), (2, 0, False)],
+    [
+        *((143, 0, True), (75, 0, True), (137, 3, True), (143, 99, True)),
+        *((134, 20, False), (0, 0, False), (2, 0, False)),
+    ],
 )
 def test_a_job_of_several_nodes_is_queued_again(cluster, code, restarts, requeued):
     cluster.add("srun", (code,))
@@ -113,8 +151,53 @@ def test_a_job_of_several_nodes_is_queued_again(cluster, code, restarts, requeue
     )
     assert done.returncode == code
     ((arguments, _),) = cluster.called("srun")
-    assert arguments[-5:] == ["python", "-m", "asap_jax.main", "--distributed", "--config=c"]
+    assert "python -m asap_jax.main --distributed" in arguments[-3]
+    assert arguments[-2:] == ["asap_jax", "--config=c"]
     assert cluster.called("scontrol") == [[["requeue", "77"], {}]] * requeued
+
+
+SRUN = """#!/usr/bin/env bash
+shift 2
+worst=0
+export SLURM_NTASKS=2 SLURM_STEP_NODELIST=localhost SLURM_STEP_NUM_NODES=1
+for i in 0 1; do SLURM_PROCID=$i SLURM_LOCALID=$i "$@" & tasks[i]=$!; done
+for i in 0 1; do wait "${tasks[i]}"; code=$?; [ "$code" -gt "$worst" ] && worst=$code; done
+exit "$worst"
+"""
+
+
+@pytest.mark.parametrize(("codes", "requeued"), [((2, 134), False), ((137, 75), True)])
+def test_a_job_in_which_a_process_fails_by_itself_is_not_queued_again(cluster, codes, requeued):
+    """The other one loses it and ends with a larger code, which is what `srun` reports."""
+    cluster.add("python", codes)
+    cluster.add("scontrol")
+    cluster.write("srun", SRUN)
+    done = cluster.run("slurm_nodes.sh", "--config=c", SLURM_JOB_ID="77")
+    assert done.returncode == max(codes), done.stderr
+    assert [call[0][-1] for call in cluster.called("python")] == ["--config=c"] * 2
+    assert len(cluster.called("scontrol")) == requeued
+    assert not (ROOT / ".failed-77").exists()
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_signal_to_the_script_stops_a_run_here(cluster, signum, processes):
+    """Each process gets one signal, saves, and none is started again."""
+    cluster.write("python", SAVING.format(python=sys.executable, notes=str(cluster.notes)))
+    running = cluster.start("local.sh", PROCESSES=str(processes))
+    while len(cluster.called("begun")) < processes:
+        assert running.poll() is None
+        time.sleep(0.05)
+    running.send_signal(signum)
+    assert running.wait(30) == 128 + signum
+    assert [call[0] for call in cluster.called("saved")] == [[int(signum)]] * processes
+    assert len(cluster.called("begun")) == processes
+
+
+def test_a_process_that_is_lost_again_and_again_ends_a_run_here(cluster):
+    cluster.add("python", (134,))
+    assert cluster.run("local.sh", PROCESSES="2", RESTARTS="3").returncode == 134
+    assert len(cluster.called("python")) == 2 * 4
 
 
 def test_a_job_of_one_gpu_is_queued_again(cluster):
@@ -151,17 +234,8 @@ def test_an_array_has_a_method_and_a_seed_for_each_job(cluster):
 @pytest.mark.slow
 def test_processes_meet_by_what_slurm_tells(cluster, tmp_path):
     """`srun` as two tasks on this machine, which train; JAX reads SLURM's environment."""
-    path = cluster.folder / "srun"
-    path.write_text(
-        "#!/usr/bin/env bash\nshift\n"
-        "export SLURM_NTASKS=2 SLURM_STEP_NODELIST=localhost SLURM_STEP_NUM_NODES=1\n"
-        'for i in 0 1; do SLURM_PROCID=$i SLURM_LOCALID=$i "$@" & tasks[i]=$!; done\n'
-        'wait "${tasks[0]}" && wait "${tasks[1]}"\n'
-    )
-    path.chmod(0o755)
-    python = cluster.folder / "python"
-    python.write_text(f'#!/usr/bin/env bash\nexec {sys.executable} "$@"\n')
-    python.chmod(0o755)
+    cluster.write("srun", SRUN)
+    cluster.write("python", f'#!/usr/bin/env bash\nexec {sys.executable} "$@"\n')
     folder = tmp_path / "run"
     done = cluster.run(
         *("slurm_nodes.sh", "--config=configs/search.py:tiny", "--mode=train"),

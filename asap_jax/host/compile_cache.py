@@ -40,11 +40,15 @@ def enable() -> None:
 
 
 def only_if_shared() -> bool:
-    """Without a cache that all processes of the run see, each compiles anew; returns whether so.
+    """Several processes use the cache only where all see the same one; returns whether they do.
 
     On GPUs they share the work of choosing kernels, so that one which found its program in a cache
-    of its own would leave the others waiting.
+    of its own would leave the others waiting. On CPUs they use none: a program from the cache runs
+    its collectives in another order than one that was just compiled (seen with jax 0.10.2).
     """
+    if jax.default_backend() == "cpu":
+        jax.config.update("jax_enable_compilation_cache", False)
+        return True
     folder = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
     name = processes.agreed(f"shared-{os.getpid()}-{time.time_ns()}")
     mark = Path(folder) / name if folder else None

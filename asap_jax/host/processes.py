@@ -104,13 +104,12 @@ def check_same(described: dict[str, Any]) -> None:
     if alone():
         return
     first, own = agreed(described), json.loads(json.dumps(described))
-    differing = [what for what in own if own[what] != first.get(what)]
-    if largest(len(differing)):
-        what = ", ".join(differing) or "something"
+    differing = [what for what in own if largest(own[what] != first.get(what))]
+    if differing:
         raise UserError(
-            f"the processes of this run differ in {what}: start all with the same command, "
-            "versions and data (config.data.streaming=on or off, where auto decides by the memory "
-            "left)"
+            f"the processes of this run differ in {', '.join(differing)}: start all with the same "
+            "command, versions and data (config.data.streaming=on or off, where auto decides by the "
+            "memory left)"
         )
 
 

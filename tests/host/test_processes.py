@@ -35,12 +35,15 @@ SEARCH = (
 )
 
 
-def start(folder, *arguments):
-    """The two processes of a run, whose output goes to folder.0 and folder.1."""
-    return start_two(folder, *COMMAND, *arguments, f"--workdir={folder}")
+def start(folder, *arguments, each=((), ())):
+    """The two processes of a run, whose output goes to folder.0 and folder.1.
+
+    `each` has the further arguments of each of them.
+    """
+    return start_two(folder, *COMMAND, *arguments, f"--workdir={folder}", each=each)
 
 
-def start_two(folder, *command):
+def start_two(folder, *command, each=((), ())):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -50,7 +53,7 @@ def start_two(folder, *command):
         with open(folder.with_name(f"{folder.name}.{index}"), "w") as output:
             started.append(
                 subprocess.Popen(
-                    command,
+                    [*command, *each[index]],
                     env={**os.environ, **shared, "JAX_PROCESS_ID": str(index)},
                     stdout=output,
                     stderr=subprocess.STDOUT,
@@ -209,3 +212,35 @@ def test_what_two_processes_cannot_share_is_refused_by_both(tmp_path, monkeypatc
         assert codes(started) == [2, 2]
         assert words in output(tmp_path / "run", 0)
         assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_what_one_process_is_refused_or_does_otherwise_is_refused_by_both(tmp_path, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "")
+    for mine, theirs in (
+        (("--config.seed=1",), "the processes of this run differ in config"),
+        (("--config.genotype=nowhere",), "another process of this run was refused"),
+    ):
+        started = start(tmp_path / "run", *TRAIN, each=((), mine))
+        assert codes(started) == [2, 2]
+        assert theirs in output(tmp_path / "run", 0)
+        assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_numbers_that_are_not_finite_end_a_streamed_run_of_two(tmp_path, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "")
+    rng = np.random.default_rng(0)
+    for part, count in (("train", 40), ("test", 10)):
+        for i in range(count):
+            path = tmp_path / "images" / part / f"class{i % 2}" / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(rng.integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(path)
+    more = (f"--config.data.source=folder:{tmp_path / 'images'}", "--config.data.streaming=on")
+    more += ("--config.data.image_size=16", "--config.train.batch_size=10")
+    more += ("--config.train.learning_rate=1e30", "--config.data.at_most=False")
+    more += ("--config.data.train_examples=0", "--config.data.test_examples=0")
+    started = start(tmp_path / "run", *TRAIN, *more)
+    assert codes(started) == [2, 2], output(tmp_path / "run", 0)
+    assert "the training loss became" in output(tmp_path / "run", 0)
+    assert result(tmp_path / "run", "diverged.json")["batches"] is None
