@@ -7,6 +7,7 @@ import warnings
 from pathlib import Path
 
 import jax
+from jax.experimental.compilation_cache import compilation_cache
 
 from asap_jax.host import processes
 
@@ -44,10 +45,10 @@ def only_if_shared() -> bool:
 
     On GPUs they share the work of choosing kernels, so that one which found its program in a cache
     of its own would leave the others waiting. On CPUs they use none: a program from the cache runs
-    its collectives in another order than one that was just compiled (seen with jax 0.10.2).
+    its collectives in another order than one that was compiled just now (seen with jax 0.10.2).
     """
     if jax.default_backend() == "cpu":
-        jax.config.update("jax_enable_compilation_cache", False)
+        _disable()
         return True
     folder = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
     name = processes.agreed(f"shared-{os.getpid()}-{time.time_ns()}")
@@ -60,8 +61,13 @@ def only_if_shared() -> bool:
     if mark and processes.leads():
         mark.unlink(missing_ok=True)
     if unseen:
-        jax.config.update("jax_enable_compilation_cache", False)
+        _disable()
     return not unseen
+
+
+def _disable() -> None:
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()  # JAX decides at the first compilation whether it has one
 
 
 def bound(folder: Path, limit: int) -> None:

@@ -108,8 +108,8 @@ def check_same(described: dict[str, Any]) -> None:
     if differing:
         raise UserError(
             f"the processes of this run differ in {', '.join(differing)}: start all with the same "
-            "command, versions and data (config.data.streaming=on or off, where auto decides by the "
-            "memory left)"
+            "command, versions and data (where config.data.streaming=auto decides by the memory "
+            "left, set it to on or off)"
         )
 
 
