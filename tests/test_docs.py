@@ -61,7 +61,11 @@ UNKNOWN_OPTIONS = {
     "--": "of the tables in the block above it",
     "--xla_gpu_autotune_level=0": "XLA's",
 }
-PROGRAMS = ("python", "asap-jax", "pip", "pytest", "ruff", "pyright", "mkdocs", "tensorboard")
+LAUNCHERS = ("launch/local.sh", "sbatch", "kubectl")
+PROGRAMS = (
+    *("python", "asap-jax", "pip", "pytest", "ruff", "pyright", "mkdocs", "tensorboard"),
+    *LAUNCHERS,
+)
 BLOCKS = snippets.blocks()
 
 
@@ -125,6 +129,13 @@ def test_commands_are_what_their_parsers_take():
             check_pip(place, arguments)
         elif program == "pytest":
             check_pytest(place, arguments)
+        elif program == "kubectl":
+            assert (ROOT / arguments[-1]).is_file(), f"{place}: there is no {arguments[-1]}"
+        elif program in LAUNCHERS:
+            words = [program, *arguments]
+            script = next(i for i, word in enumerate(words) if word.endswith(".sh"))
+            assert (ROOT / words[script]).is_file(), f"{place}: there is no {words[script]}"
+            parsed.append((place, ["-m", "asap_jax.main", *words[script + 1 :]]))
         else:
             line = shlex.join([program, *arguments])
             assert line in (ROOT / ".ci" / "run").read_text(), f"{place}: .ci/run has no {line}"
@@ -204,9 +215,8 @@ def test_options_and_keys_within_lines():
             elif name == "--mode":
                 assert value in (*runner.MODES, ""), f"{snippet.place}: no mode {value}"
             elif option:
-                assert name in ("--workdir", "--data", "--split", "--config", "--dry_run"), (
-                    snippet.place
-                )
+                known = ("--workdir", "--data", "--split", "--config", "--dry_run", "--distributed")
+                assert name in known, snippet.place
             elif re.fullmatch(r"(asap|asap_jax)(\.[A-Za-z_]\w*)+(\(.*\))?", word):
                 assert is_name(word.partition("(")[0]), f"{snippet.place}: no name {word}"
             else:
