@@ -119,9 +119,15 @@ def run(
 class _Run:
     """A run in progress: its job, and the session that its stages share."""
 
-    def __init__(self, job: Job, session: loop.Session, watch: loop.Stopwatch, place):
+    def __init__(
+        self,
+        job: Job,
+        session: loop.Session,
+        watch: loop.Stopwatch,
+        place: Path | None = None,
+    ):
         self.job, self.session, self.watch = job, session, watch
-        self.place = place  # the workdir, also for a process that does not write there
+        self.place = place or job.folder  # the workdir, also if this process does not write there
         self.config, self.folder, self.dataset = job.config, job.folder, job.dataset
         self.say = session.log.say
 
