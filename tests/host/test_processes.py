@@ -158,7 +158,7 @@ def test_a_process_that_is_gone_ends_the_others_and_the_run_goes_on(tmp_path, mo
     together(folder, *arguments)  # nothing is left to do
 
 
-@pytest.mark.parametrize("batch_size", [8, 7])
+@pytest.mark.parametrize("batch_size", [8, pytest.param(7, marks=pytest.mark.slow)])
 def test_each_process_reads_its_share_of_a_stream(tmp_path, monkeypatch, batch_size):
     """Of a batch that the devices do not divide, each reads all."""
     monkeypatch.setenv("XLA_FLAGS", "")
