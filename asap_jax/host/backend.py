@@ -47,8 +47,8 @@ def shared() -> bool:
 def shared_by(count: int) -> Iterator[None]:
     """Traces programs within the context for so many devices that share each batch.
 
-    XLA's partitioner would have every device compute the kernel gradient of a grouped convolution
-    on the whole batch.
+    XLA's partitioner would have every device compute a grouped convolution, or its kernel's
+    gradient, on the whole batch.
     """
     token = _SHARED.set(count > 1)
     try:

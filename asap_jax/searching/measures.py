@@ -9,7 +9,7 @@ import numpy as np
 from scipy import stats
 
 from asap_jax.data.augment import normalise
-from asap_jax.host import precisions, timing
+from asap_jax.host import backend, precisions, timing
 from asap_jax.host.devices import Devices
 from asap_jax.layers.ops import Context
 from asap_jax.methods import collapse
@@ -161,7 +161,8 @@ def eigenvalue(
             )
             return cross_entropy(logits, labels)
 
-        return collapse.dominant_eigenvalue(loss, state.arch.alphas, key)[0]
+        with backend.shared_by(devices.count):
+            return collapse.dominant_eigenvalue(loss, state.arch.alphas, key)[0]
 
     return eigenvalue
 

@@ -10,7 +10,7 @@ from jax import lax
 
 from asap_jax.data.augment import normalise
 from asap_jax.data.batches import evaluation_batches
-from asap_jax.host import timing
+from asap_jax.host import backend, timing
 from asap_jax.host.compiling import Compiler, Prepared
 from asap_jax.host.devices import Devices
 
@@ -73,7 +73,8 @@ def right_answers(logits: Callable, mean, std, devices: Devices = Devices()) -> 
 
     def right(arguments, images, labels, indices, valid):
         batch = devices.share(images[indices])
-        predicted = logits(*arguments, normalise(batch, mean, std)).argmax(-1)
+        with backend.shared_by(devices.count):
+            predicted = logits(*arguments, normalise(batch, mean, std)).argmax(-1)
         return jnp.sum((predicted == labels[indices]) & valid)
 
     return right
@@ -221,7 +222,8 @@ def adding_answers(logits: Callable, mean, std, devices: Devices = Devices()) ->
 
     def add(before, arguments, images, labels, indices, valid):
         batch = devices.share(images[indices])
-        scores = logits(*arguments, normalise(batch, mean, std))
+        with backend.shared_by(devices.count):
+            scores = logits(*arguments, normalise(batch, mean, std))
         return add_answers(before, scores, labels[indices], valid)
 
     return add
@@ -251,7 +253,9 @@ class StreamedQuestions:
         self._devices = devices
 
         def add(before, arguments, images, labels, valid):
-            scores = logits(*arguments, normalise(devices.share(images), mean, std))
+            batch = normalise(devices.share(images), mean, std)
+            with backend.shared_by(devices.count):
+                scores = logits(*arguments, batch)
             return add_answers(before, scores, labels, valid)
 
         self._add = jit_answers(add, devices)
