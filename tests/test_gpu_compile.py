@@ -29,7 +29,7 @@ TELLING = ",".join(
 )
 GPUS = os.environ.get("ASAP_JAX_GPUS", "h200,t4").split(",")
 FEW = "search/asap/loop,search/asap/unrolled,train/asap_small"
-SHARED = f"{FEW},search/accuracy,train/accumulate,train/test"
+SHARED = "search/asap/loop,search/asap/unrolled,search/accuracy,train/accumulate,train/test"
 CASES = []
 for gpu in GPUS:
     if gpu == "t4":
