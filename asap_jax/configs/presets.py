@@ -29,7 +29,7 @@ def paper() -> ConfigDict:
     config.searches = 1  # with consecutive seeds; the best derived network is trained fully
     config.selection = ConfigDict({"epochs": 20})  # short trainings on one half to rank searches
     config.check_memory = True  # refuse a run whose estimate exceeds the device's memory
-    config.devices = 0  # that share each batch; 0 for all of this process
+    config.devices = 0  # that share each batch; 0 for all of the run's processes
     config.deterministic = False  # the same bits at each run on a GPU too: docs/reliability.md
     config.on_nan = "stop"  # at a loss or weight that is not finite; or "skip" the step, counted
     config.tensorboard = False  # write event files for TensorBoard too, in workdir/tensorboard

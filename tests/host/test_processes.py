@@ -94,6 +94,16 @@ def result(folder, name="results.json"):
     return json.loads((folder / name).read_text())
 
 
+def write_images(root, classes, **counts):
+    """Noise, as a folder of images in parts and classes."""
+    rng = np.random.default_rng(0)
+    for part, count in counts.items():
+        for i in range(count):
+            path = root / part / f"class{i % classes}" / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(rng.integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(path)
+
+
 def wait_for(folder, epochs, started):
     """Waits until so many epochs are recorded."""
     end = time.monotonic() + 200
@@ -163,12 +173,7 @@ def test_each_process_reads_its_share_of_a_stream(tmp_path, monkeypatch, batch_s
     """Of a batch that the devices do not divide, each reads all."""
     monkeypatch.setenv("XLA_FLAGS", "")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    rng, counts = np.random.default_rng(0), {"train": 24, "test": 10}
-    for part, count in counts.items():
-        for i in range(count):
-            path = tmp_path / "images" / part / f"class{i % 3}" / f"{i}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(rng.integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(path)
+    write_images(tmp_path / "images", train=24, test=10, classes=3)
     script = ROOT / "tests/support/share_of_stream.py"
     both = start_two(tmp_path / "run", sys.executable, script, tmp_path / "images", str(batch_size))
     assert codes(both) == [0, 0], output(tmp_path / "run", 0) + output(tmp_path / "run", 1)
@@ -202,40 +207,31 @@ def test_a_run_of_several_processes_is_refused_what_it_cannot_do(tmp_path, monke
 
 
 @pytest.mark.slow
-def test_what_two_processes_cannot_share_is_refused_by_both(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("both", "second", "words"),
+    [
+        ("--config.train.batch_size=25", (), "choose 24 or 26"),
+        ("--config.devices=1", (), "leave it 0"),
+        ("--config.seed=0", ("--config.seed=1",), "the processes of this run differ in config"),
+        (
+            "--config.seed=0",
+            ("--config.genotype=nowhere",),
+            "another process of this run was refused",
+        ),
+    ],
+)
+def test_what_both_or_one_cannot_do_is_refused_by_both(tmp_path, monkeypatch, both, second, words):
     monkeypatch.setenv("XLA_FLAGS", "")
-    for more, words in (
-        ("--config.train.batch_size=25", "choose 24 or 26"),
-        ("--config.devices=1", "leave it 0"),
-    ):
-        started = start(tmp_path / "run", *TRAIN, more)
-        assert codes(started) == [2, 2]
-        assert words in output(tmp_path / "run", 0)
-        assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.slow
-def test_what_one_process_is_refused_or_does_otherwise_is_refused_by_both(tmp_path, monkeypatch):
-    monkeypatch.setenv("XLA_FLAGS", "")
-    for mine, theirs in (
-        (("--config.seed=1",), "the processes of this run differ in config"),
-        (("--config.genotype=nowhere",), "another process of this run was refused"),
-    ):
-        started = start(tmp_path / "run", *TRAIN, each=((), mine))
-        assert codes(started) == [2, 2]
-        assert theirs in output(tmp_path / "run", 0)
-        assert not (tmp_path / "run").exists()
+    started = start(tmp_path / "run", *TRAIN, both, each=((), second))
+    assert codes(started) == [2, 2]
+    assert words in output(tmp_path / "run", 0)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow
 def test_numbers_that_are_not_finite_end_a_streamed_run_of_two(tmp_path, monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "")
-    rng = np.random.default_rng(0)
-    for part, count in (("train", 40), ("test", 10)):
-        for i in range(count):
-            path = tmp_path / "images" / part / f"class{i % 2}" / f"{i}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(rng.integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(path)
+    write_images(tmp_path / "images", train=40, test=10, classes=2)
     more = (f"--config.data.source=folder:{tmp_path / 'images'}", "--config.data.streaming=on")
     more += ("--config.data.image_size=16", "--config.train.batch_size=10")
     more += ("--config.train.learning_rate=1e30", "--config.data.at_most=False")
