@@ -9,7 +9,7 @@ the one budget that all strategies share at every size.
 from collections.abc import Callable, Mapping
 
 from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
+from ml_collections.config_dict import FieldReference
 
 from asap_jax import methods
 from asap_jax.host.errors import UserError, nearest
@@ -302,9 +302,10 @@ def get_config(name: str = "") -> ConfigDict:
 
 
 def _options(name: str) -> dict:
-    """The strategy's options with their defaults, those of None as placeholders of their type."""
+    """The strategy's options with their defaults; those that may be None keep their type."""
     method = methods.named(name)
-    return method.options() | {key: placeholder(kind) for key, kind in method.types().items()}
+    options = method.options()
+    return options | {key: FieldReference(options[key], t) for key, t in method.types().items()}
 
 
 def update(config: ConfigDict, changes: Mapping, name: str = "config") -> None:

@@ -126,7 +126,7 @@ class Method(NamedTuple):
 
     strategy: (space, epochs, steps per epoch, *, options) -> Strategy. The options are scalars or
       tuples of them, with defaults: these are the keys and values of `config.search.strategy`. One
-      whose default is None has an annotation, such as `float | None`.
+      that may be None has an annotation, such as `float | None`.
     adapt: changes `config.search` (attributes, in place) where the method needs other values than
       ASAP's or its options depend on the size of the search.
     authors: values of `config.search`, groups as dicts: the authors' settings on CIFAR-10 where
@@ -145,12 +145,13 @@ class Method(NamedTuple):
         return {each.name: each.default for each in parameters if each.default is not each.empty}
 
     def types(self) -> dict[str, type]:
-        """{name: type} of the options whose default is None: `float | None` -> float."""
+        """{name: type} of the options that may be None: `float | None` -> float."""
         parameters = inspect.signature(self.strategy, eval_str=True).parameters.values()
+        kinds = {each.name: typing.get_args(each.annotation) for each in parameters}
         return {
-            each.name: next(t for t in typing.get_args(each.annotation) if t is not type(None))
-            for each in parameters
-            if each.default is None
+            name: next(kind for kind in kinds[name] if kind is not type(None))
+            for name in self.options()
+            if type(None) in kinds[name]
         }
 
 

@@ -12,6 +12,7 @@ import pytest
 from asap_jax.configs import presets, rules
 from asap_jax.host.errors import UserError
 from asap_jax.methods import METHODS, STRATEGIES
+from asap_jax.searching import stages
 
 DOCS = Path(__file__).parents[2] / "docs" / "methods.md"
 # The authors' searches on CIFAR-10, from their public code (ASAP's from its paper): batch, epochs,
@@ -149,6 +150,16 @@ def test_fair_is_one_budget_for_all(size, name):
     assert asap.epochs <= fair.epochs <= (most if name == "p_darts" else asap.epochs)
     if size != "paper":  # smaller sizes have no other settings
         assert fair.to_dict() == presets.get_config(f"{size},{name}").search.to_dict()
+
+
+@pytest.mark.parametrize("name", list(METHODS))
+def test_a_method_takes_the_options_of_every_preset(name):
+    """A space may set one to None whose default is a number."""
+    for size in presets.SIZES:
+        for fair in ("", ",fair"):
+            search = presets.get_config(f"{size},{name}{fair}").search
+            stages.make_strategy(search, stages.make_space(search), 4)
+    assert search.space == "nasbench201"
 
 
 def test_a_strategy_of_ones_own_is_a_word_too(monkeypatch):
