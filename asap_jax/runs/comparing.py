@@ -95,7 +95,8 @@ def record_of(folder: Path) -> dict[str, Any]:
 
     accuracy: the trained network's on the test (or validation) images; None after a search alone.
     derived_accuracy: of the derived cells on the alpha half, with the supernet's weights.
-    benchmark: {column: value} of the cell, of `config.search.benchmark`.
+    benchmark, worse: {column: value} of the cell, of `config.search.benchmark`; {column: the share
+      of its cells that are worse, in %}, {} of older versions.
     ranking: see `SearchOutcome.ranking`.
     """
     search = workdir.read_json(folder / "search.json")
@@ -117,6 +118,7 @@ def record_of(folder: Path) -> dict[str, Any]:
         "genotype": json.loads(genotype.to_json()),
         "architecture": genotype.architecture_string(),
         "benchmark": search["benchmark"],
+        "worse": search.get("worse", {}),
         "ranking": search["ranking"],
         "device": results.get("device"),
         "versions": results.get("versions"),
@@ -177,6 +179,11 @@ def table(records: Records, baseline: str) -> str:
     if any(run["benchmark"] for run in everything):
         columns["worst, best seed"] = lambda method, runs: (
             f"{min(known):.2f}, {max(known):.2f}" if (known := _known(values[method])) else "-"
+        )
+    if any(run["worse"] for run in everything):
+        column = list(max((run["worse"] for run in everything), key=len))[-1]
+        columns["cells that are worse, %"] = lambda method, runs: spread(
+            [run["worse"].get(column, math.nan) for run in runs], 0
         )
     columns["with shared weights, %"] = lambda method, runs: spread(
         [100 * run["derived_accuracy"] for run in runs]

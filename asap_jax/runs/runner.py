@@ -373,6 +373,7 @@ class _Run:
             "gap": search.get("gap", {}),
             "certainty": search.get("certainty", {}),
             "benchmark": search.get("benchmark", {}),
+            "worse": search.get("worse", {}),
             "seed": self.config.seed,
             "device": jax.devices()[0].device_kind,
             "devices": {
@@ -462,7 +463,9 @@ def search_rows(config, search) -> list[tuple[str, str]]:
     if name is not None:
         rows.append(("architecture", name))
     for column, value in search["benchmark"].items():
-        rows.append((f"benchmark {column}", f"{value:g}"))
+        below = search.get("worse", {}).get(column)  # older versions have none
+        rank = "" if below is None else f", better than {below:.0f} % of all cells"
+        rows.append((f"benchmark {column}", f"{value:g}{rank}"))
     if search.get("ranking"):
         found = search["ranking"]
         rows.append(

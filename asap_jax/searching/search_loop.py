@@ -33,12 +33,13 @@ class SearchOutcome(NamedTuple):
       and of the rule's genotype alone, with shared weights; their difference. Both normalize by
       each batch's own statistics, since the running ones belong to the supernet's mixture. Both are
       optimistic, since the alpha half has guided the search. Empty for a method without alphas.
-    epochs, seconds: duration, over all starts.
+    epochs, steps, seconds: duration, over all starts.
     candidates_left: over all cell types; equals the number of edges when every edge is decided.
     ended: "finished" if the strategy was: its edges decided, or its criterion met; "stopped" if a
       callback ended it, or RobustDARTS' criterion or too many skips, in which case the cells are
       those of the epoch that these point back to; "budget" if the time was up; else "".
     benchmark: the entry of `config.benchmark` for the genotype, {column: value}; {} if none.
+    worse: {column: the share of the benchmark's cells that are worse, in %}.
     derived_accuracy: of the derived cells alone, with shared weights, on the alpha half.
     certainty: see `certainty.of_search`; {} if the alphas never learned.
     ranking: how well shared weights rank `config.benchmark_cells` random cells of the benchmark,
@@ -48,10 +49,12 @@ class SearchOutcome(NamedTuple):
     genotype: Genotype
     gap: dict[str, dict[str, float]]
     epochs: int
+    steps: int
     seconds: float
     candidates_left: int
     ended: str
     benchmark: dict[str, float]
+    worse: dict[str, float]
     derived_accuracy: float
     certainty: dict[str, Any]
     ranking: dict[str, Any]
@@ -83,7 +86,8 @@ def search(
     watch = loop.Stopwatch()
     devices = session.devices.among(config.batch_size)
     halves = _halves_on(devices, dataset, *stages.split(config, dataset, seed), seed)
-    strategy, state, epochs, seconds, number, carried = None, None, 0, 0.0, 0, {}
+    strategy, state, number, carried = None, None, 0, {}
+    epochs, steps, seconds = 0, 0, 0.0
     asked = config.epochs  # of the stages to come
     total = len(stages.build_all(config, dataset))
     while True:
@@ -98,26 +102,31 @@ def search(
             number, total, epochs, index, identity or {}, class_weights, watch, state
         )
         carried = {key: progress.history[key] for key in CARRIED if key in progress.history}
-        epochs, seconds = epochs + progress.epoch, seconds + progress.seconds
+        epochs, steps = epochs + progress.epoch, steps + int(state.step)
+        seconds += progress.seconds
         if running.strategy.next_stage is None or progress.ended in ("stopped", "budget"):
             break
         # The next stage begins as the first did, and what it takes over is not on a mesh.
         arch = devices.home(state.arch)
         strategy, number = running.strategy.next_stage(arch), number + 1
     derived, gaps, accuracy = running.end(state, progress)
+    genotype, benchmark = derived[config.edges], running.benchmark
+    entry = benchmark.get(genotype, {}) if benchmark else {}
     return SearchOutcome(
-        derived[config.edges],
+        genotype,
         gaps,
         epochs,
+        steps,
         seconds + watch.seconds,
         int(sum(mask.sum() for mask in state.arch.masks.values())),
         progress.ended,
-        running.benchmark.get(derived[config.edges], {}) if running.benchmark else {},
+        entry,
+        benchmark.worse(genotype) if benchmark and entry else {},
         accuracy,
         certainty.of_search(
             progress.history,
             progress.epoch,
-            derived[config.edges],
+            genotype,
             jax.device_get(state.arch.masks),
             running.space,
             number + 1,

@@ -149,6 +149,21 @@ def test_the_table_reads_strings_and_genotypes(tmp_path):
             table[unknown]
 
 
+def test_the_table_says_how_many_cells_are_worse(tmp_path):
+    """Of four cells, two of which are equal in the first column: by hand."""
+    path, ops = tmp_path / "table.csv", ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3")
+    rows = zip(map(uniform, ops), (10.0, 80.0, 80.0, 90.0), (10.0, 30.0, 20.0, 40.0), strict=True)
+    lines = (f"{cell},{valid},{test}" for cell, valid, test in rows)
+    path.write_text("\n".join(("architecture,valid,test", *lines)))
+    table = NASBench201(path)
+    found = [table.worse(uniform(op)) for op in ops]
+    assert [each["valid"] for each in found] == [12.5, 50.0, 50.0, 87.5]
+    assert [each["test"] for each in found] == [12.5, 62.5, 37.5, 87.5]
+    assert table.worse(Genotype.from_architecture_string(uniform(ops[3]))) == found[3]
+    with pytest.raises(KeyError):
+        table.worse(STRING)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -198,6 +213,10 @@ def test_a_search_logs_what_the_table_says_of_its_cell(tmp_path, capsys):
         assert record["skips_normal"] == record["architecture"].count("skip_connect")
     assert found.genotype.architecture_string() == searched[-1]["architecture"]
     assert found.search["benchmark"] == searched[-1]["benchmark"]
+    rank = round(200 * found.search["benchmark"]["accuracy"])  # no two cells are equal
+    assert found.search["worse"] == {"accuracy": 100 * (rank + 0.5) / 15_625}
+    assert f"better than {found.search['worse']['accuracy']:.0f} % of all cells" in printed
+    assert found.search["steps"] == sum(record["steps"] for record in searched)
     assert re.search(rf"architecture +{re.escape(searched[-1]['architecture'])}", printed)
     ranking = found.search["ranking"]
     assert (ranking["column"], ranking["cells"]) == ("accuracy", 6)

@@ -36,6 +36,7 @@ def record(accuracy, seed=0, **changes):
         "gap": 0.1,
         "genotype": json.loads(GENOTYPES["ASAP"].to_json()),
         "benchmark": {},
+        "worse": {},
         "ranking": {},
     }
     return found | changes
@@ -169,12 +170,14 @@ def test_the_table_of_searches_alone_is_of_the_benchmarks_accuracies():
     alone = {"accuracy": None, "parameters": None, "multiply_adds": None}
     runs = [
         record(**alone | {"seed": i, "benchmark": each, "ranking": ranking})
+        | {"worse": {"valid": 9.0, "test": each["test"] - 20}}
         for i, each in enumerate(known)
     ]
     header, _, row = comparing.table({"asap": runs}, "").splitlines()
     cells = dict(zip(header.split(" | "), row.split(" | "), strict=True))
     assert cells["test"] == "86.00 +- 2.83"
     assert cells["worst, best seed"] == "84.00, 88.00"
+    assert cells["cells that are worse, %"] == "66 +- 3"
     assert cells["rank correlation"] == "0.50 +- 0.00"
     assert "parameters" not in cells
 
