@@ -17,7 +17,7 @@ from command import ROOT
 from ml_collections import config_flags
 from tiny import flags, tiny
 
-from asap_jax import GENOTYPES, EvalNetwork
+from asap_jax import GENOTYPES, EvalNetwork, Genotype
 from asap_jax.configs import command_line, presets
 from asap_jax.runs import sweep
 from asap_jax.searching import stages
@@ -216,6 +216,66 @@ def test_a_table_of_runs_that_are_done_starts_none(tmp_path):
     page = (tmp_path / "report.html").read_text()
     assert "<td>15.50 +- 0.71</td>" in page  # the table
     assert "<span>84.50 ± 0.71</span>" in page  # the accuracies of ASAP on CIFAR-100
+
+
+def test_a_table_of_search_quality(tmp_path):
+    """Of searches that are done, by hand: of four cells 12.5, 37.5, 62.5 and 87.5 % are worse."""
+    ops = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3")
+    cells = [f"|{op}~0|+|{op}~0|{op}~1|+|{op}~0|{op}~1|{op}~2|" for op in ops]
+    accuracies = tmp_path / "cells.csv"
+    rows = (f"{cell},{10 * i},{i}" for i, cell in enumerate(cells))
+    accuracies.write_text("\n".join(("architecture,valid,test", *rows)))
+    found = {("asap", "300"): (2, 3), ("asap", "1000"): (3, 3), ("gdas", "300"): (0, 1)}
+    for (method, steps), seeds in found.items():
+        for seed, cell in enumerate(seeds):
+            folder = tmp_path / f"{method}-{steps}-{seed}"
+            folder.mkdir()
+            Genotype.from_architecture_string(cells[cell]).save(folder / "genotype.json")
+            record = {"candidates_left": 6, "certainty": {}, "seconds": 30 + seed}
+            (folder / "search.json").write_text(json.dumps(record))
+    options = ("--methods=asap", "--steps=300,1000", "--seeds=2", f"--out={tmp_path}")
+    printed = run("search_quality.py", f"--table={accuracies}", *options)
+    asked = f"--table={accuracies}", "--methods=gdas", "--steps=300", "--seeds=2"
+    other = run("search_quality.py", *asked, f"--out={tmp_path}", "--column=test")
+    told = {line.split(" | ")[0]: line.split(" | ")[1:] for line in printed.splitlines()}
+    assert told["| `asap/300`"] == (
+        ["25.00 +- 7.07", "75 +- 18", "+2.0", "p = 0.125", "62, 88", "6", "30 |"]
+    )
+    assert told["| `asap/1000`"][:4] == ["30.00 +- 0.00", "88 +- 0", "-", "p = 0.031"]
+    assert "| `gdas/300` | 0.50 +- 0.71 | 25 +- 18 | -2.0 | p = 0.875 | 12, 38 |" in other
+    records = json.loads((tmp_path / "search_quality.json").read_text())
+    assert records["gdas/300"][1]["architecture"] == cells[1]
+    assert (tmp_path / "search_quality.svg").read_text().startswith("<svg")
+
+
+def test_each_budget_of_a_search_quality_has_its_steps_and_changes(monkeypatch):
+    """As many steps as it says, and the alphas' rate times them alike."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    script = importlib.import_module("search_quality")
+    arguments = types.SimpleNamespace(
+        steps="100,1000",
+        methods="asap,random",
+        vary=["search.channels=4,16"],
+        table="t.csv",
+        image_size=16,
+        options=["--config.data.dir=/data"],
+    )
+    cases = script.cases_of(arguments)
+    assert list(cases)[:4] == [
+        *("asap/100", "asap/100/search.channels=4", "asap/100/search.channels=16"),
+        "random/100",
+    ]
+    assert len(cases) == 12
+    for case, options in cases.items():
+        values = dict(
+            each.removeprefix("--config").lstrip(".=:").split("=") for each in options[1:]
+        )
+        steps = int(case.split("/")[1])
+        batches = int(values["data.train_examples"]) // 2 // 32
+        assert batches * int(values["search.epochs"]) == steps
+        assert float(values["search.alpha.learning_rate"]) * steps == pytest.approx(13, rel=0.01)
+        assert values["data.dir"] == "/data"
+        assert values.get("search.channels", "") == case.partition("channels=")[2]
 
 
 @pytest.fixture
