@@ -9,6 +9,7 @@ kills its process, so the programs are compiled in groups, each in its own proce
 
 import json
 import os
+import re
 
 import pytest
 from command import ROOT
@@ -30,7 +31,7 @@ TELLING = ",".join(
 GPUS = os.environ.get("ASAP_JAX_GPUS", "h200,t4").split(",")
 FEW = "search/asap/loop,search/asap/unrolled,train/asap_small"
 SHARED = "search/asap/loop,search/asap/unrolled,search/accuracy,train/accumulate,train/test"
-CASES = []
+CASES = []  # the longest first: two workers then end at about the same time
 for gpu in GPUS:
     if gpu == "t4":
         CASES.append((gpu, "float32", "telling", 1))
@@ -38,6 +39,8 @@ for gpu in GPUS:
         CASES += [(gpu, "tf32", name, 1) for name in GROUPS]
         CASES += [(gpu, precision, "few", 1) for precision in ("float32", "bfloat16")]
         CASES.append((gpu, "tf32", "shared", 4))
+LONGEST = "trainings", "unrolled", "spaces", "loop", "telling", "shared", "few", "rest"
+CASES.sort(key=lambda case: LONGEST.index(case[2]))
 
 
 @pytest.fixture(autouse=True)
@@ -78,6 +81,28 @@ def test_each_program_is_of_a_group():
     assert sorted(grouped) == sorted(gpu_programs.PROGRAMS)
     assert set(gpu_programs.ALIKE) < set(gpu_programs.PROGRAMS)
     assert set(gpu_programs.ALIKE.values()).isdisjoint(gpu_programs.ALIKE)
+
+
+HEAVY = re.compile(r"stablehlo\.(convolution|dot_general|reduce_window|select_and_scatter)\b.*")
+
+
+@pytest.mark.slow
+def test_a_program_that_is_left_out_is_within_another():
+    """All its convolutions, products and windows, by shapes, but those of other classifiers."""
+    import deviceless
+    import gpu_programs
+
+    def heavy(name):
+        with deviceless.as_on_gpu():
+            program = gpu_programs.PROGRAMS[name](gpu_programs.SIZES["tiny"], "tf32")
+            lowered = program.jitted.trace(*program.operands).lower(lowering_platforms=("cuda",))
+        return {re.sub(r"%\S+", "", found[0]) for found in HEAVY.finditer(lowered.as_text())}
+
+    known = {name: heavy(name) for name in set(gpu_programs.ALIKE.values())}
+    for name, other in gpu_programs.ALIKE.items():
+        found = heavy(name)
+        assert len(found) > 6
+        assert len(found - known[other]) <= 6, (name, other)  # two classifiers, both directions
 
 
 TEXT = """\
