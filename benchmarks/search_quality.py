@@ -5,14 +5,14 @@
     python benchmarks/search_quality.py --table=nasbench201.csv --methods=asap --steps=1000 \
         --vary=search.alpha.learning_rate=0.003,0.05 -- --config.data.dir=DIR
 
-Searches NAS-Bench-201's space (`nb201_small`: 8 channels, 3 cells, CIFAR-10) and looks each cell up
-in a table of accuracies, as `config.search.benchmark` reads it. The quality of a cell is the share
-of the table's cells that are worse: 50 % for random cells, whatever the accuracies are. A budget
-grows by images: each search has 10 epochs, so that the temperature falls alike at each, and the
-alphas' learning rate is such that they can move as far as in the paper, `REACH` over the steps.
---vary changes one setting at a time. Each run has its own process; the same command resumes where
-it stopped. Writes search_quality.json (one record per run), .md (the table) and .svg (the curves)
-as results arrive. Options after `--` are passed to each run.
+Searches NAS-Bench-201's space as `nb201_small` does and looks each cell up in a table of
+accuracies, as `config.search.benchmark` reads it. The quality of a cell is the share of the table's
+cells that are worse: 50 % for random cells, whatever the accuracies are. A budget grows by images:
+each search has 10 epochs, so that the temperature falls alike at each, and the alphas' learning
+rate falls as the number of steps grows, so that they can move as far. --vary changes one setting at
+a time. Each run has its own process; the same command resumes where it stopped. Writes
+search_quality.json (one record per run), .md (the table) and .svg (the curves) as results arrive.
+Options after `--` are passed to each run.
 """
 
 import json
@@ -29,8 +29,7 @@ from asap_jax.networks.nasbench201 import NASBench201
 from asap_jax.report import charts
 from asap_jax.runs.comparing import spread
 
-SIZE, EPOCHS = "nb201_small", 10
-REACH = 13.0  # learning rate of the alphas times steps: the paper's 0.001 * 50 epochs of 260
+SIZE, EPOCHS, STEPS = "nb201_small", 10, 1000  # the preset's epochs and steps
 
 
 def chance(percentiles: Sequence[float]) -> float:
@@ -48,19 +47,19 @@ def cases_of(arguments) -> dict[str, list[str]]:
     for each in arguments.vary:
         key, _, values = each.partition("=")
         changes += [(f"{key}={value}", [f"--config.{key}={value}"]) for value in values.split(",")]
-    batch = presets.get_config(SIZE).search.batch_size
     cases = {}
     for steps in map(int, arguments.steps.split(",")):
         for method in arguments.methods.split(","):
+            search = presets.get_config(f"{SIZE},{method}").search
+            rate, images = search.alpha.learning_rate * STEPS / steps, 2 * search.batch_size * steps
             usual = [
                 f"--config=search:{SIZE},{method}",
                 "--config.mode=search",
                 f"--config.search.benchmark={arguments.table}",
                 f"--config.search.epochs={EPOCHS}",
-                f"--config.search.alpha.learning_rate={REACH / steps:.2g}",
+                f"--config.search.alpha.learning_rate={rate:.3g}",
                 "--config.search.watch.images=0",
-                f"--config.data.train_examples={2 * batch * steps // EPOCHS}",
-                f"--config.data.image_size={arguments.image_size}",
+                f"--config.data.train_examples={images // EPOCHS}",
                 *arguments.options,
             ]
             for change, options in changes:
@@ -128,7 +127,6 @@ def main() -> None:
     parser.add_argument("--column", default="", help="of the table; by default its first")
     parser.add_argument("--methods", default=comparisons.BY_EVIDENCE, help="comma-separated")
     parser.add_argument("--steps", default="300,1000", help="comma-separated budgets")
-    parser.add_argument("--image_size", type=int, default=16, help="side of the images; 0: 32")
     parser.add_argument(
         "--vary",
         action="append",

@@ -15,6 +15,7 @@ def arguments_of(description: str, name: str) -> argparse.ArgumentParser:
     """The options that every table has."""
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first_seed", type=int, default=0)
     parser.add_argument("--out", default=f"runs/{name}", help="folder of the workdirs")
     parser.add_argument("--at_once", type=int, default=0, help="runs in progress; 0: one per GPU")
     parser.add_argument("options", nargs="*", help="after --: passed on to each run")
@@ -27,7 +28,7 @@ def fill(
     record_of: Callable[[Path], dict],
     write: Callable[[dict], None],
 ) -> dict[str, list[dict]]:
-    """Runs every case with seeds from 0, writing the records as they arrive, and returns them.
+    """Runs every case with every seed, writing the records as they arrive, and returns them.
 
     Args:
       cases: {name: arguments of the command}, see `sweep.runs_of`.
@@ -44,8 +45,9 @@ def fill(
         records.setdefault(run.case, []).append({"seed": run.seed, **record_of(run.folder)})
         write(records)
 
+    seeds = range(options.first_seed, options.first_seed + options.seeds)
     try:
-        sweep(runs_of(cases, range(options.seeds), Path(options.out)), on_done, options.at_once)
+        sweep(runs_of(cases, seeds, Path(options.out)), on_done, options.at_once)
     except UserError as error:
         print(error, file=sys.stderr)
         sys.exit(error.code if isinstance(error, RunFailed) else 2)
