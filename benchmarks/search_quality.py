@@ -21,6 +21,7 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from tables import arguments_of, fill
 
 from asap_jax.configs import comparisons, presets
@@ -30,6 +31,7 @@ from asap_jax.report import charts
 from asap_jax.runs.comparing import spread
 
 SIZE, EPOCHS, STEPS = "nb201_small", 10, 1000  # the preset's epochs and steps
+GRID = 41  # points of a curve
 
 
 def chance(percentiles: Sequence[float]) -> float:
@@ -97,7 +99,7 @@ def table(records: dict, column: str) -> str:
             spread([run["benchmark"][column] for run in runs]),
             spread(shares, 0),
             above,
-            f"p = {chance(shares):.3f}",
+            "p < 0.001" if (p := chance(shares)) < 0.001 else f"p = {p:.3f}",
             ", ".join(f"{share:.0f}" for share in shares),
             f"{statistics.fmean(run['candidates_left'] for run in runs):.0f}",
             f"{statistics.fmean(run['seconds'] for run in runs):.0f}",
@@ -107,18 +109,23 @@ def table(records: dict, column: str) -> str:
 
 
 def curves(records: dict, column: str) -> str:
-    """SVG: each method's share of worse cells over its budgets, evenly spaced."""
-    usual = [case.split("/") for case in records if case.count("/") == 1]
-    budgets = sorted({int(steps) for _, steps in usual})
-    series = {}
-    for method in dict.fromkeys(method for method, _ in usual):
-        runs = [records.get(f"{method}/{steps}") for steps in budgets]
-        series[method] = [
-            statistics.fmean(run["worse"][column] for run in each) if each else None
-            for each in runs
-        ]
-    title = f"worse cells in % ({column}) at {', '.join(f'{each:,}' for each in budgets)} steps"
-    return charts.standalone(charts.line_chart(title, series, low=0, high=100), list(series))
+    """SVG: each method's mean share of worse cells over the steps, by straight lines."""
+    means: dict[str, dict[int, float]] = {}
+    for case, runs in records.items():
+        method, steps, *changed = case.split("/")
+        if not changed:
+            mean = statistics.fmean(run["worse"][column] for run in runs)
+            means.setdefault(method, {})[int(steps)] = mean
+    budgets = sorted({steps for found in means.values() for steps in found})
+    grid = np.linspace(budgets[0], budgets[-1], GRID)
+    series = {
+        method: np.interp(grid, sorted(found), [found[k] for k in sorted(found)]).tolist()
+        for method, found in means.items()
+    }
+    title = f"cells that are worse, % ({column}), over the steps of a search"
+    span = budgets[0], budgets[-1]
+    chart = charts.line_chart(title, series, low=0, high=100, span=span)
+    return charts.standalone(chart, list(series))
 
 
 def main() -> None:

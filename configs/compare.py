@@ -7,7 +7,7 @@
 | `tiny`          | all     | shows that it runs; cannot rank           | 30 s on 2 CPU cores     |
 | `digits`        | all     | scikit-learn's digits, 8 x 8              | 1 to 3 minutes, 2 cores |
 | `cifar10_small` | five    | 2,000 images of CIFAR-10                  | minutes on 2 CPU cores  |
-| `nb201_small`   | six     | the same in NAS-Bench-201's space         | minutes on 2 CPU cores  |
+| `nb201_small`   | six     | NAS-Bench-201's space, 1,000 steps        | minutes on 2 CPU cores  |
 | `cifar10`       | six     | the paper's search, 100 epochs' training  | GPU, not measured       |
 | `nb201`         | six     | NAS-Bench-201's network and its recipe    | GPU, not measured       |
 

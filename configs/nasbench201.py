@@ -6,8 +6,8 @@
 The table is a CSV file with a column `architecture` and columns of accuracies, made from the public
 benchmark (docs/spaces.md). The log then has the benchmark's accuracy of the cell that would be
 derived after each epoch, and nothing is trained: 15 cells of 16 channels, 50 epochs.
-Time on a GPU: not measured. The same on two CPU cores, on 2,000 images with one cell a stage, takes
-one to five minutes: configs/search.py:nb201_small.
+Time on a GPU: not measured. A small form of it takes two to three minutes on two CPU cores:
+configs/search.py:nb201_small.
 
 The benchmark's best cell reaches 94.37 % on CIFAR-10's test images (Dong and Yang, 2020).
 """

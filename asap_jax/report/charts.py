@@ -66,10 +66,11 @@ class _Plane(NamedTuple):
                 f'text-anchor="end">{_number(value)}</text>'
             )
         for number in numbers:
-            x, _ = self.at(number, self.y[0])
+            label = _number(number)
+            x = min(self.at(number, self.y[0])[0], self.width - LETTER * len(label) / 2)
             parts.append(
                 f'<text class="tick" x="{x:.1f}" y="{self.height - 5}" text-anchor="middle">'
-                f"{_number(number)}</text>"
+                f"{label}</text>"
             )
         return parts
 

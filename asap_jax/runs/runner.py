@@ -372,6 +372,7 @@ class _Run:
             "epochs": {"search": search.get("epochs", 0), "train": records[0]["epochs"]},
             "gap": search.get("gap", {}),
             "certainty": search.get("certainty", {}),
+            "expected": search.get("expected", {}),
             "benchmark": search.get("benchmark", {}),
             "worse": search.get("worse", {}),
             "seed": self.config.seed,
@@ -466,6 +467,9 @@ def search_rows(config, search) -> list[tuple[str, str]]:
         below = search.get("worse", {}).get(column)  # older versions have none
         rank = "" if below is None else f", better than {below:.0f} % of all cells"
         rows.append((f"benchmark {column}", f"{value:g}{rank}"))
+    if expected := search.get("expected"):
+        share = f"{expected['worse']:.0f} +- {expected['error']:.0f} %"
+        rows.append(("expected of such a length", f"better than {share} of all cells"))
     if search.get("ranking"):
         found = search["ranking"]
         rows.append(

@@ -16,7 +16,7 @@ from asap_jax.methods import collapse, derive
 from asap_jax.methods.derive import EDGES
 from asap_jax.networks.genotypes import Genotype
 from asap_jax.networks.mixture import one_hot_mixture
-from asap_jax.searching import certainty, measures, prunings, stages
+from asap_jax.searching import certainty, measures, prunings, quality, stages
 from asap_jax.searching.evidence import CARRIED, Evidence
 from asap_jax.searching.measures import Halves, Measures, final_mixtures
 from asap_jax.searching.pace import LENGTHS, LIMIT
@@ -42,6 +42,8 @@ class SearchOutcome(NamedTuple):
     worse: {column: the share of the benchmark's cells that are worse, in %}.
     derived_accuracy: of the derived cells alone, with shared weights, on the alpha half.
     certainty: see `certainty.of_search`; {} if the alphas never learned.
+    expected: what searches of such a length found where it was measured, see `quality.Measured`;
+      {} in other spaces, or if nothing is known.
     ranking: how well shared weights rank `config.benchmark_cells` random cells of the benchmark,
       against its last column: {"column", "cells", "kendall", "spearman"}; {} without a benchmark.
     """
@@ -57,6 +59,7 @@ class SearchOutcome(NamedTuple):
     worse: dict[str, float]
     derived_accuracy: float
     certainty: dict[str, Any]
+    expected: dict[str, float]
     ranking: dict[str, Any]
 
 
@@ -112,6 +115,10 @@ def search(
     derived, gaps, accuracy = running.end(state, progress)
     genotype, benchmark = derived[config.edges], running.benchmark
     entry = benchmark.get(genotype, {}) if benchmark else {}
+    method = config.strategy.name
+    if doubt := quality.doubt(method, steps):
+        session.log.warn(doubt)
+    expected = quality.at(method, steps) if config.space == quality.SPACE else None
     return SearchOutcome(
         genotype,
         gaps,
@@ -131,6 +138,7 @@ def search(
             running.space,
             number + 1,
         ),
+        expected._asdict() if expected else {},
         running.ranking(state),
     )
 

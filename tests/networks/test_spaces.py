@@ -21,6 +21,8 @@ from asap_jax.networks.mixture import Mixture, one_hot_mixture
 from asap_jax.networks.models import count_parameters
 from asap_jax.networks.nasbench201 import NASBench201
 from asap_jax.networks.spaces import NASBENCH201
+from asap_jax.searching import quality
+from asap_jax.searching.quality import Measured
 
 RNG = np.random.default_rng(0)
 KEY = jax.random.key(0)
@@ -190,8 +192,10 @@ def small(config, **changes):
     return config
 
 
-def test_a_search_logs_what_the_table_says_of_its_cell(tmp_path, capsys):
+def test_a_search_logs_what_the_table_says_of_its_cell(tmp_path, capsys, monkeypatch):
     """End-to-end, ASAP on the benchmark's space; the table has all 15,625 cells."""
+    known = Measured(1, 55, 4), Measured(900, 90, 2)
+    monkeypatch.setattr(quality, "MEASURED", {"asap": known})
     path, rows = tmp_path / "table.csv", ["architecture,accuracy"]
     for number, ops in enumerate(itertools.product(NASBENCH201.candidates, repeat=6)):
         a, b, c, d, e, f = ops
@@ -216,7 +220,12 @@ def test_a_search_logs_what_the_table_says_of_its_cell(tmp_path, capsys):
     rank = round(200 * found.search["benchmark"]["accuracy"])  # no two cells are equal
     assert found.search["worse"] == {"accuracy": 100 * (rank + 0.5) / 15_625}
     assert f"better than {found.search['worse']['accuracy']:.0f} % of all cells" in printed
-    assert found.search["steps"] == sum(record["steps"] for record in searched)
+    steps = sum(record["steps"] for record in searched)
+    assert found.search["steps"] == steps
+    assert found.search["expected"] == {"steps": 1, "worse": 55, "error": 4}
+    assert "better than 55 +- 4 % of all cells" in printed
+    assert f"warning: {steps} steps are few" in printed
+    assert "from 900 steps on" in (tmp_path / "run" / "warnings.txt").read_text()
     assert re.search(rf"architecture +{re.escape(searched[-1]['architecture'])}", printed)
     ranking = found.search["ranking"]
     assert (ranking["column"], ranking["cells"]) == ("accuracy", 6)
